@@ -1,0 +1,151 @@
+"""Event loops that the library owns: a fresh one for each call, or one that is kept for a block."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+from . import _workers
+from ._forks import current_generation
+from ._jobs import EMPTY_CONTEXT, LoopCall, Outcome
+
+if TYPE_CHECKING:
+    from .current_thread_executor import CurrentThreadExecutor
+
+__all__ = ["FreshLoop", "KeptLoop", "Mailboxes"]
+
+# Which mailbox does the thread serve that is blocked on this loop?
+Mailboxes = dict[asyncio.AbstractEventLoop, "CurrentThreadExecutor"]
+
+
+class FreshLoop:
+    """A job: run one call on a loop of its own, as ``asyncio.run`` does, and end the loop before the call."""
+
+    __slots__ = ("_call", "_mailbox", "_mailboxes", "_outcome")
+
+    def __init__(self, call: LoopCall, outcome: Outcome[Any], mailbox: CurrentThreadExecutor, mailboxes: Mailboxes) -> None:
+        self._call, self._outcome, self._mailbox, self._mailboxes = call, outcome, mailbox, mailboxes
+
+    def run(self) -> None:
+        if self._mailbox.belongs_to_this_thread:
+            self._mailbox.run_in_place = _workers.run_in_place
+        loop = None
+        try:
+            with asyncio.Runner() as runner:
+                loop = runner.get_loop()
+                self._mailboxes[loop] = self._mailbox
+                task = self._call.start(loop)
+                if task is not None:
+                    try:
+                        loop.run_until_complete(task)
+                    except BaseException as error:  # a SystemExit, say, that a task next to ours let out
+                        self._outcome.set_exception(error)
+        except BaseException as error:  # of ending the loop: what asyncio.run would raise
+            self._outcome.set_exception(error)
+        finally:
+            if loop is not None:
+                self._mailboxes.pop(loop, None)
+        if not self._outcome.settled:
+            self._outcome.set_exception(RuntimeError("the coroutine of async_to_sync ended without an outcome"))
+
+    def report(self) -> None:
+        self._mailbox.stop()
+
+    def abandon(self, error: BaseException) -> None:
+        if not self._outcome.settled:
+            self._outcome.set_exception(error)
+        self._mailbox.stop()
+
+
+class KeptLoop:
+    """A loop that runs on a leased worker, also between calls, until it is closed."""
+
+    def __init__(self, mailboxes: Mailboxes) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._mailboxes = mailboxes
+        self._blocked: list[CurrentThreadExecutor] = []
+        self._lock = threading.Lock()
+        self._closing = False
+        self._generation = current_generation()
+        self._end: Outcome[None] = Outcome()
+        self._waits_for_end: CurrentThreadExecutor | None = None
+
+    @classmethod
+    def start(cls, mailboxes: Mailboxes) -> KeptLoop | None:
+        """Return a loop that runs, or None where Python starts no thread any more."""
+        kept = cls(mailboxes)
+        executor = _workers.WorkerExecutor(background=True)
+        if not executor.post(kept):
+            kept.loop.close()
+            return None
+        executor.shutdown(wait=False)
+        return kept
+
+    @property
+    def usable(self) -> bool:
+        return not self._closing and self._generation is current_generation()
+
+    def post(self, call: LoopCall, mailbox: CurrentThreadExecutor) -> bool:
+        """Have the loop start *call*, whose thread serves *mailbox*; return False where the loop is closing."""
+        if not self.usable:
+            return False
+        with self._lock:
+            if self._closing:
+                return False
+            self._enter(mailbox)
+            # Ahead of the callback that stops the loop, so whatever was accepted is started.
+            self.loop.call_soon_threadsafe(call.start_and_report, self.loop, context=EMPTY_CONTEXT)
+        return True
+
+    def leave(self, mailbox: CurrentThreadExecutor) -> None:
+        """Note that the thread of *mailbox* is no longer blocked."""
+        if self._generation is not current_generation():
+            return
+        with self._lock:
+            self._blocked.remove(mailbox)
+            if self._blocked:
+                self._mailboxes[self.loop] = self._blocked[-1]
+            else:
+                self._mailboxes.pop(self.loop, None)
+
+    def _enter(self, mailbox: CurrentThreadExecutor) -> None:
+        self._blocked.append(mailbox)
+        self._mailboxes[self.loop] = mailbox
+
+    def close(self, mailbox: CurrentThreadExecutor | None) -> None:
+        """Cancel what still runs and end the loop; stop *mailbox* when that is done."""
+        with self._lock:
+            self._closing = True
+            self._waits_for_end = mailbox
+            if mailbox is not None:
+                self._enter(mailbox)
+        self.loop.call_soon_threadsafe(self.loop.stop, context=EMPTY_CONTEXT)
+
+    # As a job, on the worker:
+
+    def run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
+                loop = runner.get_loop()
+                while not self._closing:
+                    # Neither a SystemExit of one task nor a stray stop() ends the others' loop.
+                    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+                        loop.run_forever()
+        except BaseException as error:  # of ending the loop: what asyncio.run would raise
+            self._end.set_exception(error)
+        else:
+            self._end.set_result(None)
+        self._mailboxes.pop(self.loop, None)
+
+    def report(self) -> None:
+        if self._waits_for_end is not None:
+            self._waits_for_end.stop()
+
+    def abandon(self, error: BaseException) -> None:
+        self._end.set_exception(error)
+        self.report()
+
+    def raise_if_it_ended_badly(self) -> None:
+        self._end.take()

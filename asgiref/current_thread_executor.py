@@ -1,0 +1,179 @@
+"""The mailbox that a blocked thread serves.
+
+A thread that waits in ``async_to_sync`` does not sleep: it runs what the coroutine, or
+anything below it, sends back to this thread. Jobs run one at a time, in the order in
+which they came, on that thread and on no other. A job that was accepted is run even if
+the wait ends first; one that comes later is refused, and goes elsewhere.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from ._forks import current_generation
+from ._jobs import JobExecutor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from ._jobs import Job
+
+__all__ = ["CurrentThreadExecutor"]
+
+# How long, in seconds, a thread waits for a job before it looks whether the loop that it
+# depends on still runs: at first, and at most. A guess: soon enough for a person who
+# stopped the loop, rare enough for a thousand threads that wait for minutes.
+FIRST_CHECK, LAST_CHECK = 0.05, 1.0
+
+
+class CurrentThreadExecutor(JobExecutor):
+    """An executor that runs what is submitted on the thread that built it, while that thread serves it.
+
+    ``async_to_sync`` makes one for each call. By hand: build it on the thread that is to do
+    the work, give it to other threads, and call ``run_until_future`` with a future that
+    ends the service.
+
+    Args:
+        old_executor: The executor of the enclosing blocked call, or None. Thread-sensitive
+            code turns to it when this one no longer serves.
+
+    >>> import concurrent.futures, threading
+    >>> executor = CurrentThreadExecutor(None)
+    >>> done = concurrent.futures.Future()
+    >>> def ask():
+    ...     ident = executor.submit(threading.get_ident).result()
+    ...     done.set_result(ident)
+    >>> threading.Thread(target=ask).start()
+    >>> executor.run_until_future(done)
+    >>> done.result() == threading.get_ident()
+    True
+    """
+
+    def __init__(self, old_executor: CurrentThreadExecutor | None) -> None:
+        # Finished ones are left out, or a long line of tasks that outlive the calls that
+        # made them would keep them all.
+        while isinstance(old_executor, CurrentThreadExecutor) and not old_executor.serving:
+            old_executor = old_executor.outer
+        self.outer = old_executor
+        self._owner = threading.get_ident()
+        self._generation = current_generation()
+        self._jobs: deque[Job] = deque()
+        self._wake_ups: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._stopped = self._closed = False
+        # Called with each job in place of queueing it, where no second thread can be had.
+        self.run_in_place: Callable[[Job], None] | None = None
+
+    @property
+    def serving(self) -> bool:
+        """Whether a job posted now would be accepted; a thread does not survive a fork."""
+        return not self._closed and self._generation is current_generation()
+
+    @property
+    def belongs_to_this_thread(self) -> bool:
+        return self._owner == threading.get_ident()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run ``fn(*args, **kwargs)`` on the thread that serves.
+
+        Returns:
+            A ``concurrent.futures.Future``; cancelling it works until the thread begins.
+
+        Raises:
+            RuntimeError: from the serving thread itself, where waiting for the future
+                would never end, and when the service is over.
+        """
+        if self.belongs_to_this_thread:
+            raise RuntimeError(
+                "CurrentThreadExecutor.submit() was called on the very thread that serves it, which would then "
+                "wait for itself; call the function directly instead"
+            )
+        return super().submit(fn, *args, **kwargs)
+
+    def post(self, job: Job) -> bool:
+        if not self.serving:  # in a forked child the lock may be held for ever
+            return False
+        if self.run_in_place is not None:
+            self.run_in_place(job)
+            return True
+        with self._lock:
+            if self._closed:
+                return False
+            self._jobs.append(job)
+        self._wake_ups.put(None)
+        return True
+
+    def run_until_future(self, future: Future[Any]) -> None:
+        """Run what is submitted, on this thread, until *future* is done; then refuse what comes later.
+
+        Raises:
+            Whatever interrupts the wait, such as ``KeyboardInterrupt``; calls that have
+            not begun then get a ``RuntimeError``.
+        """
+        self._owner = threading.get_ident()
+        future.add_done_callback(lambda future: self.stop())
+        try:
+            self.serve()
+        except BaseException:
+            self.close(run_rest=False)
+            raise
+        self.close()
+
+    # What follows is for the bridge: an interrupted service can be taken up again.
+
+    def stop(self) -> None:
+        """Let ``serve`` return. Any thread may call this."""
+        self._stopped = True
+        self._wake_ups.put(None)
+
+    def serve(self, check: Callable[[], bool] | None = None) -> None:
+        """Run jobs until ``stop`` is called, or until *check*, asked now and then, says that it never will be."""
+        pause = None if check is None else FIRST_CHECK
+        while not self._stopped:
+            if self._generation is not current_generation():
+                raise RuntimeError(
+                    "this process was forked inside a blocked async_to_sync call, and the event loop that the call "
+                    "waits for stayed in the parent; end the child with os._exit() before that call returns"
+                )
+            if self._jobs:
+                self._run_next()
+                continue
+            try:
+                self._wake_ups.get(timeout=pause)
+            except queue.Empty:
+                assert check is not None
+                assert pause is not None
+                if check():
+                    return
+                pause = min(2 * pause, LAST_CHECK)
+
+    def _run_next(self) -> None:
+        # Not popleft(): a signal's exception may be raised as soon as a call returns, and
+        # the job would be lost on the way into its variable. Subscripts are safe from that.
+        job = self._jobs[0]
+        del self._jobs[0]
+        try:
+            job.run()
+            job.report()
+        except BaseException as interrupt:  # of this thread, by a signal: a job lets nothing out by itself
+            job.abandon(interrupt)
+            raise
+
+    def close(self, *, run_rest: bool = True) -> None:
+        """Accept nothing more; run what was accepted, or tell its callers that it will not be."""
+        if not self.serving:
+            return
+        with self._lock:
+            self._closed = True
+        try:
+            while self._jobs and run_rest:
+                self._run_next()
+        finally:
+            while self._jobs:
+                self._jobs.popleft().abandon(
+                    RuntimeError("the thread was interrupted in async_to_sync before it came to this call")
+                )

@@ -1,0 +1,825 @@
+"""Bridges between synchronous and asynchronous code: ``sync_to_async`` and ``async_to_sync``.
+
+Synchronous code wants one stable thread, asynchronous code one event loop. A bridged call
+takes work to the other side and brings back its result, its exception and its changes to
+context variables.
+
+What lives here are the two wrappers, the decorators that make them and the two context
+managers that choose threads. How a thread is chosen is in ``_routing``, how work travels
+in ``_jobs``, who owns threads and loops in ``_workers`` and ``_loops``, what goes along
+in ``_carry``.
+
+The attributes of the two classes are read anew at each call, because other packages
+rebind them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import inspect
+import os
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from . import _loops, _routing, _workers, local
+from ._carry import ExceptionMarks, changes_since
+from ._jobs import EMPTY_CONTEXT, Job, JobExecutor, LoopCall, Outcome, ThreadCall
+from .current_thread_executor import CurrentThreadExecutor
+from .local import Local
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+__all__ = [
+    "AsyncSingleThreadContext",
+    "AsyncToSync",
+    "SyncToAsync",
+    "ThreadSensitiveContext",
+    "async_to_sync",
+    "iscoroutinefunction",
+    "markcoroutinefunction",
+    "sync_to_async",
+]
+
+P = ParamSpec("P")
+P2 = ParamSpec("P2")
+R = TypeVar("R")
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+# How long, in seconds, a thread bears with a loop that stopped, but was not closed, while
+# it ran the thread's coroutine: somebody may run it again. A guess.
+STOPPED_LOOP_PATIENCE = 2.0
+
+if sys.version_info >= (3, 12):
+    iscoroutinefunction = inspect.iscoroutinefunction
+    markcoroutinefunction = inspect.markcoroutinefunction
+else:
+    iscoroutinefunction = asyncio.iscoroutinefunction
+
+    def markcoroutinefunction(func: F) -> F:
+        """Mark *func* so that ``iscoroutinefunction`` tells that calling it gives an awaitable; return it."""
+        func._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+        return func
+
+
+class ThreadSensitiveContext:
+    """An asynchronous context manager: thread-sensitive code below it has a thread of its own.
+
+    Equivalent to a ``SyncToAsync.single_thread_executor`` that exists for the block. All
+    ``sync_to_async`` calls in the block, and in tasks that it starts, run on one worker
+    thread, which is leased with the first of them. Django puts one around each request,
+    so that requests do not wait for one another.
+
+    Only the outermost block counts; one inside another changes nothing. Below
+    ``async_to_sync``, the thread that is blocked there goes first. When the block ends, the
+    worker goes back to the pool of idle ones, without making the event loop wait for what
+    it still runs; calls that come later from tasks that still carry the block go where
+    they would go without it.
+
+    Args:
+        executor: An executor of the caller's own to use in place of a leased worker. It
+            must run one call at a time on one thread, and is not shut down. Such a block
+            takes effect anywhere, also inside another one and below ``async_to_sync``;
+            what was in force before is so again afterwards. It can be entered once, and
+            a thread-sensitive call made after its end by a task from inside is an error.
+
+    Raises:
+        RuntimeError: on entering a block with an executor a second time.
+
+    >>> import asyncio, threading
+    >>> async def main():
+    ...     async with ThreadSensitiveContext():
+    ...         one = await sync_to_async(threading.get_ident)()
+    ...         two = await sync_to_async(threading.get_ident)()
+    ...     return one == two
+    >>> asyncio.run(main())
+    True
+    """
+
+    def __init__(self, *, executor: Executor | None = None) -> None:
+        self.token: contextvars.Token[Any] | None = None
+        self._executor = executor
+        self._ended = False
+        self._ineffective_entries = 0
+        self._ancestor: Any = None
+
+    async def __aenter__(self) -> ThreadSensitiveContext:
+        if self._executor is not None:
+            self._enter_with_own_executor(self._executor)
+            return self
+        enclosing = SyncToAsync.thread_sensitive_context.get(None)
+        # Under a server with keep-alive, a request begins in the context of the one before.
+        if enclosing is not None and not _has_ended(enclosing):
+            self._ineffective_entries += 1
+            return self
+        self._ended = False
+        self.token = SyncToAsync.thread_sensitive_context.set(self)
+        return self
+
+    def _enter_with_own_executor(self, executor: Executor) -> None:
+        if self.token is not None or self._ended:
+            raise RuntimeError(
+                "this ThreadSensitiveContext(executor=...) has been entered before; make a new one for each block"
+            )
+        self.token = SyncToAsync.thread_sensitive_context.set(self)
+        SyncToAsync.context_to_thread_executor[self] = executor
+        self._ancestor = getattr(AsyncToSync.executors, "current", None)
+        if self._ancestor is not None:
+            AsyncToSync.executors.current = None
+
+    async def __aexit__(
+        self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._ineffective_entries:
+            self._ineffective_entries -= 1
+            return
+        if self.token is None:
+            return
+        token, self.token = self.token, None
+        self._ended = True
+        # A generator may be closed in another context than it was entered in. That one
+        # keeps an ended block then, which counts for nothing.
+        with contextlib.suppress(ValueError):
+            SyncToAsync.thread_sensitive_context.reset(token)
+        executor = SyncToAsync.context_to_thread_executor.pop(self, None)
+        if self._executor is None:
+            if executor is not None:
+                executor.shutdown(wait=False)
+        elif self._ancestor is not None:
+            AsyncToSync.executors.current, self._ancestor = self._ancestor, None
+
+
+def _has_ended(context: Any) -> bool:
+    """Tell whether *context*, which others may have set to an object of their own, counts no more."""
+    return isinstance(context, ThreadSensitiveContext) and context._ended
+
+
+class _EndedContext(JobExecutor):
+    """Stands for the executor of a block that has ended: where a call would wait for it, it is refused."""
+
+    def post(self, job: Job) -> bool:
+        raise RuntimeError(
+            "thread-sensitive code was called after the end of the ThreadSensitiveContext(executor=...) block that "
+            "its task comes from; await such tasks inside the block, or start them in a context of their own"
+        )
+
+
+_ENDED_CONTEXT = _EndedContext()
+
+
+class AsyncSingleThreadContext:
+    """A context manager: ``async_to_sync`` calls below it share one thread and one event loop.
+
+    Without it, each top-level call has a loop of its own, so that a client which is bound
+    to a loop (of httpx, redis, asyncpg) cannot be used by the next call. In the block,
+    the loop starts with the first call and runs until the block ends, also between calls.
+
+    Calls that come from below ``sync_to_async`` still go to the loop from which they came.
+    Only the outermost block counts. At its end, tasks that still run are cancelled and
+    awaited and the loop is closed, as ``asyncio.run`` does; where a loop runs in the
+    thread that leaves, that happens without it.
+
+    >>> import asyncio
+    >>> async def loop():
+    ...     return asyncio.get_running_loop()
+    >>> with AsyncSingleThreadContext():
+    ...     async_to_sync(loop)() is async_to_sync(loop)()
+    True
+    """
+
+    def __init__(self) -> None:
+        self.token: contextvars.Token[Any] | None = None
+        self._ineffective_entries = 0
+        self._kept_loop: _loops.KeptLoop | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> AsyncSingleThreadContext:
+        enclosing = AsyncToSync.async_single_thread_context.get(None)
+        if enclosing is not None and enclosing.token is not None:
+            self._ineffective_entries += 1
+        else:
+            self.token = AsyncToSync.async_single_thread_context.set(self)
+        return self
+
+    def __exit__(
+        self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._ineffective_entries:
+            self._ineffective_entries -= 1
+            return
+        if self.token is None:
+            return
+        token, self.token = self.token, None
+        with contextlib.suppress(ValueError):  # left in another context than it was entered in
+            AsyncToSync.async_single_thread_context.reset(token)
+        with self._lock:
+            kept, self._kept_loop = self._kept_loop, None
+        if kept is None or not kept.usable:
+            return
+        if asyncio._get_running_loop() is not None:
+            kept.close(None)
+            return
+        mailbox = CurrentThreadExecutor(None)
+        kept.close(mailbox)
+        try:
+            mailbox.serve()
+        except BaseException:
+            mailbox.close(run_rest=False)
+            raise
+        mailbox.close()
+        kept.raise_if_it_ended_badly()
+
+    def post(self, call: LoopCall, mailbox: CurrentThreadExecutor, unless_on: Any) -> _loops.KeptLoop | None:
+        """Give *call* to the block's loop and return that, or None where it has ended or is *unless_on*."""
+        with self._lock:
+            if self.token is None:
+                return None
+            if self._kept_loop is None or not self._kept_loop.usable:
+                self._kept_loop = _loops.KeptLoop.start(AsyncToSync.loop_thread_executors)
+            kept = self._kept_loop
+        if kept is None or kept.loop is unless_on or not kept.post(call, mailbox):
+            return None
+        return kept
+
+
+class AsyncToSync(Generic[P, R]):
+    """Make a callable that returns an awaitable into one that waits for its result.
+
+    ``async_to_sync`` is the usual way to make one; see there.
+    """
+
+    # ``executors.current``: the mailbox of the innermost blocked call in this context.
+    executors: Local = Local()
+    # The mailboxes of the threads that wait for a loop that the library owns.
+    loop_thread_executors: dict[asyncio.AbstractEventLoop, CurrentThreadExecutor] = {}
+    async_single_thread_context: contextvars.ContextVar[AsyncSingleThreadContext] = contextvars.ContextVar(
+        "async_single_thread_context"
+    )
+
+    def __init__(self, awaitable: Callable[P, Awaitable[R]], force_new_loop: bool = False) -> None:
+        if not callable(awaitable):
+            raise TypeError(
+                f"async_to_sync needs an async function, not {awaitable!r}; pass the function itself, and the "
+                "arguments to what async_to_sync returns"
+            )
+        functools.update_wrapper(self, awaitable)
+        for mark in ("_is_coroutine_marker", "_is_coroutine"):  # true of the function, not of this
+            self.__dict__.pop(mark, None)
+        self.awaitable = awaitable
+        self.force_new_loop = force_new_loop
+        with contextlib.suppress(AttributeError):
+            self.__self__ = awaitable.__self__  # type: ignore[attr-defined]
+        if not _is_marked_async(awaitable):
+            warnings.warn(
+                f"async_to_sync was given {awaitable!r}, which is not marked as a coroutine function; if calling it "
+                "returns an awaitable, mark it with asgiref.sync.markcoroutinefunction",
+                stacklevel=3,
+            )
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        __traceback_hide__ = True
+        if asyncio._get_running_loop() is not None:
+            raise RuntimeError(
+                f"{_name_of(self.awaitable)} was called through async_to_sync in a thread that runs an event loop, "
+                "which it would block; await the function itself there"
+            )
+        awaitable = self.awaitable(*args, **kwargs)
+        if local.THREADS_INHERIT:
+            local.prepare_hand_over()
+        mailbox = CurrentThreadExecutor(getattr(self.executors, "current", None))
+        context = contextvars.copy_context()
+        context.run(setattr, self.executors, "current", mailbox)
+        snapshot = context.copy()
+        contexts = [context]
+        outcome: Outcome[R] = Outcome()
+        inner_calls = SyncToAsync.threadlocal.__dict__.get("task_context")
+        coroutine = self.main_wrap(outcome, sys.exc_info(), inner_calls, contexts, awaitable)
+        try:
+            self._run_to_end(coroutine, awaitable, context, outcome, mailbox, inner_calls)
+        finally:
+            del coroutine, awaitable
+            changes = changes_since(snapshot, contexts[0])
+            if changes is not None:
+                _restore_context(changes)
+        return outcome.take()
+
+    def _run_to_end(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        awaitable: Awaitable[R],
+        context: contextvars.Context,
+        outcome: Outcome[R],
+        mailbox: CurrentThreadExecutor,
+        inner_calls: list[LoopCall] | None,
+    ) -> None:
+        """Run *coroutine*, which awaits *awaitable*, on the right loop, and serve *mailbox* meanwhile."""
+        __traceback_hide__ = True
+        home = None if self.force_new_loop else self._home_loop()
+        while not outcome.settled:
+            call = LoopCall(coroutine, context, outcome, mailbox.stop)
+            if inner_calls is not None:
+                inner_calls.append(call)
+            try:
+                self._hand_over_and_serve(call, home, outcome, mailbox)
+            finally:
+                if inner_calls is not None:
+                    inner_calls.remove(call)
+                if outcome.settled and call.take_back():  # never begun, and never will be
+                    coroutine.close()
+                    if inspect.iscoroutine(awaitable):
+                        awaitable.close()
+            home = None  # it left before it began the coroutine, so another one is asked
+
+    def _hand_over_and_serve(
+        self, call: LoopCall, home: Any, outcome: Outcome[R], mailbox: CurrentThreadExecutor
+    ) -> None:
+        """Give *call* to a loop and serve *mailbox* until it has ended, or its loop has left it behind.
+
+        An interrupt of this thread, such as Ctrl-C, cancels the coroutine and is raised
+        when that has ended; a second one is raised at once.
+        """
+        __traceback_hide__ = True
+        interrupt: BaseException | None = None
+        kept = check = None
+        handed_over = False
+        try:
+            while True:
+                try:
+                    if not handed_over:
+                        handed_over = True
+                        if home is not None and self._give_to(home, call):
+                            check = _loss_check(home, call, outcome)
+                        else:
+                            kept = self._give_to_own_loop(call, outcome, mailbox)
+                    mailbox.serve(check)
+                    if outcome.settled:
+                        mailbox.close()
+                    break
+                except BaseException as error:
+                    # Not serving: forked, or interrupted while running what was left over.
+                    if interrupt is not None or not mailbox.serving or not call.cancel():
+                        mailbox.close(run_rest=False)
+                        raise
+                    interrupt = error
+            if interrupt is not None:
+                try:
+                    outcome.take()
+                finally:
+                    raise interrupt
+        finally:
+            if kept is not None:
+                kept.leave(mailbox)
+            del interrupt
+
+    def _home_loop(self) -> Any:
+        """Return the loop from which this thread's bridged call came, if it can run our coroutine, else None."""
+        here = SyncToAsync.threadlocal.__dict__
+        home = here.get("main_event_loop")
+        if (
+            home is None
+            or here.get("main_event_loop_pid") != os.getpid()
+            or not home.is_running()
+            or _workers.is_suspended_here(home)
+        ):
+            return None
+        return home
+
+    def _give_to(self, home: Any, call: LoopCall) -> bool:
+        try:
+            home.call_soon_threadsafe(call.start_and_report, home, context=EMPTY_CONTEXT)
+        except RuntimeError:  # closed since we looked
+            return False
+        return True
+
+    def _give_to_own_loop(
+        self, call: LoopCall, outcome: Outcome[R], mailbox: CurrentThreadExecutor
+    ) -> _loops.KeptLoop | None:
+        """Give *call* to the loop of the enclosing ``AsyncSingleThreadContext``, and return that, or to a fresh one."""
+        block = self.async_single_thread_context.get(None)
+        if block is not None:
+            kept = block.post(call, mailbox, unless_on=self._home_loop() if self.force_new_loop else None)
+            if kept is not None:
+                return kept
+        executor = _workers.WorkerExecutor()
+        executor.post(_loops.FreshLoop(call, outcome, mailbox, self.loop_thread_executors))
+        executor.shutdown(wait=False)
+        return None
+
+    @overload
+    def __get__(self, parent: None, objtype: Any = None) -> AsyncToSync[P, R]: ...
+    @overload
+    def __get__(
+        self: AsyncToSync[Concatenate[T, P2], R], parent: T, objtype: Any = None
+    ) -> Callable[P2, R]: ...
+    def __get__(self, parent: Any, objtype: Any = None) -> Any:
+        """Bind to *parent* as a method; on the class, return the object itself."""
+        if parent is None:
+            return self
+        return functools.update_wrapper(functools.partial(self.__call__, parent), self.awaitable)
+
+    async def main_wrap(
+        self,
+        call_result: Any,
+        exc_info: ExcInfo,
+        task_context: list[LoopCall] | None,
+        context: list[contextvars.Context],
+        awaitable: Awaitable[R],
+    ) -> None:
+        """Await *awaitable* in a task of the chosen loop, and put its outcome into *call_result*.
+
+        Args:
+            call_result: Has ``set_result`` and ``set_exception``.
+            exc_info: What the caller is handling; ``sys.exc_info()`` shows it here too.
+            task_context: The blocked calls of the bridged call that this one comes from.
+            context: A list of one; its item is replaced by the context as it is at the end.
+        """
+        __traceback_hide__ = True
+        handled = exc_info[1]
+        try:
+            if handled is None:
+                result = await awaitable
+            else:
+                marks = ExceptionMarks(handled)
+                try:
+                    raise handled
+                except BaseException:
+                    marks.put_back(handled)
+                    result = await awaitable
+        except BaseException as error:
+            call_result.set_exception(error)
+        else:
+            call_result.set_result(result)
+        finally:
+            context[0] = contextvars.copy_context()
+            del handled, exc_info, call_result
+
+
+def _loss_check(loop: asyncio.AbstractEventLoop, call: LoopCall, outcome: Outcome[Any]) -> Callable[[], bool]:
+    """Return a function that tells whether *loop* has left *call* behind, so that waiting on would never end.
+
+    A call that was not begun is then taken back, for another loop. One that was begun fails.
+    """
+    stopped_at: float | None = None
+
+    def is_lost() -> bool:
+        nonlocal stopped_at
+        if loop.is_running():
+            stopped_at = None
+            return False
+        if outcome.settled or call.take_back():
+            return True
+        now = time.monotonic()
+        stopped_at = now if stopped_at is None else stopped_at
+        if not loop.is_closed() and now < stopped_at + STOPPED_LOOP_PATIENCE:
+            return False
+        call.cancel()  # in case somebody runs the loop again after all
+        outcome.set_exception(
+            RuntimeError(
+                f"the event loop {loop!r} was stopped or closed while it ran a coroutine for async_to_sync; "
+                "let what the loop runs wait for its threads before it ends"
+            )
+        )
+        return True
+
+    return is_lost
+
+
+class _InnerCalls(list[LoopCall]):
+    """The ``async_to_sync`` calls for which one bridged call waits; what to cancel when its caller is cancelled."""
+
+    # The executor of the call's own, where a ThreadSensitiveContext was given one.
+    promised_executor: Any = None
+
+
+class SyncToAsync(Generic[P, R]):
+    """Make a synchronous callable into a coroutine function that runs it on a thread.
+
+    ``sync_to_async`` is the usual way to make one; see there.
+    """
+
+    # What the bridged call that this thread runs came with: ``main_event_loop``,
+    # ``main_event_loop_pid`` and ``task_context``.
+    threadlocal = threading.local()
+    # Where thread-sensitive code runs if nothing encloses it.
+    single_thread_executor: Executor = _workers.WorkerExecutor()
+    # The enclosing ThreadSensitiveContext, or an object of somebody else's in its place.
+    thread_sensitive_context: contextvars.ContextVar[Any] = contextvars.ContextVar("thread_sensitive_context")
+    # Its executor, put here with the first call.
+    context_to_thread_executor: weakref.WeakKeyDictionary[Any, Executor] = weakref.WeakKeyDictionary()
+    # Others set it, to silence a false alarm that is not raised here; nothing reads it.
+    deadlock_context: contextvars.ContextVar[bool] = contextvars.ContextVar("deadlock_context")
+
+    def __init__(
+        self,
+        func: Callable[P, R],
+        thread_sensitive: bool = True,
+        executor: Executor | None = None,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        if not callable(func) or _is_marked_async(func):
+            raise TypeError(
+                f"sync_to_async needs a synchronous function, not {func!r}; "
+                + ("await an async function directly" if callable(func) else "pass the function itself")
+            )
+        if thread_sensitive and executor is not None:
+            raise TypeError(
+                "sync_to_async was given an executor, but thread-sensitive code chooses its thread itself; "
+                "pass thread_sensitive=False too, or use ThreadSensitiveContext(executor=...)"
+            )
+        functools.update_wrapper(self, func)
+        self.func = func
+        self.context = context
+        self._thread_sensitive = thread_sensitive
+        self._executor = executor
+        with contextlib.suppress(AttributeError):
+            self.__self__ = func.__self__  # type: ignore[attr-defined]
+        markcoroutinefunction(self)
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        __traceback_hide__ = True
+        loop = asyncio.get_running_loop()
+        if local.THREADS_INHERIT:
+            local.prepare_hand_over()
+        context = self.context
+        snapshot = None
+        if context is None:
+            context = contextvars.copy_context()
+            snapshot = context.copy()
+        inner_calls = _InnerCalls()
+        child = functools.partial(self.func, *args, **kwargs)
+        call: ThreadCall[R] = ThreadCall(
+            loop, functools.partial(self.thread_handler, loop, sys.exc_info(), inner_calls, context.run, child)
+        )
+        self._give_to_thread(call, loop, inner_calls)
+        try:
+            await call.wait(inner_calls)
+        finally:
+            if call.settled:
+                if local.THREADS_INHERIT:
+                    local.arrive(context)
+                if snapshot is not None and (changes := changes_since(snapshot, context)) is not None:
+                    _restore_context(changes)
+        return call.take()
+
+    def _give_to_thread(self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls) -> None:
+        if not self._thread_sensitive and self._executor is None:
+            self._give_to_default_executor(call)
+            return
+        running = getattr(getattr(self.threadlocal, "task_context", None), "promised_executor", None)
+        for executor in self._executors(loop, inner_calls) if self._thread_sensitive else (self._executor,):
+            if _routing.runs_on_this_thread(executor, running):
+                raise RuntimeError(
+                    f"{_name_of(self.func)} would deadlock: it has to run on thread "
+                    f"{threading.current_thread().name!r}, but the event loop that awaits it, {loop!r}, runs on that "
+                    "very thread; start that loop through async_to_sync, or call the function directly"
+                )
+            if not isinstance(executor, JobExecutor):
+                call.submit_to(executor)
+                return
+            if executor.post(call):
+                return
+        raise RuntimeError(f"{_name_of(self.func)} cannot run: {executor!r} has been shut down")
+
+    def _executors(self, loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls) -> Iterator[Any]:
+        """Yield the executors that may run thread-sensitive code called here, best first."""
+        context = self.thread_sensitive_context.get(None)
+        of_context = None
+        if context is not None:
+            if not _has_ended(context):
+                of_context = self.context_to_thread_executor.get(context)
+                if of_context is None:
+                    of_context = self.context_to_thread_executor.setdefault(context, _workers.WorkerExecutor())
+            elif context._executor is not None:
+                of_context = _ENDED_CONTEXT
+            if isinstance(context, ThreadSensitiveContext):
+                inner_calls.promised_executor = context._executor
+        return _routing.thread_sensitive_executors(
+            getattr(AsyncToSync.executors, "current", None),
+            of_context,
+            AsyncToSync.loop_thread_executors.get(loop),
+            self.single_thread_executor,
+        )
+
+    def _give_to_default_executor(self, call: ThreadCall[R]) -> None:
+        try:
+            call.submit_to_default_executor()
+        except RuntimeError as error:
+            if not _workers.is_refusal_at_exit(error):
+                raise
+            executor = _workers.WorkerExecutor()
+            executor.post(call)
+            executor.shutdown(wait=False)
+
+    @overload
+    def __get__(self, parent: None, objtype: Any = None) -> SyncToAsync[P, R]: ...
+    @overload
+    def __get__(
+        self: SyncToAsync[Concatenate[T, P2], R], parent: T, objtype: Any = None
+    ) -> Callable[P2, Coroutine[Any, Any, R]]: ...
+    def __get__(self, parent: Any, objtype: Any = None) -> Any:
+        """Bind to *parent* as a method; on the class, return the object itself."""
+        if parent is None:
+            return self
+        return functools.update_wrapper(functools.partial(self.__call__, parent), self.func)
+
+    def thread_handler(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        exc_info: ExcInfo,
+        task_context: list[LoopCall],
+        func: Callable[..., R],
+        *args: Any,
+        **kwargs: Any,
+    ) -> R:
+        """Run ``func(*args, **kwargs)`` on the chosen thread; subclasses may wrap this.
+
+        Args:
+            loop: The loop from which the call came, for ``async_to_sync`` calls inside.
+            exc_info: What the caller is handling; ``sys.exc_info()`` shows it here too.
+            task_context: Takes up the ``async_to_sync`` calls for which *func* waits.
+            func: ``run`` of the context to run in.
+            args: First, a ``functools.partial`` of the wrapped function with its arguments.
+        """
+        __traceback_hide__ = True
+        here = self.threadlocal.__dict__
+        outer = here.get("main_event_loop"), here.get("main_event_loop_pid"), here.get("task_context")
+        here["main_event_loop"], here["main_event_loop_pid"], here["task_context"] = loop, os.getpid(), task_context
+        if local.THREADS_INHERIT and isinstance(func.__self__, contextvars.Context):  # type: ignore[attr-defined]
+            local.arrive(func.__self__)  # type: ignore[attr-defined]
+        handled = exc_info[1]
+        try:
+            if handled is None:
+                return func(*args, **kwargs)
+            marks = ExceptionMarks(handled)
+            try:
+                raise handled
+            except BaseException:
+                marks.put_back(handled)
+                return func(*args, **kwargs)
+        except StopIteration as error:
+            # Neither a coroutine nor a future can raise one: it would look like their end.
+            raise RuntimeError(f"{_name_of(self.func)} raised {error!r}") from error
+        finally:
+            here["main_event_loop"], here["main_event_loop_pid"], here["task_context"] = outer
+            del handled, exc_info
+
+
+def _is_marked_async(func: Any) -> bool:
+    return iscoroutinefunction(func) or iscoroutinefunction(getattr(func, "__call__", func))  # noqa: B004
+
+
+def _name_of(func: Any) -> str:
+    return getattr(func, "__qualname__", None) or repr(func)
+
+
+def _restore_context(context: contextvars.Context) -> None:
+    """Set each variable of *context* in the current one."""
+    for variable, value in context.items():
+        variable.set(value)
+
+
+@overload
+def async_to_sync(awaitable: None = None, *, force_new_loop: bool = False) -> _AsyncToSyncDecorator: ...
+@overload
+def async_to_sync(awaitable: Callable[P, Awaitable[R]], *, force_new_loop: bool = False) -> AsyncToSync[P, R]: ...
+def async_to_sync(awaitable: Any = None, *, force_new_loop: bool = False) -> Any:
+    """Turn an asynchronous function into one that synchronous code can call.
+
+    Equivalent to ``asyncio.run(awaitable(...))`` where nothing encloses the call. Below
+    ``sync_to_async``, the coroutine runs on the event loop from which the bridged call came.
+
+    Args:
+        awaitable: The coroutine function, or another callable that returns an awaitable.
+            Without it, a decorator is returned.
+        force_new_loop: Never use the loop from which an enclosing bridged call came.
+
+    Thread and loop:
+        The function is called on the calling thread, what it returns is awaited in a task
+        of a loop in another: the loop of the enclosing ``sync_to_async`` call if it runs,
+        else that of an ``AsyncSingleThreadContext``, else a fresh one. The calling thread
+        waits, and meanwhile runs thread-sensitive code that the coroutine calls. Context
+        variables go along, and changes to them come back.
+
+    Cancellation:
+        A cancelled coroutine raises ``asyncio.CancelledError`` here. An exception that a
+        signal raises in the waiting thread, such as ``KeyboardInterrupt``, cancels the
+        coroutine, and is raised when that has ended; a second one is raised at once.
+
+    Returns:
+        An ``AsyncToSync``; calling it returns what the coroutine returns. It has the name,
+        docstring and signature of the function, and works as a method.
+
+    Raises:
+        TypeError: for what is not callable.
+        RuntimeError: when called in a thread where an event loop runs, which it would
+            block, and when the loop that runs the coroutine is stopped or closed meanwhile.
+
+    Warns:
+        UserWarning: once, where the callable is not marked as a coroutine function.
+
+    >>> import asyncio
+    >>> @async_to_sync
+    ... async def add(one, two):
+    ...     await asyncio.sleep(0)
+    ...     return one + two
+    >>> add(1, 2)
+    3
+    """
+    if awaitable is None:
+        return lambda awaitable: AsyncToSync(awaitable, force_new_loop=force_new_loop)
+    return AsyncToSync(awaitable, force_new_loop=force_new_loop)
+
+
+@overload
+def sync_to_async(
+    func: None = None,
+    *,
+    thread_sensitive: bool = True,
+    executor: Executor | None = None,
+    context: contextvars.Context | None = None,
+) -> _SyncToAsyncDecorator: ...
+@overload
+def sync_to_async(
+    func: Callable[P, R],
+    *,
+    thread_sensitive: bool = True,
+    executor: Executor | None = None,
+    context: contextvars.Context | None = None,
+) -> SyncToAsync[P, R]: ...
+def sync_to_async(
+    func: Any = None,
+    *,
+    thread_sensitive: bool = True,
+    executor: Executor | None = None,
+    context: contextvars.Context | None = None,
+) -> Any:
+    """Turn a synchronous function into one that asynchronous code can await.
+
+    Equivalent to ``asyncio.to_thread(func, ...)``, but for the choice of the thread, and
+    for changes to context variables, which come back to the caller.
+
+    Args:
+        func: The function. Without it, a decorator is returned.
+        thread_sensitive: Run on the one thread that belongs to the flow of calls, so that
+            code which depends on its thread (database connections, locks) finds the same
+            one each time. False: run on any thread, at the same time as others.
+        executor: Where to run, in place of the loop's default executor; needs
+            ``thread_sensitive=False``.
+        context: Run in this very ``contextvars.Context``, in place of a copy of the
+            caller's; changes stay there. Nobody else may be using it meanwhile.
+
+    Thread and loop:
+        Thread-sensitive code runs on the thread that is blocked in the innermost enclosing
+        ``async_to_sync`` call, else on that of the enclosing ``ThreadSensitiveContext``,
+        else on the one that is blocked on the running loop, else on a single thread of
+        the process, ``SyncToAsync.single_thread_executor``. Calls for one thread run one
+        after the other, in the order in which they were made.
+
+    Cancellation:
+        Where the function waits in ``async_to_sync``, that coroutine is cancelled, and
+        what the function makes of it is what the ``await`` gives. Otherwise the ``await``
+        ends at once: a function that has begun goes on alone, one that has not never runs.
+
+    Returns:
+        A ``SyncToAsync``; awaiting its call gives what the function returns. It has the
+        name, docstring and signature of the function, and works as a method.
+
+    Raises:
+        TypeError: for what is not callable, for async functions, and for an executor
+            together with thread-sensitive code.
+        RuntimeError: when awaited on the very thread on which the function has to run,
+            which could never end; and in place of a ``StopIteration`` of the function.
+
+    >>> import asyncio
+    >>> @sync_to_async
+    ... def add(one, two):
+    ...     return one + two
+    >>> async def main():
+    ...     return await add(1, 2)
+    >>> asyncio.run(main())
+    3
+    """
+    if func is None:
+        return lambda func: SyncToAsync(func, thread_sensitive=thread_sensitive, executor=executor, context=context)
+    return SyncToAsync(func, thread_sensitive=thread_sensitive, executor=executor, context=context)
+
+
+if TYPE_CHECKING:
+
+    class _AsyncToSyncDecorator(Protocol):
+        def __call__(self, awaitable: Callable[P, Awaitable[R]], /) -> AsyncToSync[P, R]: ...
+
+    class _SyncToAsyncDecorator(Protocol):
+        def __call__(self, func: Callable[P, R], /) -> SyncToAsync[P, R]: ...
