@@ -15,6 +15,7 @@ import asyncio
 import contextvars
 import threading
 import weakref
+from collections import deque
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
 
@@ -24,7 +25,7 @@ from ._forks import after_fork_in_child, current_generation
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["Job", "JobExecutor", "LoopCall", "Outcome", "ThreadCall"]
+__all__ = ["AwaitedOutcome", "Job", "JobExecutor", "LoopCall", "Outcome", "ThreadCall"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,6 +47,10 @@ class Job(Protocol):
 
 class JobExecutor(Executor):
     """An executor that takes jobs; ``submit`` wraps a plain call in one."""
+
+    # Whether this thread is the only one that serves the queue, so that waiting for a job
+    # here would never end.
+    belongs_to_this_thread = False
 
     def post(self, job: Job) -> bool:
         """Accept *job*, or return False where nobody serves the queue any more."""
@@ -89,11 +94,9 @@ class _SubmittedCall:
 class Outcome(Generic[R]):
     """What a bridged call came to: a result or an exception, taken out once."""
 
-    __slots__ = ("_error", "_result", "settled")
-
-    def __init__(self) -> None:
-        self.settled = False
-        self._error: BaseException | None = None
+    settled = False
+    _error: BaseException | None = None
+    _result: R
 
     def set_result(self, result: R) -> None:
         self._result = result
@@ -107,6 +110,7 @@ class Outcome(Generic[R]):
 
     def take(self) -> R:
         """Return the result or raise the exception; either is let go of."""
+        __traceback_hide__ = True
         if self._error is not None:
             error, self._error = self._error, None
             try:
@@ -118,34 +122,50 @@ class Outcome(Generic[R]):
         return result
 
 
+class AwaitedOutcome(Outcome[R]):
+    """The outcome of a coroutine for which a thread waits: lets the thread go on when it is settled."""
+
+    def __init__(self, thread_goes_on: Callable[[], None]) -> None:
+        # None where something else, the end of a fresh loop, is what the thread waits for.
+        self.thread_goes_on: Callable[[], None] | None = thread_goes_on
+
+    def set_result(self, result: R) -> None:
+        super().set_result(result)
+        if self.thread_goes_on is not None:
+            self.thread_goes_on()
+
+    def set_exception(self, error: BaseException) -> None:
+        super().set_exception(error)
+        if self.thread_goes_on is not None:
+            self.thread_goes_on()
+
+
 class ThreadCall(Outcome[R]):
     """One ``sync_to_async`` call, on its way from a loop to a thread and back."""
 
-    __slots__ = ("_call", "_claim", "_delivered", "_generation", "_loop", "_reported", "_submitted", "_waiter")
+    _delivered = _reported = False
+    _submitted: Future[R] | asyncio.Future[R] | None = None
+    _waiter: asyncio.Future[None] | None = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], R]) -> None:
-        super().__init__()
         self._loop = loop
-        self._call: Callable[[], R] | None = call
-        # Held by whoever gets it first: the thread that runs the call, or the caller that takes it back.
-        self._claim = threading.Lock()
+        # A list of one, since pop() is atomic: either the thread gets the call, to run it,
+        # or the caller, to take it back.
+        self._call = [call]
         self._generation = current_generation()
-        self._reported = self._delivered = False
-        self._submitted: Future[R] | asyncio.Future[R] | None = None
-        self._waiter: asyncio.Future[None] | None = None
 
     # On the thread:
 
     def run(self) -> None:
-        if not self._claim.acquire(blocking=False):
+        __traceback_hide__ = True
+        try:
+            call = self._call.pop()
+        except IndexError:
             return
-        call = self._call
-        assert call is not None
         try:
             self.set_result(call())
         except BaseException as error:
             self.set_exception(error)
-        self._call = None
 
     def report(self) -> None:
         if self.settled and not self._reported:
@@ -157,23 +177,22 @@ class ThreadCall(Outcome[R]):
     def abandon(self, error: BaseException) -> None:
         if not self.settled:
             self.set_exception(error)
-        self._call = None
         self.report()
 
     def submit_to(self, executor: Any) -> None:
         """Have a foreign *executor* run the call; it needs no more than ``submit(fn)``."""
-        self._submitted = executor.submit(self._call)
+        self._submitted = executor.submit(self._call.pop())
         self._submitted.add_done_callback(self._take_over)
 
     def submit_to_default_executor(self) -> None:
         """Have the default executor of the loop run the call."""
-        assert self._call is not None
         # Not awaited itself: a cancellation would cut the link to the thread's outcome.
-        self._submitted = self._loop.run_in_executor(None, self._call)
+        self._submitted = self._loop.run_in_executor(None, self._call[0])
         self._submitted.add_done_callback(self._take_over)
+        self._call.clear()
 
     def _take_over(self, submitted: Future[R] | asyncio.Future[R]) -> None:
-        self._submitted = self._call = None
+        self._submitted = None
         if submitted.cancelled():
             self.set_exception(asyncio.CancelledError())
         elif (error := submitted.exception()) is not None:
@@ -189,17 +208,17 @@ class ThreadCall(Outcome[R]):
 
     def deliver(self) -> None:
         self._delivered = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _take_back(self) -> None:
         """Keep the call from running, if it has not begun."""
+        self._call.clear()
         if self._submitted is not None:
             self._submitted.cancel()
-        else:
-            self._claim.acquire(blocking=False)
 
-    async def wait(self, inner_calls: list[Any]) -> None:
+    async def wait(self, inner_calls: list[LoopCall]) -> None:
         """Wait for the outcome.
 
         A cancellation goes to the *inner_calls* for which the synchronous code waits, and
@@ -219,28 +238,25 @@ class ThreadCall(Outcome[R]):
 class LoopCall:
     """One hand-over of an ``async_to_sync`` call: a coroutine on its way to a loop.
 
-    The calling thread serves its mailbox until ``finished`` is called. Whether the loop
-    ever gets to the coroutine is not in the caller's power, so ``start`` and ``take_back``
-    exclude each other, and only one of them wins.
+    Whether the loop ever gets to the coroutine is not in the caller's power, so ``start``
+    and ``take_back`` exclude each other, and only one of them wins. Once begun, it is the
+    coroutine that settles the outcome.
     """
 
-    __slots__ = ("_context", "_coroutine", "_finished", "_lock", "_loop", "_outcome", "_task", "_taken_back")
+    _loop: asyncio.AbstractEventLoop | None = None
+    _task: asyncio.Task[None] | None = None
+    _taken_back = False
 
     def __init__(
         self,
         coroutine: Coroutine[Any, Any, None],
         context: contextvars.Context,
-        outcome: Outcome[Any],
-        finished: Callable[[], None],
+        outcome: AwaitedOutcome[Any],
     ) -> None:
-        self._coroutine: Coroutine[Any, Any, None] | None = coroutine
+        self._coroutine = coroutine
         self._context = context
         self._outcome = outcome
-        self._finished = finished
         self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._taken_back = False
 
     # On the loop's thread:
 
@@ -250,43 +266,21 @@ class LoopCall:
             if self._taken_back:
                 return None
             self._loop = loop
-        assert self._coroutine is not None
-        coroutine, self._coroutine = self._coroutine, None
         if local.THREADS_INHERIT:
             local.arrive(self._context)
-        # Not create_task(context=...): task factories of older frameworks do not take it.
-        self._task = self._context.run(loop.create_task, coroutine)
+        try:
+            # Not create_task(context=...): task factories of older frameworks do not take it.
+            self._task = self._context.run(loop.create_task, self._coroutine)
+        except BaseException as error:  # of a task factory
+            self._outcome.set_exception(error)
         return self._task
 
-    def start_and_report(self, loop: asyncio.AbstractEventLoop) -> None:
-        """``start``, as a callback of a loop that runs on: the task's end ends the call."""
-        try:
-            task = self.start(loop)
-        except BaseException as error:  # of a task factory
-            self._fail(error)
-            self._finished()
-        else:
-            if task is not None:
-                task.add_done_callback(self._report)
-
-    def _report(self, task: asyncio.Task[None]) -> None:
-        self.settle(task)
-        self._finished()
-
-    def settle(self, task: asyncio.Task[None]) -> None:
-        """Give the call an outcome also where the coroutine had no chance to: cancelled before its first step."""
-        if task.cancelled():
-            self._fail(asyncio.CancelledError())
-        elif (error := task.exception()) is not None:
-            self._fail(error)
-        else:
-            self._fail(RuntimeError("AsyncToSync.main_wrap() ended without setting a result"))
-
-    def _fail(self, error: BaseException) -> None:
-        if not self._outcome.settled:
-            self._outcome.set_exception(error)
-
     # On any thread:
+
+    @property
+    def ended_unheard(self) -> bool:
+        """Whether the task is done and the outcome open: the task was cancelled before its first step."""
+        return self._task is not None and self._task.done() and not self._outcome.settled
 
     def take_back(self) -> bool:
         """Keep the coroutine from being started; return False where it has been."""
@@ -296,17 +290,12 @@ class LoopCall:
             self._taken_back = True
             return True
 
-    @property
-    def taken_back(self) -> bool:
-        return self._taken_back
-
     def cancel(self) -> bool:
         """Cancel the coroutine, begun or not; return False where there is nothing left to cancel."""
         if self._outcome.settled or self._taken_back:
             return False
         if self.take_back():
             self._outcome.set_exception(asyncio.CancelledError())
-            self._finished()
             return True
         assert self._loop is not None
         if asyncio._get_running_loop() is self._loop:
@@ -325,32 +314,28 @@ class LoopCall:
 class _Results:
     """The finished calls of one loop; one wake-up brings many.
 
-    The lock makes "append, and see whether somebody has woken the loop" one step: else
-    the loop could empty the list in between, and the last result would wait for the next.
+    The lock is held from the decision to wake the loop until the loop begins to empty the
+    queue. Who finds it held has put a result there before, and so in time.
     """
 
-    __slots__ = ("_calls", "_lock")
-
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._calls: list[ThreadCall[Any]] = []
+        self._calls: deque[ThreadCall[Any]] = deque()
+        self._waking = threading.Lock()
 
     def put(self, loop: asyncio.AbstractEventLoop, call: ThreadCall[Any]) -> None:
-        with self._lock:
-            self._calls.append(call)
-            first = len(self._calls) == 1
-        if first:
+        self._calls.append(call)
+        if self._waking.acquire(blocking=False):
             try:
                 loop.call_soon_threadsafe(self._deliver, context=EMPTY_CONTEXT)
             except RuntimeError:  # the loop is closed, and whoever waited in it is gone
-                with self._lock:
-                    self._calls.clear()
+                self._calls.clear()
+                self._waking.release()
 
     def _deliver(self) -> None:
-        with self._lock:
-            calls, self._calls = self._calls, []
-        for call in calls:
-            call.deliver()
+        self._waking.release()
+        calls = self._calls
+        while calls:
+            calls.popleft().deliver()
 
 
 # The results under way to each loop. Entries end with their loop, and all of them at a fork.

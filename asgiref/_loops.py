@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _workers
 from ._forks import current_generation
-from ._jobs import EMPTY_CONTEXT, LoopCall, Outcome
+from ._jobs import EMPTY_CONTEXT, AwaitedOutcome, LoopCall, Outcome
 
 if TYPE_CHECKING:
     from .current_thread_executor import CurrentThreadExecutor
@@ -23,10 +23,11 @@ Mailboxes = dict[asyncio.AbstractEventLoop, "CurrentThreadExecutor"]
 class FreshLoop:
     """A job: run one call on a loop of its own, as ``asyncio.run`` does, and end the loop before the call."""
 
-    __slots__ = ("_call", "_mailbox", "_mailboxes", "_outcome")
-
-    def __init__(self, call: LoopCall, outcome: Outcome[Any], mailbox: CurrentThreadExecutor, mailboxes: Mailboxes) -> None:
+    def __init__(
+        self, call: LoopCall, outcome: AwaitedOutcome[Any], mailbox: CurrentThreadExecutor, mailboxes: Mailboxes
+    ) -> None:
         self._call, self._outcome, self._mailbox, self._mailboxes = call, outcome, mailbox, mailboxes
+        outcome.thread_goes_on = None  # until report()
 
     def run(self) -> None:
         if self._mailbox.belongs_to_this_thread:
@@ -40,23 +41,21 @@ class FreshLoop:
                 if task is not None:
                     try:
                         loop.run_until_complete(task)
-                    except BaseException as error:  # a SystemExit, say, that a task next to ours let out
+                    except BaseException as error:
+                        # Cancelled before its first step, or broken off by a SystemExit of another task.
                         self._outcome.set_exception(error)
         except BaseException as error:  # of ending the loop: what asyncio.run would raise
             self._outcome.set_exception(error)
         finally:
             if loop is not None:
                 self._mailboxes.pop(loop, None)
-        if not self._outcome.settled:
-            self._outcome.set_exception(RuntimeError("the coroutine of async_to_sync ended without an outcome"))
-
     def report(self) -> None:
         self._mailbox.stop()
 
     def abandon(self, error: BaseException) -> None:
         if not self._outcome.settled:
             self._outcome.set_exception(error)
-        self._mailbox.stop()
+        self.report()
 
 
 class KeptLoop:
@@ -96,7 +95,7 @@ class KeptLoop:
                 return False
             self._enter(mailbox)
             # Ahead of the callback that stops the loop, so whatever was accepted is started.
-            self.loop.call_soon_threadsafe(call.start_and_report, self.loop, context=EMPTY_CONTEXT)
+            self.loop.call_soon_threadsafe(call.start, self.loop, context=EMPTY_CONTEXT)
         return True
 
     def leave(self, mailbox: CurrentThreadExecutor) -> None:

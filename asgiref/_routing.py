@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ._jobs import JobExecutor
 from .current_thread_executor import CurrentThreadExecutor
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["runs_on_this_thread", "thread_sensitive_executors"]
 
 
 def thread_sensitive_executors(
     ancestor: Any, of_context: Any, blocked_on_loop: CurrentThreadExecutor | None, process_wide: Any
-) -> Iterator[Any]:
-    """Yield the executors for thread-sensitive code, best first.
+) -> list[Any]:
+    """Return the executors for thread-sensitive code, best first.
 
     There may be more than one, since a mailbox can close between the look and the post.
 
@@ -26,17 +24,19 @@ def thread_sensitive_executors(
         blocked_on_loop: The mailbox of the thread that is blocked on the running loop, or None.
         process_wide: ``SyncToAsync.single_thread_executor``.
     """
+    executors = []
     while isinstance(ancestor, CurrentThreadExecutor):
         if ancestor.serving:
-            yield ancestor
+            executors.append(ancestor)
         ancestor = ancestor.outer
     if ancestor is not None:  # set by hand to an executor of another kind
-        yield ancestor
+        executors.append(ancestor)
     if of_context is not None:
-        yield of_context
+        executors.append(of_context)
     if blocked_on_loop is not None and blocked_on_loop.serving:
-        yield blocked_on_loop
-    yield process_wide
+        executors.append(blocked_on_loop)
+    executors.append(process_wide)
+    return executors
 
 
 def runs_on_this_thread(executor: Any, of_running_job: Any) -> bool:
@@ -47,8 +47,8 @@ def runs_on_this_thread(executor: Any, of_running_job: Any) -> bool:
             the job it is running, or None. Such an executor is known to have one thread,
             but need not show it.
     """
-    if isinstance(executor, CurrentThreadExecutor):
-        return executor.belongs_to_this_thread and executor.run_in_place is None
+    if isinstance(executor, JobExecutor):
+        return executor.belongs_to_this_thread
     if executor is of_running_job:
-        return True
+        return executor is not None
     return getattr(executor, "_max_workers", None) == 1 and threading.current_thread() in getattr(executor, "_threads", ())

@@ -124,18 +124,29 @@ class WorkerExecutor(JobExecutor):
         worker = self._worker
         return set() if worker is None or self._generation is not current_generation() else {worker.thread}
 
+    @property
+    def belongs_to_this_thread(self) -> bool:  # type: ignore[override]
+        worker = self._worker
+        return (
+            worker is not None
+            and worker.thread.ident == threading.get_ident()
+            and self._generation is current_generation()
+        )
+
     def post(self, job: Job) -> bool:
         global _running_jobs
         with _lock:
             if self._shut_down:
                 return False
-            self._forget_parents_worker()
+            if self._generation is not current_generation():
+                self._forget_parents_worker()
             worker = self._worker
             if worker is None:
                 worker = self._worker = _lease()
             if worker is not None:
                 self._unfinished += 1
-                _running_jobs += not self._background
+                if not self._background:
+                    _running_jobs += 1
                 worker.jobs.put((self, job))
         if worker is None:
             if self._background:
@@ -148,8 +159,10 @@ class WorkerExecutor(JobExecutor):
         global _running_jobs
         with _lock:
             self._unfinished -= 1
-            _running_jobs -= not self._background
-            self._give_back_if_done()
+            if not self._background:
+                _running_jobs -= 1
+            if self._shut_down:
+                self._give_back_if_done()
             if _somebody_waits:
                 _job_done.notify_all()
 
@@ -162,7 +175,8 @@ class WorkerExecutor(JobExecutor):
         """
         global _somebody_waits
         with _lock:
-            self._forget_parents_worker()
+            if self._generation is not current_generation():
+                self._forget_parents_worker()
             self._shut_down = True
             self._give_back_if_done()
             if not wait or threading.current_thread() in self._threads:
@@ -177,15 +191,14 @@ class WorkerExecutor(JobExecutor):
     # The lock is held in these two:
 
     def _give_back_if_done(self) -> None:
-        if self._worker is not None and self._shut_down and not self._unfinished:
+        if self._worker is not None and not self._unfinished:
             self._worker.go_idle()
             self._worker = None
 
     def _forget_parents_worker(self) -> None:
-        if self._generation is not current_generation():
-            self._generation = current_generation()
-            self._worker = None
-            self._unfinished = 0
+        self._generation = current_generation()
+        self._worker = None
+        self._unfinished = 0
 
     def __del__(self) -> None:
         # Nobody kept this executor, jobs included, so its worker is free. The garbage

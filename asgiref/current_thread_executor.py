@@ -74,8 +74,8 @@ class CurrentThreadExecutor(JobExecutor):
         return not self._closed and self._generation is current_generation()
 
     @property
-    def belongs_to_this_thread(self) -> bool:
-        return self._owner == threading.get_ident()
+    def belongs_to_this_thread(self) -> bool:  # type: ignore[override]
+        return self._owner == threading.get_ident() and self.run_in_place is None
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run ``fn(*args, **kwargs)`` on the thread that serves.

@@ -26,13 +26,13 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from . import _loops, _routing, _workers, local
 from ._carry import ExceptionMarks, changes_since
-from ._jobs import EMPTY_CONTEXT, Job, JobExecutor, LoopCall, Outcome, ThreadCall
+from ._jobs import EMPTY_CONTEXT, AwaitedOutcome, Job, JobExecutor, LoopCall, ThreadCall
 from .current_thread_executor import CurrentThreadExecutor
 from .local import Local
 
@@ -135,7 +135,7 @@ class ThreadSensitiveContext:
             )
         self.token = SyncToAsync.thread_sensitive_context.set(self)
         SyncToAsync.context_to_thread_executor[self] = executor
-        self._ancestor = getattr(AsyncToSync.executors, "current", None)
+        self._ancestor = local.peek(AsyncToSync.executors, "current")
         if self._ancestor is not None:
             AsyncToSync.executors.current = None
 
@@ -298,37 +298,37 @@ class AsyncToSync(Generic[P, R]):
         awaitable = self.awaitable(*args, **kwargs)
         if local.THREADS_INHERIT:
             local.prepare_hand_over()
-        mailbox = CurrentThreadExecutor(getattr(self.executors, "current", None))
+        mailbox = CurrentThreadExecutor(local.peek(self.executors, "current"))
         context = contextvars.copy_context()
         context.run(setattr, self.executors, "current", mailbox)
         snapshot = context.copy()
         contexts = [context]
-        outcome: Outcome[R] = Outcome()
+        outcome: AwaitedOutcome[R] = AwaitedOutcome(mailbox.stop)
         inner_calls = SyncToAsync.threadlocal.__dict__.get("task_context")
         coroutine = self.main_wrap(outcome, sys.exc_info(), inner_calls, contexts, awaitable)
         try:
-            self._run_to_end(coroutine, awaitable, context, outcome, mailbox, inner_calls)
+            self._run_to_end(coroutine, context, outcome, mailbox, inner_calls)
         finally:
-            del coroutine, awaitable
-            changes = changes_since(snapshot, contexts[0])
-            if changes is not None:
+            if contexts[0] is context:
+                _close_if_never_begun(coroutine, awaitable)
+            elif (changes := changes_since(snapshot, contexts[0])) is not None:
                 _restore_context(changes)
+            del coroutine, awaitable
         return outcome.take()
 
     def _run_to_end(
         self,
         coroutine: Coroutine[Any, Any, None],
-        awaitable: Awaitable[R],
         context: contextvars.Context,
-        outcome: Outcome[R],
+        outcome: AwaitedOutcome[R],
         mailbox: CurrentThreadExecutor,
         inner_calls: list[LoopCall] | None,
     ) -> None:
-        """Run *coroutine*, which awaits *awaitable*, on the right loop, and serve *mailbox* meanwhile."""
+        """Run *coroutine* on the right loop, and serve *mailbox* meanwhile."""
         __traceback_hide__ = True
         home = None if self.force_new_loop else self._home_loop()
         while not outcome.settled:
-            call = LoopCall(coroutine, context, outcome, mailbox.stop)
+            call = LoopCall(coroutine, context, outcome)
             if inner_calls is not None:
                 inner_calls.append(call)
             try:
@@ -336,14 +336,10 @@ class AsyncToSync(Generic[P, R]):
             finally:
                 if inner_calls is not None:
                     inner_calls.remove(call)
-                if outcome.settled and call.take_back():  # never begun, and never will be
-                    coroutine.close()
-                    if inspect.iscoroutine(awaitable):
-                        awaitable.close()
             home = None  # it left before it began the coroutine, so another one is asked
 
     def _hand_over_and_serve(
-        self, call: LoopCall, home: Any, outcome: Outcome[R], mailbox: CurrentThreadExecutor
+        self, call: LoopCall, home: Any, outcome: AwaitedOutcome[R], mailbox: CurrentThreadExecutor
     ) -> None:
         """Give *call* to a loop and serve *mailbox* until it has ended, or its loop has left it behind.
 
@@ -363,6 +359,8 @@ class AsyncToSync(Generic[P, R]):
                             check = _loss_check(home, call, outcome)
                         else:
                             kept = self._give_to_own_loop(call, outcome, mailbox)
+                            if kept is not None:
+                                check = _loss_check(kept.loop, call, outcome)
                     mailbox.serve(check)
                     if outcome.settled:
                         mailbox.close()
@@ -398,13 +396,13 @@ class AsyncToSync(Generic[P, R]):
 
     def _give_to(self, home: Any, call: LoopCall) -> bool:
         try:
-            home.call_soon_threadsafe(call.start_and_report, home, context=EMPTY_CONTEXT)
+            home.call_soon_threadsafe(call.start, home, context=EMPTY_CONTEXT)
         except RuntimeError:  # closed since we looked
             return False
         return True
 
     def _give_to_own_loop(
-        self, call: LoopCall, outcome: Outcome[R], mailbox: CurrentThreadExecutor
+        self, call: LoopCall, outcome: AwaitedOutcome[R], mailbox: CurrentThreadExecutor
     ) -> _loops.KeptLoop | None:
         """Give *call* to the loop of the enclosing ``AsyncSingleThreadContext``, and return that, or to a fresh one."""
         block = self.async_single_thread_context.get(None)
@@ -458,15 +456,23 @@ class AsyncToSync(Generic[P, R]):
                     marks.put_back(handled)
                     result = await awaitable
         except BaseException as error:
+            context[0] = contextvars.copy_context()
             call_result.set_exception(error)
         else:
+            context[0] = contextvars.copy_context()
             call_result.set_result(result)
         finally:
-            context[0] = contextvars.copy_context()
             del handled, exc_info, call_result
 
 
-def _loss_check(loop: asyncio.AbstractEventLoop, call: LoopCall, outcome: Outcome[Any]) -> Callable[[], bool]:
+def _close_if_never_begun(*awaitables: Any) -> None:
+    """Spare the user the warning that a coroutine, cancelled before its first step, was never awaited."""
+    for awaitable in awaitables:
+        if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
+            awaitable.close()
+
+
+def _loss_check(loop: asyncio.AbstractEventLoop, call: LoopCall, outcome: AwaitedOutcome[Any]) -> Callable[[], bool]:
     """Return a function that tells whether *loop* has left *call* behind, so that waiting on would never end.
 
     A call that was not begun is then taken back, for another loop. One that was begun fails.
@@ -475,6 +481,9 @@ def _loss_check(loop: asyncio.AbstractEventLoop, call: LoopCall, outcome: Outcom
 
     def is_lost() -> bool:
         nonlocal stopped_at
+        if call.ended_unheard:
+            outcome.set_exception(asyncio.CancelledError())
+            return True
         if loop.is_running():
             stopped_at = None
             return False
@@ -577,8 +586,8 @@ class SyncToAsync(Generic[P, R]):
         if not self._thread_sensitive and self._executor is None:
             self._give_to_default_executor(call)
             return
-        running = getattr(getattr(self.threadlocal, "task_context", None), "promised_executor", None)
-        for executor in self._executors(loop, inner_calls) if self._thread_sensitive else (self._executor,):
+        running = getattr(self.threadlocal.__dict__.get("task_context"), "promised_executor", None)
+        for executor in self._executors(loop, inner_calls) if self._thread_sensitive else [self._executor]:
             if _routing.runs_on_this_thread(executor, running):
                 raise RuntimeError(
                     f"{_name_of(self.func)} would deadlock: it has to run on thread "
@@ -592,8 +601,8 @@ class SyncToAsync(Generic[P, R]):
                 return
         raise RuntimeError(f"{_name_of(self.func)} cannot run: {executor!r} has been shut down")
 
-    def _executors(self, loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls) -> Iterator[Any]:
-        """Yield the executors that may run thread-sensitive code called here, best first."""
+    def _executors(self, loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls) -> list[Any]:
+        """Return the executors that may run thread-sensitive code called here, best first."""
         context = self.thread_sensitive_context.get(None)
         of_context = None
         if context is not None:
@@ -606,7 +615,7 @@ class SyncToAsync(Generic[P, R]):
             if isinstance(context, ThreadSensitiveContext):
                 inner_calls.promised_executor = context._executor
         return _routing.thread_sensitive_executors(
-            getattr(AsyncToSync.executors, "current", None),
+            local.peek(AsyncToSync.executors, "current"),
             of_context,
             AsyncToSync.loop_thread_executors.get(loop),
             self.single_thread_executor,

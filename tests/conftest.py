@@ -1,0 +1,54 @@
+"""Every asynchronous test runs on each kind of event loop that there is here."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+
+from .helpers import LIMIT, idle_workers
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+def _debugging_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_debug(True)
+    loop.slow_callback_duration = 60  # seconds; slowness is no fault on a shared machine
+    return loop
+
+
+LOOP_FACTORIES: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop, "asyncio-debug": _debugging_loop}
+
+if sys.version_info >= (3, 12):
+
+    def _eager_loop() -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)
+        return loop
+
+    LOOP_FACTORIES["asyncio-eager"] = _eager_loop
+
+try:
+    import uvloop
+except ImportError:  # not for this interpreter
+    pass
+else:
+    LOOP_FACTORIES["uvloop"] = uvloop.new_event_loop
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
+    return LOOP_FACTORIES
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left_behind() -> Iterator[None]:
+    """Nothing of the library or of a test outlives the test, but for idle workers."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before - idle_workers():
+        thread.join(0 if thread in idle_workers() else LIMIT)
+        assert not thread.is_alive() or thread in idle_workers(), f"{thread} still runs"

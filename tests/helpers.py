@@ -1,0 +1,116 @@
+"""What several test modules use."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from asgiref import _workers
+from asgiref._jobs import JobExecutor
+from asgiref.sync import SyncToAsync
+
+# The limit of each wait, in seconds: far more than it ever takes, and less than faulthandler's.
+LIMIT = 30.0
+
+ROOT = Path(__file__).parent.parent
+
+
+class Thread(threading.Thread):
+    """A thread whose result, or exception, ``get`` gives."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        super().__init__(daemon=True)
+        self._function, self._arguments = function, arguments
+        self._error: BaseException | None = None
+        self._result: Any = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._result = self._function(*self._arguments)
+        except BaseException as error:
+            self._error = error
+
+    def get(self) -> Any:
+        self.join(LIMIT)
+        assert not self.is_alive(), f"{self._function} still runs"
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                self._error = None
+        return self._result
+
+
+def wait_for(event: threading.Event) -> None:
+    assert event.wait(LIMIT), "nobody set the event"
+
+
+def idle_workers() -> set[threading.Thread]:
+    """Return the threads in the pool, and the one that serves the whole process."""
+    threads = {worker.thread for worker in _workers._idle}
+    executor = SyncToAsync.single_thread_executor
+    return threads | getattr(executor, "_threads", set())
+
+
+def finished(executor: JobExecutor) -> None:
+    """Wait until all that *executor* accepted is done."""
+    done = threading.Event()
+    executor.submit(done.set)
+    wait_for(done)
+
+
+@contextlib.contextmanager
+def no_garbage() -> Iterator[None]:
+    """Fail if the block leaves objects that only the cycle collector can free."""
+    gc.collect()
+    gc.disable()
+    flags = gc.get_debug()
+    try:
+        yield
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        garbage = gc.garbage.copy()
+    finally:
+        gc.set_debug(flags)
+        gc.garbage.clear()
+        gc.enable()
+    assert [] == garbage
+
+
+def run_python(
+    code: str, *options: str, limit: float = LIMIT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run *code* in a new interpreter, where it has to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-X", "faulthandler", *options, "-c", PRELUDE + code],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        text=True,
+        timeout=limit,
+    )
+
+
+def output_of(code: str, *options: str, **environment: str) -> list[str]:
+    """Return the lines that *code* prints; it must end well and complain of nothing."""
+    process = run_python(code, *options, **environment)
+    assert (process.returncode, process.stderr) == (0, ""), process.stderr + process.stdout
+    return process.stdout.splitlines()
+
+
+# A hang prints all stacks, well before the limit.
+PRELUDE = """
+import asyncio, atexit, faulthandler, os, signal, sys, threading, time
+from asgiref.local import Local
+from asgiref.sync import *
+from asgiref.sync import AsyncToSync, SyncToAsync
+faulthandler.dump_traceback_later(20, exit=True)
+"""
