@@ -137,12 +137,12 @@ class _ThreadCriticalLocal(Local):
 
     def __getattribute__(self, name: str) -> Any:
         loop = asyncio._get_running_loop()
+        attributes: Mapping[Any, Any]
+        key: Any
         if loop is None:
-            if name in _RESERVED:
-                return object.__getattribute__(self, name)
-            return getattr(_in_thread_of(self), name)
-        attributes = _variable_of(self).get()
-        key = weakref.ref(loop), name
+            attributes, key = _in_thread_of(self).__dict__, name
+        else:
+            attributes, key = _variable_of(self).get(), (weakref.ref(loop), name)
         if key in attributes:
             return attributes[key]
         if name in _RESERVED:
@@ -154,23 +154,25 @@ class _ThreadCriticalLocal(Local):
             _refuse(name)
         loop = asyncio._get_running_loop()
         if loop is None:
-            setattr(_in_thread_of(self), name, value)
+            _in_thread_of(self).__dict__[name] = value
         else:
             variable = _variable_of(self)
             variable.set({**variable.get(), (weakref.ref(loop), name): value})
 
     def __delattr__(self, name: str) -> None:
         loop = asyncio._get_running_loop()
-        if loop is None:
-            delattr(_in_thread_of(self), name)
-            return
         variable = _variable_of(self)
-        attributes = dict(variable.get())
-        key = weakref.ref(loop), name
+        attributes: dict[Any, Any]
+        key: Any
+        if loop is None:
+            attributes, key = _in_thread_of(self).__dict__, name
+        else:
+            attributes, key = dict(variable.get()), (weakref.ref(loop), name)
         if key not in attributes:
             raise AttributeError(f"'Local' object has no attribute '{name}'", name=name, obj=self)
         del attributes[key]
-        variable.set(attributes)
+        if loop is not None:
+            variable.set(attributes)
 
 
 _in_thread_of = _ThreadCriticalLocal.__dict__["_in_thread"].__get__
