@@ -26,7 +26,7 @@ from ._jobs import JobExecutor
 if TYPE_CHECKING:
     from ._jobs import Job
 
-__all__ = ["WorkerExecutor", "is_refusal_at_exit", "is_suspended_here", "run_in_place"]
+__all__ = ["WorkerExecutor", "is_suspended_here", "run_in_place"]
 
 # Seconds for which an idle worker stays. A guess: longer than the pauses of a site with little traffic.
 IDLE_TIME = 10.0
@@ -216,7 +216,7 @@ def _lease() -> _Worker | None:
     try:
         return _Worker()
     except RuntimeError as error:
-        if is_refusal_at_exit(error):
+        if str(error).endswith("at interpreter shutdown"):
             return None
         raise
 
@@ -229,11 +229,6 @@ def _wait_for_running_jobs() -> None:
         _somebody_waits += 1
         while _running_jobs:
             _job_done.wait()
-
-
-def is_refusal_at_exit(error: RuntimeError) -> bool:
-    """Tell whether *error* is Python's refusal of new threads, and of work for pools, once the main thread has ended."""
-    return str(error).endswith("interpreter shutdown")
 
 
 def run_in_place(job: Job) -> None:

@@ -90,8 +90,7 @@ class Local:
             return attributes[name]
         if name in _RESERVED:
             return object.__getattribute__(self, name)
-        # Python itself adds the exception's ``name`` and ``obj``.
-        raise AttributeError(f"'Local' object has no attribute '{name}'")
+        raise _no_attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _RESERVED:
@@ -105,7 +104,7 @@ class Local:
         variable = _variable_of(self)
         attributes = dict(variable.get())
         if name not in attributes:
-            raise AttributeError(f"'Local' object has no attribute '{name}'", name=name, obj=self)
+            raise _no_attribute(self, name)
         del attributes[name]
         variable.set(attributes)
 
@@ -115,6 +114,10 @@ _variable_of = Local.__dict__["_variable"].__get__
 _set_variable = Local.__dict__["_variable"].__set__
 del Local._variable
 _RESERVED = frozenset(dir(Local))
+
+
+def _no_attribute(storage: Local, name: str) -> AttributeError:
+    return AttributeError(f"'Local' object has no attribute '{name}'", name=name, obj=storage)
 
 
 def _refuse(name: str) -> NoReturn:
@@ -147,7 +150,7 @@ class _ThreadCriticalLocal(Local):
             return attributes[key]
         if name in _RESERVED:
             return object.__getattribute__(self, name)
-        raise AttributeError(f"'Local' object has no attribute '{name}'")
+        raise _no_attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _RESERVED:
@@ -169,7 +172,7 @@ class _ThreadCriticalLocal(Local):
         else:
             attributes, key = dict(variable.get()), (weakref.ref(loop), name)
         if key not in attributes:
-            raise AttributeError(f"'Local' object has no attribute '{name}'", name=name, obj=self)
+            raise _no_attribute(self, name)
         del attributes[key]
         if loop is not None:
             variable.set(attributes)
@@ -234,7 +237,7 @@ class _LineageLocal(Local):
             return attributes[name]
         if name in _RESERVED:
             return object.__getattribute__(self, name)
-        raise AttributeError(f"'Local' object has no attribute '{name}'")
+        raise _no_attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _RESERVED:
@@ -251,7 +254,7 @@ class _LineageLocal(Local):
         variable = _variable_of(self)
         attributes = dict(variable.get())
         if name not in attributes or attributes[None] is not _lineage_here():
-            raise AttributeError(f"'Local' object has no attribute '{name}'", name=name, obj=self)
+            raise _no_attribute(self, name)
         del attributes[name]
         variable.set(attributes)
 

@@ -622,11 +622,9 @@ class SyncToAsync(Generic[P, R]):
         )
 
     def _give_to_default_executor(self, call: ThreadCall[R]) -> None:
-        try:
+        if threading.main_thread().is_alive():
             call.submit_to_default_executor()
-        except RuntimeError as error:
-            if not _workers.is_refusal_at_exit(error):
-                raise
+        else:  # the interpreter is ending, and pools refuse work
             executor = _workers.WorkerExecutor()
             executor.post(call)
             executor.shutdown(wait=False)
