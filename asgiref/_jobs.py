@@ -30,9 +30,6 @@ __all__ = ["AwaitedOutcome", "Job", "JobExecutor", "LoopCall", "Outcome", "Threa
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# For callbacks of our own on a user's loop: what they run in must keep nobody's context alive.
-EMPTY_CONTEXT = contextvars.Context()
-
 
 class Job(Protocol):
     def run(self) -> None:
@@ -302,7 +299,7 @@ class LoopCall:
             return self._cancel_task()
         try:
             # Behind the callback that starts the task, so never ahead of the task's existence.
-            self._loop.call_soon_threadsafe(self._cancel_task, context=EMPTY_CONTEXT)
+            self._loop.call_soon_threadsafe(self._cancel_task, context=contextvars.Context())
         except RuntimeError:  # the loop is closed
             return False
         return True
@@ -326,7 +323,9 @@ class _Results:
         self._calls.append(call)
         if self._waking.acquire(blocking=False):
             try:
-                loop.call_soon_threadsafe(self._deliver, context=EMPTY_CONTEXT)
+                # An empty context keeps nothing of a user's alive; one for all would be
+                # entered by two loops at once.
+                loop.call_soon_threadsafe(self._deliver, context=contextvars.Context())
             except RuntimeError:  # the loop is closed, and whoever waited in it is gone
                 self._calls.clear()
                 self._waking.release()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 from typing import TYPE_CHECKING, Any
 
 from . import _workers
 from ._forks import current_generation
-from ._jobs import EMPTY_CONTEXT, AwaitedOutcome, LoopCall, Outcome
+from ._jobs import AwaitedOutcome, LoopCall, Outcome
 
 if TYPE_CHECKING:
     from .current_thread_executor import CurrentThreadExecutor
@@ -95,7 +96,7 @@ class KeptLoop:
                 return False
             self._enter(mailbox)
             # Ahead of the callback that stops the loop, so whatever was accepted is started.
-            self.loop.call_soon_threadsafe(call.start, self.loop, context=EMPTY_CONTEXT)
+            self.loop.call_soon_threadsafe(call.start, self.loop, context=contextvars.Context())
         return True
 
     def leave(self, mailbox: CurrentThreadExecutor) -> None:
@@ -120,7 +121,7 @@ class KeptLoop:
             self._waits_for_end = mailbox
             if mailbox is not None:
                 self._enter(mailbox)
-        self.loop.call_soon_threadsafe(self.loop.stop, context=EMPTY_CONTEXT)
+        self.loop.call_soon_threadsafe(self.loop.stop, context=contextvars.Context())
 
     # As a job, on the worker:
 

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 
 from . import _loops, _routing, _workers, local
 from ._carry import ExceptionMarks, changes_since
-from ._jobs import EMPTY_CONTEXT, AwaitedOutcome, Job, JobExecutor, LoopCall, ThreadCall
+from ._jobs import AwaitedOutcome, Job, JobExecutor, LoopCall, ThreadCall
 from .current_thread_executor import CurrentThreadExecutor
 from .local import Local
 
@@ -396,7 +396,7 @@ class AsyncToSync(Generic[P, R]):
 
     def _give_to(self, home: Any, call: LoopCall) -> bool:
         try:
-            home.call_soon_threadsafe(call.start, home, context=EMPTY_CONTEXT)
+            home.call_soon_threadsafe(call.start, home, context=contextvars.Context())
         except RuntimeError:  # closed since we looked
             return False
         return True

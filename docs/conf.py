@@ -1,0 +1,30 @@
+"""Sphinx: ``sphinx-build -W -n --keep-going -b html docs docs/_build/html``, and the same with ``-b doctest``."""
+
+import asgiref
+
+project = "asgiref"
+author = "The asgiref authors (independent implementation)"
+copyright = author
+version = release = asgiref.__version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"asgiref {release}"
+
+# The docstrings say what the parameters are; the full types, with their overloads, are for type checkers.
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+napoleon_numpy_docstring = False
+# Sections of our own in docstrings.
+napoleon_custom_sections = ["Thread and loop", "Cancellation"]
+
+# A "Raises" section may have a sentence where the name of an exception usually stands.
+nitpick_ignore_regex = [("py:exc", r".* .*")]
+
+# Docstrings use the names of their own module without importing them.
+doctest_global_setup = """
+from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref.local import Local
+from asgiref.sync import *
+"""

@@ -1,0 +1,108 @@
+"""The package as such: what it offers, what depends on what."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import asgiref
+
+from .helpers import ROOT, output_of
+
+PACKAGE = Path(asgiref.__file__).parent
+MODULES = sorted(module.name for module in pkgutil.iter_modules([str(PACKAGE)]))
+
+# Which modules of the package may each of them import? Arrows run one way.
+ALLOWED = {
+    "_forks": set[str](),
+    "local": set[str](),
+    "_carry": {"local"},
+    "_jobs": {"_forks", "local"},
+    "current_thread_executor": {"_forks", "_jobs"},
+    "_routing": {"_jobs", "current_thread_executor"},
+    "_workers": {"_forks", "_jobs"},
+    "_loops": {"_forks", "_jobs", "_workers", "current_thread_executor"},
+    "sync": {"_carry", "_jobs", "_loops", "_routing", "_workers", "current_thread_executor", "local"},
+}
+
+
+def imports_of(module: str) -> set[str]:
+    """Return the modules of the package that *module* imports, also those for type checkers alone."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found |= {node.module} if node.module else {alias.name for alias in node.names}
+    return {name for name in found if name}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module: str) -> None:
+    assert imports_of(module) <= ALLOWED[module]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_exist_and_are_documented(module: str) -> None:
+    loaded = importlib.import_module(f"asgiref.{module}")
+    assert loaded.__doc__
+    assert sorted(loaded.__all__) == list(loaded.__all__)
+    for name in loaded.__all__:
+        value = getattr(loaded, name)
+        if not module.startswith("_") and inspect.isfunction(value) and value.__module__ == loaded.__name__:
+            assert value.__doc__, name
+
+
+def test_public_surface() -> None:
+    from asgiref import current_thread_executor, local, sync
+
+    assert ["CurrentThreadExecutor"] == current_thread_executor.__all__
+    assert ["Local"] == local.__all__
+    assert [
+        "AsyncSingleThreadContext",
+        "AsyncToSync",
+        "SyncToAsync",
+        "ThreadSensitiveContext",
+        "async_to_sync",
+        "iscoroutinefunction",
+        "markcoroutinefunction",
+        "sync_to_async",
+    ] == sync.__all__
+
+
+def test_version_satisfies_what_django_channels_and_daphne_ask_for() -> None:
+    assert re.fullmatch(r"3\.\d+\.\d+", asgiref.__version__)
+    assert tuple(map(int, asgiref.__version__.split("."))) >= (3, 12, 1)
+
+
+def test_package_is_typed() -> None:
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_import_starts_no_thread_and_needs_no_other_package() -> None:
+    code = """
+import asgiref
+print(threading.active_count(), [name for name in sys.modules if name.startswith("site-packages")])
+"""
+    assert ["2 []"] == output_of(code) or ["1 []"] == output_of(code)
+
+
+@pytest.mark.parametrize("module", ["sync", "local", "current_thread_executor"])
+def test_examples_in_docstrings(module: str) -> None:
+    import doctest
+
+    result = doctest.testmod(importlib.import_module(f"asgiref.{module}"))
+    assert 0 == result.failed
+    assert result.attempted
+
+
+def test_examples_in_the_readme() -> None:
+    import doctest
+
+    result = doctest.testfile(str(ROOT / "README.rst"), module_relative=False)
+    assert 0 == result.failed
+    assert result.attempted

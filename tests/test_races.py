@@ -1,0 +1,416 @@
+"""Where two threads meet: each test makes one exact schedule happen, with a fake part in place of chance."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from asgiref import _jobs, _workers
+from asgiref._jobs import AwaitedOutcome, LoopCall, ThreadCall
+from asgiref._workers import WorkerExecutor
+from asgiref.sync import async_to_sync, sync_to_async
+
+from .helpers import LIMIT, Thread, finished, idle_workers, wait_for
+
+
+class Lock:
+    """Stands for a lock; calls *meanwhile* once, just before it is acquired for the first time."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._meanwhile: Callable[[], None] | None = meanwhile
+
+    def acquire(self, blocking: bool = True) -> bool:
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+
+class Loop:
+    """Stands for a loop; callbacks run when the test says so."""
+
+    def __init__(self) -> None:
+        self.callbacks: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self.closed = False
+
+    def call_soon_threadsafe(self, callback: Callable[..., Any], *arguments: Any, context: Any = None) -> None:
+        if self.closed:
+            raise RuntimeError("Event loop is closed")
+        self.callbacks.put(lambda: callback(*arguments))
+
+    def run_next(self) -> None:
+        self.callbacks.get(timeout=LIMIT)()
+
+
+class Delivered(ThreadCall[None]):
+    """A call that notes its delivery."""
+
+    def __init__(self, loop: Any) -> None:
+        super().__init__(loop, lambda: None)
+        self.deliveries = 0
+
+    def deliver(self) -> None:
+        self.deliveries += 1
+
+
+def done_call(loop: Any) -> Delivered:
+    call = Delivered(loop)
+    call.run()
+    return call
+
+
+# A result on its way to a loop:
+
+
+def test_result_that_comes_while_the_loop_is_already_woken() -> None:
+    """1. A result wakes the loop. 2. Another comes: no second wake-up. 3. The loop delivers both."""
+    loop: Any = Loop()
+    results = _jobs._Results()
+    one, two = done_call(loop), done_call(loop)
+    results.put(loop, one)
+    results.put(loop, two)
+    loop.run_next()
+    assert loop.callbacks.empty()
+    assert (1, 1) == (one.deliveries, two.deliveries)
+
+
+def test_result_that_comes_just_before_the_queue_is_emptied() -> None:
+    """1. The loop is woken. 2. It lets the next one wake it. 3. A result comes and does. 4. It empties the queue."""
+    loop: Any = Loop()
+    results = _jobs._Results()
+    one, two = done_call(loop), done_call(loop)
+    results.put(loop, one)
+    release = results._waking.release
+
+    class Waking:
+        def release(self) -> None:
+            release()
+            results._waking = waking
+            results.put(loop, two)
+
+    waking, results._waking = results._waking, Waking()  # type: ignore[assignment]
+    loop.run_next()
+    assert (1, 1) == (one.deliveries, two.deliveries)
+    loop.run_next()  # the wake-up that turned out to be needless
+    assert (1, 1) == (one.deliveries, two.deliveries)
+
+
+def test_result_that_comes_while_the_queue_is_being_emptied() -> None:
+    """1. The loop delivers a result. 2. Another comes meanwhile. 3. It is delivered, now or with its own wake-up."""
+    loop: Any = Loop()
+    results = _jobs._Results()
+    two = done_call(loop)
+
+    class Interleaved(Delivered):
+        def deliver(self) -> None:
+            super().deliver()
+            results.put(loop, two)
+
+    one = Interleaved(loop)
+    results.put(loop, one)
+    loop.run_next()
+    while not loop.callbacks.empty():
+        loop.run_next()
+    assert (1, 1) == (one.deliveries, two.deliveries)
+
+
+def test_result_for_a_closed_loop_leaves_the_queue_usable() -> None:
+    loop: Any = Loop()
+    results = _jobs._Results()
+    loop.closed = True
+    results.put(loop, done_call(loop))
+    loop.closed = False
+    call = done_call(loop)
+    results.put(loop, call)
+    loop.run_next()
+    assert 1 == call.deliveries
+
+
+def test_loops_in_two_threads_do_not_share_a_context() -> None:
+    """1. One loop is inside a callback of ours. 2. Another loop runs one too. 3. Both end."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def factory(loop: Any, coroutine: Any, **options: Any) -> Any:
+        if "main_wrap" in coroutine.__qualname__:
+            inside.set()
+            wait_for(go_on)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    async def number() -> int:
+        return 1
+
+    async def held_up() -> int:
+        asyncio.get_running_loop().set_task_factory(factory)
+        return await sync_to_async(async_to_sync(number), thread_sensitive=False)()
+
+    first = Thread(asyncio.run, held_up())
+    wait_for(inside)
+    assert 1 == asyncio.run(sync_to_async(async_to_sync(number), thread_sensitive=False)())
+    go_on.set()
+    assert 1 == first.get()
+
+
+# A call taken back against a call begun:
+
+
+def test_thread_call_is_run_or_taken_back_never_both() -> None:
+    ran: list[int] = []
+    for taken_back_first in (True, False):
+        call: ThreadCall[None] = ThreadCall(Loop(), lambda: ran.append(1))  # type: ignore[arg-type]
+        for step in (call._take_back, call.run) if taken_back_first else (call.run, call._take_back):
+            step()
+        assert taken_back_first is not call.settled
+    assert [1] == ran
+
+
+def make_loop_call() -> tuple[LoopCall, AwaitedOutcome[None], Any]:
+    import contextvars
+
+    async def coroutine() -> None: ...
+
+    outcome: AwaitedOutcome[None] = AwaitedOutcome(lambda: None)
+    made = coroutine()
+    return LoopCall(made, contextvars.Context(), outcome), outcome, made
+
+
+def test_loop_call_taken_back_just_before_it_starts() -> None:
+    """1. The loop is about to start the coroutine. 2. The caller takes it back. 3. The loop finds nothing to do."""
+    call, _, coroutine = make_loop_call()
+    call._lock = Lock(lambda: taken_back.append(call.take_back()))  # type: ignore[assignment]
+    taken_back: list[bool] = []
+    assert call.start(Loop()) is None  # type: ignore[arg-type]
+    assert [True] == taken_back
+    coroutine.close()
+
+
+def test_loop_call_started_just_before_it_is_taken_back() -> None:
+    """1. The caller is about to take the coroutine back. 2. The loop starts it. 3. The caller hears that it is late."""
+
+    async def main() -> None:
+        call, _, _ = make_loop_call()
+        loop = asyncio.get_running_loop()
+        started: list[Any] = []
+        call._lock = Lock(lambda: started.append(call.start(loop)))  # type: ignore[assignment]
+        assert not call.take_back()
+        await started[0]
+
+    asyncio.run(main())
+
+
+def test_cancellation_from_another_thread_between_start_and_task() -> None:
+    """1. The loop claims the coroutine. 2. It is cancelled. 3. The loop makes the task. 4. The task is cancelled once."""
+    call, outcome, coroutine = make_loop_call()
+
+    class Task:
+        cancellations = 0
+
+        def cancel(self) -> bool:
+            self.cancellations += 1
+            return True
+
+        def done(self) -> bool:
+            return False
+
+    task = Task()
+
+    class StartingLoop(Loop):
+        def create_task(self, coroutine: Any) -> Any:
+            assert call.cancel()
+            return task
+
+    loop = StartingLoop()
+    call.start(loop)  # type: ignore[arg-type]
+    assert 0 == task.cancellations
+    loop.run_next()
+    assert 1 == task.cancellations
+    assert not outcome.settled
+    coroutine.close()
+
+
+def test_cancellation_of_what_is_done_is_none() -> None:
+    call, outcome, coroutine = make_loop_call()
+    outcome.set_result(None)
+    assert not call.cancel()
+    coroutine.close()
+
+
+def test_cancellation_on_a_closed_loop_is_none() -> None:
+    class ClosingLoop(Loop):
+        def create_task(self, coroutine: Any) -> None:
+            coroutine.close()
+
+    loop = ClosingLoop()
+    call, _, _ = make_loop_call()
+    call.start(loop)  # type: ignore[arg-type]
+    loop.closed = True
+    assert not call.cancel()
+
+
+async def test_cancellation_that_meets_the_result_ends_the_wait() -> None:
+    """1. The result is delivered. 2. The caller is cancelled before it goes on: it ends, as asyncio's own waits do."""
+    begun, go_on = threading.Event(), threading.Event()
+    call = sync_to_async(lambda: (begun.set(), wait_for(go_on)))
+    task = asyncio.create_task(call())
+    deliver = ThreadCall.deliver
+
+    def deliver_and_cancel(self: ThreadCall[Any]) -> None:
+        deliver(self)
+        task.cancel()
+
+    await asyncio.sleep(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ThreadCall, "deliver", deliver_and_cancel)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+# Workers and their pool:
+
+
+def busy_worker() -> tuple[WorkerExecutor, Any]:
+    executor = WorkerExecutor()
+    finished(executor)
+    return executor, executor._worker
+
+
+def test_worker_that_times_out_while_it_is_being_leased_stays() -> None:
+    """1. An idle worker's time is up. 2. It is leased. 3. It looks once more, and stays."""
+    executor, worker = busy_worker()
+    executor.shutdown()
+    worker.idle_since = time.monotonic() - 2 * _workers.IDLE_TIME
+    leasing = WorkerExecutor()
+    real, lock = _workers._lock, Lock(lambda: finished(leasing))
+    lock._lock = real
+    try:
+        _workers._lock = lock  # type: ignore[assignment]
+        assert not worker._leaves()
+    finally:
+        _workers._lock = real
+    assert worker is leasing._worker
+    leasing.shutdown()
+
+
+def test_worker_that_was_idle_too_long_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_workers, "IDLE_TIME", 0.01)
+    executor = WorkerExecutor()
+    [thread] = executor.submit(lambda: {threading.current_thread()}).result(LIMIT)
+    executor.shutdown()
+    thread.join(LIMIT)
+    assert not thread.is_alive()
+    assert thread not in idle_workers()
+
+
+def test_worker_just_given_back_does_not_leave_by_an_older_time_out() -> None:
+    """1. A leased worker waits for a job. 2. It is given back. 3. That wait times out: its idle time has only begun."""
+    executor, worker = busy_worker()
+    executor.shutdown()
+    assert worker.thread in idle_workers()
+    assert not worker._leaves()
+
+
+def test_worker_is_given_back_before_its_last_outcome_is_reported() -> None:
+    """So the caller that goes on at once finds it in the pool."""
+    idle: list[bool] = []
+
+    class Job:
+        def run(self) -> None:
+            self.thread = threading.current_thread()
+
+        def report(self) -> None:
+            idle.append(self.thread in idle_workers())
+            done.set()
+
+        def abandon(self, error: BaseException) -> None: ...
+
+    done = threading.Event()
+    executor = WorkerExecutor()
+    executor.post(Job())
+    executor.shutdown(wait=False)
+    wait_for(done)
+    assert [True] == idle
+
+
+def test_post_that_meets_the_shutdown_is_run_or_refused() -> None:
+    """1. A post is about to be made. 2. The executor is shut down. 3. The post is refused, and no worker leased."""
+    executor = WorkerExecutor()
+    real = _workers._lock
+    lock = Lock(lambda: executor.shutdown(wait=False))
+    lock._lock = real
+    try:
+        _workers._lock = lock  # type: ignore[assignment]
+        with pytest.raises(RuntimeError, match="takes no new calls"):
+            executor.submit(print)
+    finally:
+        _workers._lock = real
+    assert executor._worker is None
+
+
+def test_shutdown_waits_for_what_was_accepted() -> None:
+    executor = WorkerExecutor()
+    hold = threading.Event()
+    futures = [executor.submit(wait_for, hold), executor.submit(int)]
+    waiting = Thread(executor.shutdown)
+    assert executor.submit is not None
+    hold.set()
+    waiting.get()
+    assert [True, True] == [future.done() for future in futures]
+
+
+def test_shutdown_on_the_worker_itself_does_not_wait() -> None:
+    executor = WorkerExecutor()
+    assert executor.submit(executor.shutdown).result(LIMIT) is None
+
+
+# Stress:
+
+
+@pytest.mark.slow
+def test_everything_at_once_with_the_shortest_switch_interval() -> None:
+    import sys
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    barrier = threading.Barrier(6)
+
+    async def leaf(number: int) -> int:
+        return await sync_to_async(int)(number)
+
+    async def request(number: int) -> int:
+        from asgiref.sync import ThreadSensitiveContext
+
+        async with ThreadSensitiveContext():
+            one = asyncio.create_task(sync_to_async(async_to_sync(leaf))(number))
+            two = asyncio.create_task(sync_to_async(time.sleep)(0.001))
+            await asyncio.sleep(0)
+            two.cancel()
+            await asyncio.gather(two, return_exceptions=True)
+            return await one
+
+    async def main() -> list[int]:
+        return await asyncio.gather(*[request(number) for number in range(50)])
+
+    def run(number: int) -> list[int]:
+        barrier.wait(LIMIT)
+        return asyncio.run(main()) if number % 2 else async_to_sync(main)()
+
+    try:
+        assert [list(range(50))] * 6 == [thread.get() for thread in [Thread(run, number) for number in range(6)]]
+    finally:
+        sys.setswitchinterval(interval)
