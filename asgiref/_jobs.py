@@ -178,15 +178,14 @@ class ThreadCall(Outcome[R]):
 
     def submit_to(self, executor: Any) -> None:
         """Have a foreign *executor* run the call; it needs no more than ``submit(fn)``."""
-        self._submitted = executor.submit(self._call.pop())
-        self._submitted.add_done_callback(self._take_over)
+        submitted = self._submitted = executor.submit(self._call.pop())
+        submitted.add_done_callback(self._take_over)
 
     def submit_to_default_executor(self) -> None:
         """Have the default executor of the loop run the call."""
         # Not awaited itself: a cancellation would cut the link to the thread's outcome.
-        self._submitted = self._loop.run_in_executor(None, self._call[0])
-        self._submitted.add_done_callback(self._take_over)
-        self._call.clear()
+        submitted = self._submitted = self._loop.run_in_executor(None, self._call.pop())
+        submitted.add_done_callback(self._take_over)
 
     def _take_over(self, submitted: Future[R] | asyncio.Future[R]) -> None:
         self._submitted = None

@@ -50,6 +50,7 @@ class FreshLoop:
         finally:
             if loop is not None:
                 self._mailboxes.pop(loop, None)
+
     def report(self) -> None:
         self._mailbox.stop()
 

@@ -51,4 +51,5 @@ def runs_on_this_thread(executor: Any, of_running_job: Any) -> bool:
         return executor.belongs_to_this_thread
     if executor is of_running_job:
         return executor is not None
-    return getattr(executor, "_max_workers", None) == 1 and threading.current_thread() in getattr(executor, "_threads", ())
+    one_worker = getattr(executor, "_max_workers", None) == 1
+    return one_worker and threading.current_thread() in getattr(executor, "_threads", ())

@@ -58,7 +58,7 @@ class CurrentThreadExecutor(JobExecutor):
         # made them would keep them all.
         while isinstance(old_executor, CurrentThreadExecutor) and not old_executor.serving:
             old_executor = old_executor.outer
-        self.outer = old_executor
+        self.outer: CurrentThreadExecutor | None = old_executor
         self._owner = threading.get_ident()
         self._generation = current_generation()
         self._jobs: deque[Job] = deque()
@@ -111,8 +111,8 @@ class CurrentThreadExecutor(JobExecutor):
         """Run what is submitted, on this thread, until *future* is done; then refuse what comes later.
 
         Raises:
-            Whatever interrupts the wait, such as ``KeyboardInterrupt``; calls that have
-            not begun then get a ``RuntimeError``.
+            BaseException: whatever interrupts the wait, such as ``KeyboardInterrupt``; calls
+                that have not begun then get a ``RuntimeError``.
         """
         self._owner = threading.get_ident()
         future.add_done_callback(lambda future: self.stop())

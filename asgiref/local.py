@@ -112,7 +112,7 @@ class Local:
 # The slot is taken off the class, so that users may call an attribute ``_variable`` too.
 _variable_of = Local.__dict__["_variable"].__get__
 _set_variable = Local.__dict__["_variable"].__set__
-del Local._variable
+type.__delattr__(Local, "_variable")
 _RESERVED = frozenset(dir(Local))
 
 
@@ -180,7 +180,7 @@ class _ThreadCriticalLocal(Local):
 
 _in_thread_of = _ThreadCriticalLocal.__dict__["_in_thread"].__get__
 _set_in_thread = _ThreadCriticalLocal.__dict__["_in_thread"].__set__
-del _ThreadCriticalLocal._in_thread
+type.__delattr__(_ThreadCriticalLocal, "_in_thread")
 
 
 def peek(storage: Any, name: str) -> Any:

@@ -213,9 +213,7 @@ class AsyncSingleThreadContext:
             self.token = AsyncToSync.async_single_thread_context.set(self)
         return self
 
-    def __exit__(
-        self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         if self._ineffective_entries:
             self._ineffective_entries -= 1
             return
@@ -267,6 +265,11 @@ class AsyncToSync(Generic[P, R]):
     async_single_thread_context: contextvars.ContextVar[AsyncSingleThreadContext] = contextvars.ContextVar(
         "async_single_thread_context"
     )
+
+    # Those of the function:
+    __name__: str
+    __qualname__: str
+    __wrapped__: Callable[P, Awaitable[R]]
 
     def __init__(self, awaitable: Callable[P, Awaitable[R]], force_new_loop: bool = False) -> None:
         if not callable(awaitable):
@@ -418,9 +421,7 @@ class AsyncToSync(Generic[P, R]):
     @overload
     def __get__(self, parent: None, objtype: Any = None) -> AsyncToSync[P, R]: ...
     @overload
-    def __get__(
-        self: AsyncToSync[Concatenate[T, P2], R], parent: T, objtype: Any = None
-    ) -> Callable[P2, R]: ...
+    def __get__(self: AsyncToSync[Concatenate[T, P2], R], parent: T, objtype: Any = None) -> Callable[P2, R]: ...
     def __get__(self, parent: Any, objtype: Any = None) -> Any:
         """Bind to *parent* as a method; on the class, return the object itself."""
         if parent is None:
@@ -530,6 +531,11 @@ class SyncToAsync(Generic[P, R]):
     # Others set it, to silence a false alarm that is not raised here; nothing reads it.
     deadlock_context: contextvars.ContextVar[bool] = contextvars.ContextVar("deadlock_context")
 
+    # Those of the function:
+    __name__: str
+    __qualname__: str
+    __wrapped__: Callable[P, R]
+
     def __init__(
         self,
         func: Callable[P, R],
@@ -567,7 +573,7 @@ class SyncToAsync(Generic[P, R]):
             context = contextvars.copy_context()
             snapshot = context.copy()
         inner_calls = _InnerCalls()
-        child = functools.partial(self.func, *args, **kwargs)
+        child: Callable[[], R] = functools.partial(self.func, *args, **kwargs)
         call: ThreadCall[R] = ThreadCall(
             loop, functools.partial(self.thread_handler, loop, sys.exc_info(), inner_calls, context.run, child)
         )
@@ -587,6 +593,7 @@ class SyncToAsync(Generic[P, R]):
             self._give_to_default_executor(call)
             return
         running = getattr(self.threadlocal.__dict__.get("task_context"), "promised_executor", None)
+        executor: Any = None
         for executor in self._executors(loop, inner_calls) if self._thread_sensitive else [self._executor]:
             if _routing.runs_on_this_thread(executor, running):
                 raise RuntimeError(
@@ -646,10 +653,10 @@ class SyncToAsync(Generic[P, R]):
         loop: asyncio.AbstractEventLoop,
         exc_info: ExcInfo,
         task_context: list[LoopCall],
-        func: Callable[..., R],
+        func: Callable[..., Any],
         *args: Any,
         **kwargs: Any,
-    ) -> R:
+    ) -> Any:
         """Run ``func(*args, **kwargs)`` on the chosen thread; subclasses may wrap this.
 
         Args:

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .cases import CASES
+
 TURN = 0.008  # seconds
 
 
@@ -27,7 +29,7 @@ class Process:
             [python, "-P", "-c", "import importlib.metadata as m; print(m.version('asgiref'))"],
             check=True, capture_output=True, text=True,
         ).stdout.strip()  # fmt: skip
-        script = Path(__file__).with_name("process.py")
+        script = Path(__file__).with_name("cases.py")
         self._process = subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, case: str, count: int) -> tuple[float, float]:
@@ -73,9 +75,6 @@ def measure(case: str, ours: Process, theirs: Process, seconds: float) -> dict[s
 
 
 def main() -> None:
-    sys.path.insert(0, str(Path(__file__).parent))
-    from cases import CASES
-
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--upstream", required=True, metavar="PYTHON", help="interpreter where upstream is installed")
     parser.add_argument("--only", metavar="TEXT", help="run only cases whose name contains this")

@@ -1,15 +1,23 @@
-"""What is measured: each case does its operation *n* times with whichever asgiref its process imports.
+"""What is measured, and the processes in which it is.
 
-An asynchronous case runs on a loop that the process keeps, a synchronous one on its main thread.
+Each case does its operation *n* times: an asynchronous one on a loop that the process
+keeps, a synchronous one on its main thread. Run as a script, so that ``asgiref`` is the
+one installed for its interpreter, this file does what its standard input says and prints
+how long it took.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
+import json
+import os
 import queue
+import resource
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -189,3 +197,27 @@ async def bare_hop(n: int) -> None:
         await future
     jobs.put(None)
     thread.join()
+
+
+def cpu_time() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def main() -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    with asyncio.Runner() as runner:
+        for line in sys.stdin:
+            name, count = json.loads(line)
+            case = CASES[name]
+            wall, cpu = time.perf_counter(), cpu_time()
+            if inspect.iscoroutinefunction(case):
+                runner.run(case(count))
+            else:
+                case(count)
+            print(json.dumps([time.perf_counter() - wall, cpu_time() - cpu]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

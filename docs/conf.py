@@ -4,7 +4,7 @@ import asgiref
 
 project = "asgiref"
 author = "The asgiref authors (independent implementation)"
-copyright = author
+copyright = author  # noqa: A001
 version = release = asgiref.__version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx.ext.napoleon"]

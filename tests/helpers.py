@@ -90,9 +90,7 @@ def no_garbage() -> Iterator[None]:
     assert [] == garbage
 
 
-def run_python(
-    code: str, *options: str, limit: float = LIMIT, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run *code* in a new interpreter, where it has to end by itself."""
     process = subprocess.Popen(
         [sys.executable, "-X", "faulthandler", *options, "-c", PRELUDE + code],
@@ -103,7 +101,7 @@ def run_python(
         text=True,
     )
     try:
-        stdout, stderr = process.communicate(timeout=limit)
+        stdout, stderr = process.communicate(timeout=LIMIT)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -59,7 +59,7 @@ def test_decorator_with_and_without_arguments() -> None:
 
 def test_result_looks_like_the_function() -> None:
     wrapped = async_to_sync(add)
-    assert ("add", "Add up.", add, add) == (wrapped.__name__, wrapped.__doc__, wrapped.__wrapped__, wrapped.awaitable)  # type: ignore[attr-defined]
+    assert ("add", "Add up.", add, add) == (wrapped.__name__, wrapped.__doc__, wrapped.__wrapped__, wrapped.awaitable)
     assert inspect.signature(add) == inspect.signature(wrapped)
     assert not sync.iscoroutinefunction(wrapped)
     assert not sync.iscoroutinefunction(async_to_sync(sync.markcoroutinefunction(lambda: add(1))))
@@ -106,7 +106,7 @@ def test_refuses_what_is_not_callable() -> None:
 
 
 async def test_refuses_to_block_a_running_loop() -> None:
-    with pytest.raises(RuntimeError, match="add.*await the function itself"):
+    with pytest.raises(RuntimeError, match=r"add.*await the function itself"):
         async_to_sync(add)(1)
 
 
@@ -356,7 +356,7 @@ async def test_task_cancelled_by_others_before_its_first_step_ends_the_call() ->
 
 
 def run_in_stopped_loop(then: Callable[[asyncio.AbstractEventLoop], None]) -> tuple[Thread, threading.Event]:
-    """Start a thread below sync_to_async on a loop that then stops; return the thread's future and what lets it go on."""
+    """Start a thread below sync_to_async on a loop that then stops; return who waits for it and what lets it go on."""
     loop = asyncio.new_event_loop()
     go_on, begun = threading.Event(), threading.Event()
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -378,7 +378,7 @@ def run_in_stopped_loop(then: Callable[[asyncio.AbstractEventLoop], None]) -> tu
     return Thread(results.get), go_on
 
 
-kept_tasks = []
+kept_tasks: list[asyncio.Task[Any]] = []
 
 
 def keep_task(task: asyncio.Task[Any]) -> None:
@@ -529,7 +529,7 @@ def test_task_factory_that_fails_fails_the_call() -> None:
 
 def test_task_factory_of_an_older_framework_needs_to_take_no_context() -> None:
     async def main() -> int:
-        asyncio.get_running_loop().set_task_factory(lambda loop, coroutine: asyncio.Task(coroutine, loop=loop))  # type: ignore[arg-type]
+        asyncio.get_running_loop().set_task_factory(lambda loop, coroutine: asyncio.Task(coroutine, loop=loop))
         return await sync_to_async(async_to_sync(add))(1)
 
     assert 1 == asyncio.run(main())

@@ -158,11 +158,12 @@ async def test_block_left_in_another_context_than_it_was_entered_in() -> None:
 
 
 async def test_failing_block_gives_its_thread_back() -> None:
+    ran_on = []
     with pytest.raises(LookupError):
         async with ThreadSensitiveContext():
-            ran_on = await look()
+            ran_on.append(await look())
             raise LookupError
-    assert ran_on in idle_workers()
+    assert ran_on[0] in idle_workers()
     assert SyncToAsync.thread_sensitive_context.get(None) is None
 
 
@@ -218,13 +219,14 @@ async def test_own_executor_takes_effect_in_another_block(own: concurrent.future
 
 
 def test_own_executor_takes_effect_below_async_to_sync(own: concurrent.futures.Executor) -> None:
-    async def main() -> list[Any]:
+    async def main() -> list[threading.Thread]:
+        threads = []
         with pytest.raises(LookupError):
             async with ThreadSensitiveContext(executor=own):
-                inside = await look()
-                nested = await sync_to_async(lambda: (thread(), async_to_sync(look)()))()
+                threads.append(await look())
+                threads.extend(await sync_to_async(lambda: (thread(), async_to_sync(look)()))())
                 raise LookupError
-        return [inside, *nested, await look()]
+        return [*threads, await look()]
 
     inside, outer, inner, after = async_to_sync(main)()
     assert inside.name.startswith("own")

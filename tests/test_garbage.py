@@ -162,6 +162,10 @@ def test_idle_workers_keep_nothing_of_a_user(thread_sensitive: bool) -> None:
     class Argument:
         pass
 
+    def use(argument: Argument) -> None: ...
+
+    async def use_async(argument: Argument) -> None: ...
+
     variable = contextvars.ContextVar[Argument]("variable")
     references = []
 
@@ -169,9 +173,9 @@ def test_idle_workers_keep_nothing_of_a_user(thread_sensitive: bool) -> None:
         argument = Argument()
         references.append(weakref.ref(argument))
         variable.set(argument)
-        await sync_to_async(id, thread_sensitive=thread_sensitive)(argument)
+        await sync_to_async(use, thread_sensitive=thread_sensitive)(argument)
         async with ThreadSensitiveContext():
-            await sync_to_async(async_to_sync(asyncio.sleep))(0, argument)
+            await sync_to_async(async_to_sync(use_async))(argument)
 
     asyncio.run(main())
     contextvars.Context().run(async_to_sync(main))

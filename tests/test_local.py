@@ -46,9 +46,8 @@ async def test_attributes_in_tasks(local: Local) -> None:
         del local.color
         return before, hasattr(local, "color")
 
-    assert [("red", False)] * 2 == await asyncio.gather(
-        asyncio.create_task(paint()), asyncio.create_task(paint())
-    )
+    for task in [asyncio.create_task(paint()) for _ in range(2)]:
+        assert ("red", False) == await task
     assert "red" == local.color
     assert not hasattr(local, "shape")
     for use in (lambda: local.shape, lambda: delattr(local, "shape")):

@@ -75,8 +75,9 @@ def test_public_surface() -> None:
 
 
 def test_version_satisfies_what_django_channels_and_daphne_ask_for() -> None:
-    assert re.fullmatch(r"3\.\d+\.\d+", asgiref.__version__)
-    assert tuple(map(int, asgiref.__version__.split("."))) >= (3, 12, 1)
+    version = re.fullmatch(r"3\.(\d+)\.(\d+)", asgiref.__version__)
+    assert version
+    assert (int(version[1]), int(version[2])) >= (12, 1)
 
 
 def test_package_is_typed() -> None:

@@ -61,7 +61,7 @@ async def test_thread_handler_gets_a_partial_whose_keywords_can_be_popped(monkey
         def method(self, number: int) -> int:
             return number
 
-    made_before = sync_to_async(sum)
+    made_before: Any = sync_to_async(sum)
     monkeypatch.setattr(SyncToAsync, "__call__", patched_call)
     monkeypatch.setattr(SyncToAsync, "thread_handler", patched_handler)
     assert 3 == await made_before([1, 2])
@@ -182,7 +182,7 @@ async def test_attributes_of_the_wrappers() -> None:
     one = SyncToAsync(thread, False, None, context)
     assert (thread, thread, False, None, context) == (
         one.func,
-        one.__wrapped__,  # type: ignore[attr-defined]
+        one.__wrapped__,
         one._thread_sensitive,
         one._executor,
         one.context,

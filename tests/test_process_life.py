@@ -360,7 +360,9 @@ loop.run_until_complete(main())
 @pytest.mark.parametrize("options", [["-X", "dev", "-W", "error"], ["-O"], []])
 def test_interpreter_options(options: list[str]) -> None:
     environment = {} if options else {"PYTHONASYNCIODEBUG": "1"}
-    assert ["1"] == output_of(BRIDGES.replace('simplefilter("ignore"', 'simplefilter("error"') + "print(both_ways())", *options, **environment)
+    assert ["1"] == output_of(
+        BRIDGES.replace('simplefilter("ignore"', 'simplefilter("error"') + "print(both_ways())", *options, **environment
+    )
 
 
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="the option is new in Python 3.14")

@@ -214,7 +214,7 @@ def test_loop_call_started_just_before_it_is_taken_back() -> None:
 
 
 def test_cancellation_from_another_thread_between_start_and_task() -> None:
-    """1. The loop claims the coroutine. 2. It is cancelled. 3. The loop makes the task. 4. The task is cancelled once."""
+    """1. The loop claims the coroutine. 2. It is cancelled. 3. The loop makes the task, which is cancelled once."""
     call, outcome, coroutine = make_loop_call()
 
     class Task:
@@ -264,9 +264,8 @@ def test_cancellation_on_a_closed_loop_is_none() -> None:
 
 async def test_cancellation_that_meets_the_result_ends_the_wait() -> None:
     """1. The result is delivered. 2. The caller is cancelled before it goes on: it ends, as asyncio's own waits do."""
-    begun, go_on = threading.Event(), threading.Event()
-    call = sync_to_async(lambda: (begun.set(), wait_for(go_on)))
-    task = asyncio.create_task(call())
+    go_on = threading.Event()
+    task = asyncio.create_task(sync_to_async(wait_for)(go_on))
     deliver = ThreadCall.deliver
 
     def deliver_and_cancel(self: ThreadCall[Any]) -> None:
@@ -365,9 +364,8 @@ def test_post_that_meets_the_shutdown_is_run_or_refused() -> None:
 def test_shutdown_waits_for_what_was_accepted() -> None:
     executor = WorkerExecutor()
     hold = threading.Event()
-    futures = [executor.submit(wait_for, hold), executor.submit(int)]
+    futures: list[Any] = [executor.submit(wait_for, hold), executor.submit(int)]
     waiting = Thread(executor.shutdown)
-    assert executor.submit is not None
     hold.set()
     waiting.get()
     assert [True, True] == [future.done() for future in futures]

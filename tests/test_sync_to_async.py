@@ -417,7 +417,7 @@ def test_loop_on_the_sensitive_thread_itself_is_refused_at_once() -> None:
         await sync_to_async(run_loop_here)()
 
     for start in (asyncio.run, lambda coroutine: coroutine.close() or async_to_sync(main)()):
-        with pytest.raises(RuntimeError, match="would deadlock.*thread .*event loop"):
+        with pytest.raises(RuntimeError, match=r"would deadlock.*thread .*event loop"):
             start(main())
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Any
 
 Message = dict[str, Any]
@@ -28,7 +29,8 @@ class ApplicationCommunicator:
 
     def _started(self) -> asyncio.Task[None]:
         if self._task is None:
-            self._task = asyncio.create_task(self._run())
+            # The application of a server has no part in the context of a test, nor in its async_to_sync call.
+            self._task = asyncio.create_task(self._run(), context=Context())
         return self._task
 
     async def _stop(self) -> None:

@@ -148,13 +148,15 @@ def run_tests(command: list[str], tests: Path, scratch: Path, log: Path, limit: 
 
 def parse(text: str, seconds: float) -> Outcome:
     failures: dict[str, str] = {}
-    for block in re.split(r"^={70}\n", text, flags=re.M)[1:]:
+    for block in re.split(r"^={70}\n", text, flags=re.MULTILINE)[1:]:
         if heading := re.match(r"(?:ERROR|FAIL): (\S+(?: \(\S+\))?)", block):
-            failures[heading[1]] = failures.get(heading[1], "") + re.split(r"^-{70}\nRan ", block, flags=re.M)[0]
-    for name in re.findall(r"^UNEXPECTED SUCCESS: (\S+ \(\S+\))", text, re.M):
+            failures[heading[1]] = (
+                failures.get(heading[1], "") + re.split(r"^-{70}\nRan ", block, flags=re.MULTILINE)[0]
+            )
+    for name in re.findall(r"^UNEXPECTED SUCCESS: (\S+ \(\S+\))", text, re.MULTILINE):
         failures[name] = "unexpected success\n"
-    skips = Counter(re.findall(r"^(\S+ \(\S+\))(?:\n.*)? \.\.\. skipped ", text, re.M))
-    closing = re.search(r"^Ran (\d+) tests? in .*\n\n((?:OK|FAILED|NO TESTS RAN).*)", text, re.M)
+    skips = Counter(re.findall(r"^(\S+ \(\S+\))(?:\n.*)? \.\.\. skipped ", text, re.MULTILINE))
+    closing = re.search(r"^Ran (\d+) tests? in .*\n\n((?:OK|FAILED|NO TESTS RAN).*)", text, re.MULTILINE)
     if not closing:
         return Outcome("did not finish", seconds, 0, 0, skips, failures)
     skipped = re.search(r"\bskipped=(\d+)", closing[2])
