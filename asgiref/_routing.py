@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from ._jobs import JobExecutor
 from .current_thread_executor import CurrentThreadExecutor
 
-__all__ = ["runs_on_this_thread", "thread_sensitive_executors"]
+__all__ = ["has_no_other_thread", "thread_sensitive_executors"]
 
 
 def thread_sensitive_executors(
@@ -39,17 +38,10 @@ def thread_sensitive_executors(
     return executors
 
 
-def runs_on_this_thread(executor: Any, of_running_job: Any) -> bool:
-    """Tell whether *executor* has no thread but this one, so that waiting for it here would never end.
+def has_no_other_thread(executor: Any) -> bool:
+    """Tell whether this thread is the only one of *executor*, so that waiting for it here would never end.
 
-    Args:
-        of_running_job: The executor of a ``ThreadSensitiveContext`` that gave this thread
-            the job it is running, or None. Such an executor is known to have one thread,
-            but need not show it.
+    Where an executor does not show its threads as a ``ThreadPoolExecutor`` does, the answer is no.
     """
-    if isinstance(executor, JobExecutor):
-        return executor.belongs_to_this_thread
-    if executor is of_running_job:
-        return executor is not None
     one_worker = getattr(executor, "_max_workers", None) == 1
     return one_worker and threading.current_thread() in getattr(executor, "_threads", ())

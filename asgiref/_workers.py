@@ -55,7 +55,7 @@ def _start_afresh() -> None:
 class _Worker:
     """A thread and the queue of its jobs, each with the executor that leases the worker; None ends the lease."""
 
-    __slots__ = ("idle_since", "jobs", "leased", "thread")
+    __slots__ = ("ident", "idle_since", "jobs", "leased", "thread")
 
     def __init__(self) -> None:
         self.jobs: queue.SimpleQueue[tuple[WorkerExecutor, Job] | None] = queue.SimpleQueue()
@@ -64,6 +64,7 @@ class _Worker:
         self.thread = threading.Thread(target=self._work, name="asgiref worker", daemon=True)
         # Where threads inherit contexts, this one must not keep its first caller's.
         contextvars.Context().run(self.thread.start)
+        self.ident = self.thread.ident
 
     def _work(self) -> None:
         generation = current_generation()
@@ -129,7 +130,7 @@ class WorkerExecutor(JobExecutor):
         worker = self._worker
         return (
             worker is not None
-            and worker.thread.ident == threading.get_ident()
+            and worker.ident == threading.get_ident()
             and self._generation is current_generation()
         )
 

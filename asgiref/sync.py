@@ -592,40 +592,49 @@ class SyncToAsync(Generic[P, R]):
         if not self._thread_sensitive and self._executor is None:
             self._give_to_default_executor(call)
             return
-        running = getattr(self.threadlocal.__dict__.get("task_context"), "promised_executor", None)
         executor: Any = None
         for executor in self._executors(loop, inner_calls) if self._thread_sensitive else [self._executor]:
-            if _routing.runs_on_this_thread(executor, running):
-                raise RuntimeError(
-                    f"{_name_of(self.func)} would deadlock: it has to run on thread "
-                    f"{threading.current_thread().name!r}, but the event loop that awaits it, {loop!r}, runs on that "
-                    "very thread; start that loop through async_to_sync, or call the function directly"
-                )
-            if not isinstance(executor, JobExecutor):
+            if isinstance(executor, JobExecutor):
+                if executor.belongs_to_this_thread:
+                    raise self._deadlock(loop)
+                if executor.post(call):
+                    return
+            else:
+                if executor is self._executor_that_runs_this() or _routing.has_no_other_thread(executor):
+                    raise self._deadlock(loop)
                 call.submit_to(executor)
-                return
-            if executor.post(call):
                 return
         raise RuntimeError(f"{_name_of(self.func)} cannot run: {executor!r} has been shut down")
 
     def _executors(self, loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls) -> list[Any]:
         """Return the executors that may run thread-sensitive code called here, best first."""
         context = self.thread_sensitive_context.get(None)
-        of_context = None
-        if context is not None:
-            if not _has_ended(context):
-                of_context = self.context_to_thread_executor.get(context)
-                if of_context is None:
-                    of_context = self.context_to_thread_executor.setdefault(context, _workers.WorkerExecutor())
-            elif context._executor is not None:
-                of_context = _ENDED_CONTEXT
-            if isinstance(context, ThreadSensitiveContext):
-                inner_calls.promised_executor = context._executor
         return _routing.thread_sensitive_executors(
             local.peek(AsyncToSync.executors, "current"),
-            of_context,
+            None if context is None else self._executor_of(context, inner_calls),
             AsyncToSync.loop_thread_executors.get(loop),
             self.single_thread_executor,
+        )
+
+    def _executor_of(self, context: Any, inner_calls: _InnerCalls) -> Executor | None:
+        if isinstance(context, ThreadSensitiveContext):
+            if context._ended:
+                return None if context._executor is None else _ENDED_CONTEXT
+            inner_calls.promised_executor = context._executor
+        executor = self.context_to_thread_executor.get(context)
+        if executor is None:
+            executor = self.context_to_thread_executor.setdefault(context, _workers.WorkerExecutor())
+        return executor
+
+    def _executor_that_runs_this(self) -> Executor | None:
+        """Return the executor, promised to have one thread, that gave this thread the job it runs, if there is one."""
+        return getattr(self.threadlocal.__dict__.get("task_context"), "promised_executor", None)
+
+    def _deadlock(self, loop: asyncio.AbstractEventLoop) -> RuntimeError:
+        return RuntimeError(
+            f"{_name_of(self.func)} would deadlock: it has to run on thread {threading.current_thread().name!r}, but "
+            f"the event loop that awaits it, {loop!r}, runs on that very thread; start that loop through "
+            "async_to_sync, or call the function directly"
         )
 
     def _give_to_default_executor(self, call: ThreadCall[R]) -> None:

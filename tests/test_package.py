@@ -25,7 +25,7 @@ ALLOWED = {
     "_carry": {"local"},
     "_jobs": {"_forks", "local"},
     "current_thread_executor": {"_forks", "_jobs"},
-    "_routing": {"_jobs", "current_thread_executor"},
+    "_routing": {"current_thread_executor"},
     "_workers": {"_forks", "_jobs"},
     "_loops": {"_forks", "_jobs", "_workers", "current_thread_executor"},
     "sync": {"_carry", "_jobs", "_loops", "_routing", "_workers", "current_thread_executor", "local"},

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
-import threading
 from typing import Any
 
 import pytest
 
-from asgiref._routing import runs_on_this_thread, thread_sensitive_executors
+from asgiref._jobs import JobExecutor
+from asgiref._routing import has_no_other_thread, thread_sensitive_executors
 from asgiref._workers import WorkerExecutor
 from asgiref.current_thread_executor import CurrentThreadExecutor
 
-from .helpers import Thread
+from .helpers import LIMIT, Thread
 
 
 def finished_mailbox(outer: CurrentThreadExecutor | None = None) -> CurrentThreadExecutor:
@@ -47,19 +47,22 @@ def test_order_of_executors(facts: tuple[Any, Any, Any], expected: list[Any]) ->
 
 def test_this_thread_is_the_only_one() -> None:
     """Only where that is certain: a false alarm would break what works."""
-    submit_only = object()
-    assert runs_on_this_thread(CurrentThreadExecutor(None), None)
-    assert not Thread(runs_on_this_thread, CurrentThreadExecutor(None), None).get()
-    assert runs_on_this_thread(submit_only, submit_only)
-    assert not runs_on_this_thread(submit_only, None)
+    assert not has_no_other_thread(object())
     for count in (1, 2):
         with concurrent.futures.ThreadPoolExecutor(count) as pool:
-            pool.submit(int).result(30)  # a pool may run its first job before it lists the thread
-            assert (count == 1) is pool.submit(runs_on_this_thread, pool, None).result(30)
-            assert not runs_on_this_thread(pool, None)
-    worker = WorkerExecutor()
-    assert worker.submit(runs_on_this_thread, worker, None).result(30)
-    assert not runs_on_this_thread(worker, None)
-    assert not worker.submit(runs_on_this_thread, WorkerExecutor(), None).result(30)
+            pool.submit(int).result(LIMIT)  # a pool may run its first job before it lists the thread
+            assert (count == 1) is pool.submit(has_no_other_thread, pool).result(LIMIT)
+            assert not has_no_other_thread(pool)
+
+
+def test_executors_of_the_package_know_their_thread() -> None:
+    def mine(executor: JobExecutor) -> bool:
+        return executor.belongs_to_this_thread
+
+    mailbox, worker = CurrentThreadExecutor(None), WorkerExecutor()
+    assert mine(mailbox)
+    assert not Thread(mine, mailbox).get()
+    assert worker.submit(mine, worker).result(LIMIT)
+    assert not worker.submit(mine, WorkerExecutor()).result(LIMIT)
+    assert not mine(worker)
     worker.shutdown()
-    assert threading.current_thread().is_alive()
