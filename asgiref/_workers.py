@@ -128,11 +128,7 @@ class WorkerExecutor(JobExecutor):
     @property
     def belongs_to_this_thread(self) -> bool:  # type: ignore[override]
         worker = self._worker
-        return (
-            worker is not None
-            and worker.ident == threading.get_ident()
-            and self._generation is current_generation()
-        )
+        return worker is not None and worker.ident == threading.get_ident() and self._generation is current_generation()
 
     def post(self, job: Job) -> bool:
         global _running_jobs

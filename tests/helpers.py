@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import asgiref
 from asgiref import _workers
 from asgiref._jobs import JobExecutor
 from asgiref.sync import SyncToAsync
@@ -94,7 +95,7 @@ def run_python(code: str, *options: str, **environment: str) -> subprocess.Compl
     """Run *code* in a new interpreter, where it has to end by itself."""
     process = subprocess.Popen(
         [sys.executable, "-X", "faulthandler", *options, "-c", PRELUDE + code],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": str(Path(asgiref.__file__).parent.parent), **environment},
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,  # so that a hanging grandchild can be found
