@@ -28,11 +28,11 @@ class FreshLoop:
         self, call: LoopCall, outcome: AwaitedOutcome[Any], mailbox: CurrentThreadExecutor, mailboxes: Mailboxes
     ) -> None:
         self._call, self._outcome, self._mailbox, self._mailboxes = call, outcome, mailbox, mailboxes
-        outcome.thread_goes_on = None  # until report()
 
     def run(self) -> None:
         if self._mailbox.belongs_to_this_thread:
             self._mailbox.run_in_place = _workers.run_in_place
+        self._outcome.thread_goes_on = None  # before the loop has ended, in report()
         loop = None
         try:
             with asyncio.Runner() as runner:
@@ -78,11 +78,14 @@ class KeptLoop:
         """Return a loop that runs, or None where Python starts no thread any more."""
         kept = cls(mailboxes)
         executor = _workers.WorkerExecutor(background=True)
-        if not executor.post(kept):
-            kept.loop.close()
-            return None
+        accepted = False
+        try:
+            accepted = executor.post(kept)
+        finally:
+            if not accepted:
+                kept.loop.close()
         executor.shutdown(wait=False)
-        return kept
+        return kept if accepted else None
 
     @property
     def usable(self) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +17,7 @@ import pytest
 from asgiref import _jobs, _workers
 from asgiref._jobs import AwaitedOutcome, LoopCall, ThreadCall
 from asgiref._workers import WorkerExecutor
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import AsyncSingleThreadContext, ThreadSensitiveContext, async_to_sync, sync_to_async
 
 from .helpers import LIMIT, Thread, finished, idle_workers, wait_for
 
@@ -180,8 +183,6 @@ def test_thread_call_is_run_or_taken_back_never_both() -> None:
 
 
 def make_loop_call() -> tuple[LoopCall, AwaitedOutcome[None], Any]:
-    import contextvars
-
     async def coroutine() -> None: ...
 
     outcome: AwaitedOutcome[None] = AwaitedOutcome(lambda: None)
@@ -376,13 +377,36 @@ def test_shutdown_on_the_worker_itself_does_not_wait() -> None:
     assert executor.submit(executor.shutdown).result(LIMIT) is None
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_system_without_threads_to_spare_fails_the_call(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of starting a thread comes out; nothing hangs, and the next call works."""
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def number() -> int:
+        return 1
+
+    async def main() -> int:
+        async with ThreadSensitiveContext():
+            return await sync_to_async(int)(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_workers, "_idle", [])
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            asyncio.run(main())
+        refused = pytest.raises(RuntimeError, match="can't start new thread")
+        with AsyncSingleThreadContext() if kept else contextlib.nullcontext(), refused:
+            async_to_sync(number)()
+    assert 1 == async_to_sync(main)() == async_to_sync(number)() == asyncio.run(main())
+
+
 # Stress:
 
 
 @pytest.mark.slow
 def test_everything_at_once_with_the_shortest_switch_interval() -> None:
-    import sys
-
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     barrier = threading.Barrier(6)
@@ -391,8 +415,6 @@ def test_everything_at_once_with_the_shortest_switch_interval() -> None:
         return await sync_to_async(int)(number)
 
     async def request(number: int) -> int:
-        from asgiref.sync import ThreadSensitiveContext
-
         async with ThreadSensitiveContext():
             one = asyncio.create_task(sync_to_async(async_to_sync(leaf))(number))
             two = asyncio.create_task(sync_to_async(time.sleep)(0.001))
