@@ -70,8 +70,6 @@ def _is_async(function: Any) -> bool:
         return True
     # A class has the __call__ of its instances as an attribute, but calling the class is another matter.
     call = type(function).__call__ if isinstance(function, type) else getattr(function, "__call__", None)  # noqa: B004
-    while isinstance(call, functools.partial):
-        call = call.func
     return iscoroutinefunction(call)
 
 

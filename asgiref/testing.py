@@ -119,8 +119,8 @@ class ApplicationCommunicator:
             message: The event, a dict with a ``type``.
 
         Raises:
-            BaseException: what the application has raised.
-            asyncio.CancelledError: if the application was cancelled; the text tells by whom.
+            BaseException: what the application has raised; if it was cancelled, a
+                ``CancelledError`` whose text tells by whom.
         """
         __traceback_hide__ = True
         self._start()
@@ -150,8 +150,8 @@ class ApplicationCommunicator:
 
         Raises:
             BaseException: what the application has raised; at once, when it does, but also
-                what it raises when it is cancelled at the timeout.
-            asyncio.CancelledError: if the application was cancelled before.
+                what it raises when it is cancelled at the timeout. If it was cancelled before,
+                a ``CancelledError`` whose text tells by whom.
             TimeoutError: if nothing was sent in time; the text tells what became of the
                 application.
         """
@@ -182,8 +182,8 @@ class ApplicationCommunicator:
             False as soon as there is a message to receive, True if there is none at the end.
 
         Raises:
-            BaseException: what the application has raised, at once, when it does.
-            asyncio.CancelledError: if the application was cancelled; the text tells by whom.
+            BaseException: what the application has raised, at once, when it does; if it was
+                cancelled, a ``CancelledError`` whose text tells by whom.
         """
         __traceback_hide__ = True
         self._start()
@@ -231,9 +231,8 @@ class ApplicationCommunicator:
             exceptions: Whether to raise anything at all.
 
         Raises:
-            BaseException: what the application has raised.
-            asyncio.CancelledError: if the application was cancelled in another way than by
-                this method; the text tells by whom.
+            BaseException: what the application has raised; if it was cancelled in another way
+                than by this method, a ``CancelledError`` whose text tells by whom.
         """
         __traceback_hide__ = True
         task = self._task

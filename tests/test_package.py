@@ -28,6 +28,8 @@ ALLOWED = {
     "_routing": {"current_thread_executor"},
     "_workers": {"_forks", "_jobs"},
     "_loops": {"_forks", "_jobs", "_workers", "current_thread_executor"},
+    "compatibility": {"sync"},
+    "testing": {"compatibility"},
     "sync": {"_carry", "_jobs", "_loops", "_routing", "_workers", "current_thread_executor", "local"},
 }
 
@@ -58,8 +60,10 @@ def test_public_names_exist_and_are_documented(module: str) -> None:
 
 
 def test_public_surface() -> None:
-    from asgiref import current_thread_executor, local, sync
+    from asgiref import compatibility, current_thread_executor, local, sync, testing
 
+    assert ["double_to_single_callable", "guarantee_single_callable", "is_double_callable"] == compatibility.__all__
+    assert ["ApplicationCommunicator"] == testing.__all__
     assert ["CurrentThreadExecutor"] == current_thread_executor.__all__
     assert ["Local"] == local.__all__
     assert [
@@ -92,7 +96,7 @@ print(threading.active_count(), [name for name in sys.modules if name.startswith
     assert ["2 []"] == output_of(code) or ["1 []"] == output_of(code)
 
 
-@pytest.mark.parametrize("module", ["sync", "local", "current_thread_executor"])
+@pytest.mark.parametrize("module", ["sync", "local", "current_thread_executor", "testing", "compatibility"])
 def test_examples_in_docstrings(module: str) -> None:
     import doctest
 

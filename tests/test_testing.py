@@ -165,9 +165,16 @@ async def test_starts_at_the_first_use_and_once() -> None:
     ids=["send_input", "receive_output", "receive_nothing", "wait", "future"],
 )
 async def test_each_of_these_starts_it(use: Callable[[ApplicationCommunicator], Awaitable[Any]]) -> None:
-    communicator = ApplicationCommunicator(send_a, {})
-    await use(communicator)
-    assert "result" == await communicator.future
+    starts = []
+
+    async def application(scope: Any, receive: Receive, send: Send) -> None:
+        starts.append(scope)
+        await send(A)
+
+    await use(communicator := ApplicationCommunicator(application, "scope"))
+    await asyncio.sleep(0)
+    assert ["scope"] == starts
+    communicator.stop()
 
 
 async def test_subclasses_may_set_the_scope_first() -> None:
@@ -268,7 +275,12 @@ async def test_crash_is_raised_from_each_later_call() -> None:
     await communicator.send_input(A)
     lengths = set()
     for _ in range(3):
-        for call in [communicator.wait, communicator.receive_output, communicator.receive_nothing]:
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            communicator.wait,
+            communicator.receive_output,
+            communicator.receive_nothing,
+        ]
+        for call in calls:
             with pytest.raises(LookupError, match="crash"):
                 await call()
         with pytest.raises(LookupError, match="crash"):
@@ -304,7 +316,8 @@ async def test_later_calls_tell_which_timeout_cancelled_the_application(guilty: 
         await getattr(communicator, guilty)(MISSED)
     text = rf"{guilty}\(\) found .* 0.001 s"
     for _ in range(2):
-        for call in [communicator.receive_output, communicator.receive_nothing]:
+        calls: list[Callable[[], Awaitable[Any]]] = [communicator.receive_output, communicator.receive_nothing]
+        for call in calls:
             with pytest.raises(asyncio.CancelledError, match=text):
                 await call()
         with pytest.raises(asyncio.CancelledError, match=text):
