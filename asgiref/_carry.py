@@ -50,9 +50,9 @@ def _merged(before: Mapping[Any, Any], after: Mapping[Any, Any], now: Mapping[An
     """Apply to the attributes *now* what makes *after* of *before*."""
     attributes = {name: value for name, value in now.items() if name in after or name not in before}
     for name, value in after.items():
-        if before.get(name, _MISSING) is not value and not local.is_out_of_reach(name):
+        if before.get(name, _MISSING) is not value:
             attributes[name] = value
-    return attributes
+    return {name: value for name, value in attributes.items() if not local.is_out_of_reach(name)}
 
 
 class ExceptionMarks:

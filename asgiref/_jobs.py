@@ -12,7 +12,9 @@ leads to: that would be a reference cycle for each failing call.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import sys
 import threading
 import weakref
 from collections import deque
@@ -73,12 +75,16 @@ class _SubmittedCall:
         if not self.future.set_running_or_notify_cancel():
             return
         try:
-            result = self._fn(*self._args, **self._kwargs)
-        except BaseException as error:
-            self.future.set_exception(error)
-            del self  # else the exception's traceback leads back to the future that holds it
-        else:
-            self.future.set_result(result)
+            try:
+                result = self._fn(*self._args, **self._kwargs)
+            except BaseException as error:
+                self.future.set_exception(error)
+                del self  # else the exception's traceback leads back to the future that holds it
+            else:
+                self.future.set_result(result)
+        except BaseException:
+            # Of a callback of the future; the thread serves others too, and must live on.
+            threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
 
     def report(self) -> None:
         pass
@@ -128,19 +134,22 @@ class AwaitedOutcome(Outcome[R]):
 
     def set_result(self, result: R) -> None:
         super().set_result(result)
-        if self.thread_goes_on is not None:
-            self.thread_goes_on()
+        self._let_thread_go_on()
 
     def set_exception(self, error: BaseException) -> None:
         super().set_exception(error)
-        if self.thread_goes_on is not None:
-            self.thread_goes_on()
+        self._let_thread_go_on()
+
+    def _let_thread_go_on(self) -> None:
+        thread_goes_on = self.thread_goes_on  # read once: another thread may set it to None
+        if thread_goes_on is not None:
+            thread_goes_on()
 
 
 class ThreadCall(Outcome[R]):
     """One ``sync_to_async`` call, on its way from a loop to a thread and back."""
 
-    _delivered = _reported = False
+    _delivered = False
     _submitted: Future[R] | asyncio.Future[R] | None = None
     _waiter: asyncio.Future[None] | None = None
 
@@ -164,17 +173,15 @@ class ThreadCall(Outcome[R]):
         except BaseException as error:
             self.set_exception(error)
 
-    def report(self) -> None:
-        if self.settled and not self._reported:
-            self._reported = True
-            # After a fork, the loop and whoever waits in it are the parent's.
-            if self._generation is current_generation():
-                _results_for(self._loop).put(self._loop, self)
+    def report(self, *, after_interrupt: bool = False) -> None:
+        # After a fork, the loop and whoever waits in it are the parent's.
+        if self.settled and self._generation is current_generation():
+            _results_for(self._loop).put(self._loop, self, surely=after_interrupt)
 
     def abandon(self, error: BaseException) -> None:
         if not self.settled:
             self.set_exception(error)
-        self.report()
+        self.report(after_interrupt=True)
 
     def submit_to(self, executor: Any) -> None:
         """Have a foreign *executor* run the call; it needs no more than ``submit(fn)``."""
@@ -211,8 +218,9 @@ class ThreadCall(Outcome[R]):
     def _take_back(self) -> None:
         """Keep the call from running, if it has not begun."""
         self._call.clear()
-        if self._submitted is not None:
-            self._submitted.cancel()
+        submitted = self._submitted  # read once: the thread that ends the call sets it to None
+        if submitted is not None:
+            submitted.cancel()
 
     async def wait(self, inner_calls: list[LoopCall]) -> None:
         """Wait for the outcome.
@@ -288,17 +296,20 @@ class LoopCall:
 
     def cancel(self) -> bool:
         """Cancel the coroutine, begun or not; return False where there is nothing left to cancel."""
-        if self._outcome.settled or self._taken_back:
-            return False
-        if self.take_back():
-            self._outcome.set_exception(asyncio.CancelledError())
-            return True
-        assert self._loop is not None
-        if asyncio._get_running_loop() is self._loop:
+        with self._lock:
+            if self._outcome.settled or self._taken_back:
+                return False
+            loop = self._loop
+            if loop is None:
+                # Both under the lock: who finds the call taken back must know its outcome.
+                self._taken_back = True
+                self._outcome.set_exception(asyncio.CancelledError())
+                return True
+        if asyncio._get_running_loop() is loop:
             return self._cancel_task()
         try:
             # Behind the callback that starts the task, so never ahead of the task's existence.
-            self._loop.call_soon_threadsafe(self._cancel_task, context=contextvars.Context())
+            loop.call_soon_threadsafe(self._cancel_task, context=contextvars.Context())
         except RuntimeError:  # the loop is closed
             return False
         return True
@@ -312,28 +323,43 @@ class _Results:
 
     The lock is held from the decision to wake the loop until the loop begins to empty the
     queue. Who finds it held has put a result there before, and so in time.
+
+    The queue refers to the calls weakly. Whoever waits for one keeps it, and where nobody
+    does, a loop that was closed before it could empty the queue must not be kept by it.
     """
 
     def __init__(self) -> None:
-        self._calls: deque[ThreadCall[Any]] = deque()
+        self._calls: deque[weakref.ref[ThreadCall[Any]]] = deque()
         self._waking = threading.Lock()
 
-    def put(self, loop: asyncio.AbstractEventLoop, call: ThreadCall[Any]) -> None:
-        self._calls.append(call)
-        if self._waking.acquire(blocking=False):
+    def put(self, loop: asyncio.AbstractEventLoop, call: ThreadCall[Any], *, surely: bool = False) -> None:
+        """Deliver *call* on *loop*, soon.
+
+        Args:
+            surely: Wake the loop in any case: an exception raised by a signal may have come
+                between the decision to do that and the deed.
+        """
+        self._calls.append(weakref.ref(call))
+        if self._waking.acquire(blocking=False) or surely:
             try:
                 # An empty context keeps nothing of a user's alive; one for all would be
                 # entered by two loops at once.
                 loop.call_soon_threadsafe(self._deliver, context=contextvars.Context())
             except RuntimeError:  # the loop is closed, and whoever waited in it is gone
                 self._calls.clear()
-                self._waking.release()
+                self._release()
+
+    def _release(self) -> None:
+        with contextlib.suppress(RuntimeError):  # not held, after an interrupt
+            self._waking.release()
 
     def _deliver(self) -> None:
-        self._waking.release()
+        self._release()
         calls = self._calls
         while calls:
-            calls.popleft().deliver()
+            call = calls.popleft()()
+            if call is not None:
+                call.deliver()
 
 
 # The results under way to each loop. Entries end with their loop, and all of them at a fork.

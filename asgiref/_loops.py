@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from . import _workers
-from ._forks import current_generation
+from ._forks import after_fork_in_child, current_generation
 from ._jobs import AwaitedOutcome, LoopCall, Outcome
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class FreshLoop:
     def run(self) -> None:
         if self._mailbox.belongs_to_this_thread:
             self._mailbox.run_in_place = _workers.run_in_place
-        self._outcome.thread_goes_on = None  # before the loop has ended, in report()
+        self._outcome.thread_goes_on = None  # not before the loop has ended, in report()
         loop = None
         try:
             with asyncio.Runner() as runner:
@@ -50,14 +50,25 @@ class FreshLoop:
         finally:
             if loop is not None:
                 self._mailboxes.pop(loop, None)
+            # What a finalizer of the user's does has to happen before the worker is idle.
+            del self._call, self._outcome
 
     def report(self) -> None:
         self._mailbox.stop()
 
     def abandon(self, error: BaseException) -> None:
-        if not self._outcome.settled:
-            self._outcome.set_exception(error)
         self.report()
+
+
+# Guards what concerns kept loops: starting one, giving it work, closing it. Reentrant, because
+# a signal handler may bridge on a thread that holds it; a forked child gets a new one.
+lock = threading.RLock()
+
+
+@after_fork_in_child
+def _renew_lock() -> None:
+    global lock
+    lock = threading.RLock()
 
 
 class KeptLoop:
@@ -67,8 +78,7 @@ class KeptLoop:
         self.loop = asyncio.new_event_loop()
         self._mailboxes = mailboxes
         self._blocked: list[CurrentThreadExecutor] = []
-        self._lock = threading.Lock()
-        self._closing = False
+        self._closing = self._ended = False
         self._generation = current_generation()
         self._end: Outcome[None] = Outcome()
         self._waits_for_end: CurrentThreadExecutor | None = None
@@ -93,39 +103,39 @@ class KeptLoop:
 
     def post(self, call: LoopCall, mailbox: CurrentThreadExecutor) -> bool:
         """Have the loop start *call*, whose thread serves *mailbox*; return False where the loop is closing."""
-        if not self.usable:
-            return False
-        with self._lock:
-            if self._closing:
+        with lock:
+            if not self.usable:
                 return False
             self._enter(mailbox)
-            # Ahead of the callback that stops the loop, so whatever was accepted is started.
+            # Ahead of the callback that ends the loop, so whatever was accepted is started.
             self.loop.call_soon_threadsafe(call.start, self.loop, context=contextvars.Context())
         return True
-
-    def leave(self, mailbox: CurrentThreadExecutor) -> None:
-        """Note that the thread of *mailbox* is no longer blocked."""
-        if self._generation is not current_generation():
-            return
-        with self._lock:
-            self._blocked.remove(mailbox)
-            if self._blocked:
-                self._mailboxes[self.loop] = self._blocked[-1]
-            else:
-                self._mailboxes.pop(self.loop, None)
 
     def _enter(self, mailbox: CurrentThreadExecutor) -> None:
         self._blocked.append(mailbox)
         self._mailboxes[self.loop] = mailbox
 
+    def leave(self, mailbox: CurrentThreadExecutor) -> None:
+        """Note that the thread of *mailbox* is no longer blocked."""
+        with lock:
+            self._blocked.remove(mailbox)
+            if self._blocked and not self._end.settled:
+                self._mailboxes[self.loop] = self._blocked[-1]
+            else:
+                self._mailboxes.pop(self.loop, None)
+
     def close(self, mailbox: CurrentThreadExecutor | None) -> None:
         """Cancel what still runs and end the loop; stop *mailbox* when that is done."""
-        with self._lock:
+        with lock:
             self._closing = True
             self._waits_for_end = mailbox
             if mailbox is not None:
                 self._enter(mailbox)
-        self.loop.call_soon_threadsafe(self.loop.stop, context=contextvars.Context())
+        self.loop.call_soon_threadsafe(self._end_loop, context=contextvars.Context())
+
+    def _end_loop(self) -> None:
+        self._ended = True
+        self.loop.stop()
 
     # As a job, on the worker:
 
@@ -133,22 +143,23 @@ class KeptLoop:
         try:
             with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
                 loop = runner.get_loop()
-                while not self._closing:
+                while not self._ended:
                     # Neither a SystemExit of one task nor a stray stop() ends the others' loop.
                     with contextlib.suppress(KeyboardInterrupt, SystemExit):
                         loop.run_forever()
         except BaseException as error:  # of ending the loop: what asyncio.run would raise
+            self._closing = True
             self._end.set_exception(error)
         else:
             self._end.set_result(None)
-        self._mailboxes.pop(self.loop, None)
+        with lock:
+            self._mailboxes.pop(self.loop, None)
 
     def report(self) -> None:
         if self._waits_for_end is not None:
             self._waits_for_end.stop()
 
     def abandon(self, error: BaseException) -> None:
-        self._end.set_exception(error)
         self.report()
 
     def raise_if_it_ended_badly(self) -> None:

@@ -31,9 +31,10 @@ __all__ = ["WorkerExecutor", "is_suspended_here", "run_in_place"]
 # Seconds for which an idle worker stays. A guess: longer than the pauses of a site with little traffic.
 IDLE_TIME = 10.0
 
-# Guards the pool and every executor's lease; held for a few instructions only, and never
-# while code of others runs. A forked child gets a new one, an empty pool and no jobs.
-_lock = threading.Lock()
+# Guards the pool and every executor's lease. Reentrant, because a signal handler, or a
+# finalizer that the garbage collector calls, may bridge on a thread that holds it. A
+# forked child gets a new one, an empty pool and no jobs.
+_lock = threading.RLock()
 _idle: list[_Worker] = []
 _running_jobs = 0
 _somebody_waits = 0
@@ -46,7 +47,7 @@ _here = threading.local()
 @after_fork_in_child
 def _start_afresh() -> None:
     global _idle, _job_done, _lock, _running_jobs, _somebody_waits
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _job_done = threading.Condition(_lock)
     _idle = []
     _running_jobs = _somebody_waits = 0
@@ -59,8 +60,8 @@ class _Worker:
 
     def __init__(self) -> None:
         self.jobs: queue.SimpleQueue[tuple[WorkerExecutor, Job] | None] = queue.SimpleQueue()
-        self.leased = True
-        self.idle_since = 0.0
+        self.leased = False
+        self.idle_since = time.monotonic()
         self.thread = threading.Thread(target=self._work, name="asgiref worker", daemon=True)
         # Where threads inherit contexts, this one must not keep its first caller's.
         contextvars.Context().run(self.thread.start)
@@ -97,7 +98,8 @@ class _Worker:
         with _lock:
             if self.leased or time.monotonic() < self.idle_since + IDLE_TIME:
                 return False
-            _idle.remove(self)
+            if self in _idle:  # not if a signal's exception came between its start and its lease
+                _idle.remove(self)
             return True
 
 
@@ -139,7 +141,10 @@ class WorkerExecutor(JobExecutor):
                 self._forget_parents_worker()
             worker = self._worker
             if worker is None:
-                worker = self._worker = _lease()
+                worker = _find_worker()
+                if worker is not None:
+                    worker.leased = True
+                    self._worker = worker
             if worker is not None:
                 self._unfinished += 1
                 if not self._background:
@@ -204,12 +209,12 @@ class WorkerExecutor(JobExecutor):
             self._worker.jobs.put(None)
 
 
-def _lease() -> _Worker | None:
+def _find_worker() -> _Worker | None:
     """Return an idle worker or a new one, or None where Python starts no thread any more; the lock is held."""
-    if _idle:
-        worker = _idle.pop()
-        worker.leased = True
-        return worker
+    for index in reversed(range(len(_idle))):
+        # A finalizer may bridge on a worker that is back in the pool and drops its last job.
+        if _idle[index].ident != threading.get_ident():
+            return _idle.pop(index)
     try:
         return _Worker()
     except RuntimeError as error:

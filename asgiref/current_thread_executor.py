@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["CurrentThreadExecutor"]
 
 # How long, in seconds, a thread waits for a job before it looks whether the loop that it
-# depends on still runs: at first, and at most. A guess: soon enough for a person who
-# stopped the loop, rare enough for a thousand threads that wait for minutes.
+# depends on still runs, and the process is still the same (a signal handler may have
+# forked): at first, and at most. A guess: soon enough for a person who stopped the loop,
+# rare enough for a thousand threads that wait for minutes.
 FIRST_CHECK, LAST_CHECK = 0.05, 1.0
 
 
@@ -132,7 +133,7 @@ class CurrentThreadExecutor(JobExecutor):
 
     def serve(self, check: Callable[[], bool] | None = None) -> None:
         """Run jobs until ``stop`` is called, or until *check*, asked now and then, says that it never will be."""
-        pause = None if check is None else FIRST_CHECK
+        pause = FIRST_CHECK
         while not self._stopped:
             if self._generation is not current_generation():
                 raise RuntimeError(
@@ -145,9 +146,7 @@ class CurrentThreadExecutor(JobExecutor):
             try:
                 self._wake_ups.get(timeout=pause)
             except queue.Empty:
-                assert check is not None
-                assert pause is not None
-                if check():
+                if check is not None and check():
                     return
                 pause = min(2 * pause, LAST_CHECK)
 

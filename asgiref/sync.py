@@ -203,7 +203,6 @@ class AsyncSingleThreadContext:
         self.token: contextvars.Token[Any] | None = None
         self._ineffective_entries = 0
         self._kept_loop: _loops.KeptLoop | None = None
-        self._lock = threading.Lock()
 
     def __enter__(self) -> AsyncSingleThreadContext:
         enclosing = AsyncToSync.async_single_thread_context.get(None)
@@ -222,7 +221,7 @@ class AsyncSingleThreadContext:
         token, self.token = self.token, None
         with contextlib.suppress(ValueError):  # left in another context than it was entered in
             AsyncToSync.async_single_thread_context.reset(token)
-        with self._lock:
+        with _loops.lock:
             kept, self._kept_loop = self._kept_loop, None
         if kept is None or not kept.usable:
             return
@@ -241,7 +240,7 @@ class AsyncSingleThreadContext:
 
     def post(self, call: LoopCall, mailbox: CurrentThreadExecutor, unless_on: Any) -> _loops.KeptLoop | None:
         """Give *call* to the block's loop and return that, or None where it has ended or is *unless_on*."""
-        with self._lock:
+        with _loops.lock:
             if self.token is None:
                 return None
             if self._kept_loop is None or not self._kept_loop.usable:
@@ -312,6 +311,7 @@ class AsyncToSync(Generic[P, R]):
         try:
             self._run_to_end(coroutine, context, outcome, mailbox, inner_calls)
         finally:
+            mailbox.close(run_rest=False)  # where an interrupt came at a bad moment
             if contexts[0] is context:
                 _close_if_never_begun(coroutine, awaitable)
             elif (changes := changes_since(snapshot, contexts[0])) is not None:
@@ -371,7 +371,6 @@ class AsyncToSync(Generic[P, R]):
                 except BaseException as error:
                     # Not serving: forked, or interrupted while running what was left over.
                     if interrupt is not None or not mailbox.serving or not call.cancel():
-                        mailbox.close(run_rest=False)
                         raise
                     interrupt = error
             if interrupt is not None:

@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-STAND_IN = Path(__file__).with_name("communicator.py")
 UPSTREAM = "3.13.0"
 SERIES = "6.1" if sys.version_info >= (3, 12) else "5.2"
 LABELS = ["asgi", "async", "handlers", "signals", "middleware", "middleware_exceptions", "test_client", "test_utils"]
@@ -92,9 +91,6 @@ def install_ours(python: Path, scratch: Path) -> None:
     # A copy is built, for setuptools leaves files in the tree it builds.
     copy = scratch / "checkout"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
-    if not (copy / "asgiref" / "testing.py").exists():
-        print("ours: communicator.py stands in for asgiref.testing, which the package lacks")
-        shutil.copy(STAND_IN, copy / "asgiref" / "testing.py")
     call(python, "-m", "pip", "install", "--no-deps", "--force-reinstall", copy)
     version, file, _ = json.loads(call(python, "-c", PROBE, cwd=scratch))
     installed, package = Path(file).parent, copy / "asgiref"
@@ -233,8 +229,10 @@ def main() -> int:
             found = differences(ours, upstream)
             finished = ours.ran > 0 and upstream.ran > 0
             shared = sorted(ours.failures.keys() & upstream.failures.keys())
-            print(*(f"fails with both: {name}" for name in shared), sep="\n")
-    print(*found, sep="\n")
+            for name in shared:
+                print(f"fails with both: {name}")
+    for difference in found:
+        print(difference)
     print("no difference" if finished and not found else f"{len(found)} differences, or a run that did not finish")
     return 0 if finished and not found else 1
 
