@@ -249,7 +249,8 @@ class LoopCall:
 
     _loop: asyncio.AbstractEventLoop | None = None
     _task: asyncio.Task[None] | None = None
-    _taken_back = False
+    # Whether anybody has tried to cancel it.
+    cancelled = False
 
     def __init__(
         self,
@@ -257,24 +258,25 @@ class LoopCall:
         context: contextvars.Context,
         outcome: AwaitedOutcome[Any],
     ) -> None:
-        self._coroutine = coroutine
+        # A list of one, since pop() is atomic: either the loop gets the coroutine, or the caller has it back.
+        self._coroutine = [coroutine]
         self._context = context
         self._outcome = outcome
-        self._lock = threading.Lock()
 
     # On the loop's thread:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
         """Make the coroutine a task of *loop*, unless the caller took it back."""
-        with self._lock:
-            if self._taken_back:
-                return None
-            self._loop = loop
+        self._loop = loop  # first, since who comes too late to take the coroutine back needs it
+        try:
+            coroutine = self._coroutine.pop()
+        except IndexError:
+            return None
         if local.THREADS_INHERIT:
             local.arrive(self._context)
         try:
             # Not create_task(context=...): task factories of older frameworks do not take it.
-            self._task = self._context.run(loop.create_task, self._coroutine)
+            self._task = self._context.run(loop.create_task, coroutine)
         except BaseException as error:  # of a task factory
             self._outcome.set_exception(error)
         return self._task
@@ -287,24 +289,24 @@ class LoopCall:
         return self._task is not None and self._task.done() and not self._outcome.settled
 
     def take_back(self) -> bool:
-        """Keep the coroutine from being started; return False where it has been."""
-        with self._lock:
-            if self._loop is not None:
-                return False
-            self._taken_back = True
-            return True
+        """Keep the coroutine from being started; return False where it has been, or was taken back before."""
+        try:
+            del self._coroutine[-1]
+        except IndexError:
+            return False
+        return True
 
     def cancel(self) -> bool:
         """Cancel the coroutine, begun or not; return False where there is nothing left to cancel."""
-        with self._lock:
-            if self._outcome.settled or self._taken_back:
-                return False
-            loop = self._loop
-            if loop is None:
-                # Both under the lock: who finds the call taken back must know its outcome.
-                self._taken_back = True
-                self._outcome.set_exception(asyncio.CancelledError())
-                return True
+        if self._outcome.settled:
+            return False
+        self.cancelled = True  # first: a thread that finds the coroutine taken back must know why
+        if self.take_back():
+            self._outcome.set_exception(asyncio.CancelledError())
+            return True
+        loop = self._loop
+        if loop is None:  # its thread has taken it back for another loop, and is to see the mark
+            return True
         if asyncio._get_running_loop() is loop:
             return self._cancel_task()
         try:

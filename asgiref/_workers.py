@@ -5,6 +5,10 @@ leave after some seconds; a ``WorkerExecutor`` leases one with its first job and
 back when it has been shut down and its last job is done. A worker goes back *before* the
 outcome of that job is reported, so that the caller's next lease finds it there.
 
+There is no lock here. A signal handler, or a finalizer that the garbage collector calls,
+may bridge at any moment, and would wait for ever on a thread that held one. What must be
+one step is one operation of a list, a dict or a queue.
+
 Workers are daemon threads: an idle one holds up nobody's exit. Jobs that run are waited
 for when the interpreter ends, after the ``atexit`` handlers of users, who may still
 bridge in these.
@@ -31,14 +35,9 @@ __all__ = ["WorkerExecutor", "is_suspended_here", "run_in_place"]
 # Seconds for which an idle worker stays. A guess: longer than the pauses of a site with little traffic.
 IDLE_TIME = 10.0
 
-# Guards the pool and every executor's lease. Reentrant, because a signal handler, or a
-# finalizer that the garbage collector calls, may bridge on a thread that holds it. A
-# forked child gets a new one, an empty pool and no jobs.
-_lock = threading.RLock()
+# Every worker that lives, and the idle ones among them. A forked child starts with none.
+_workers: set[_Worker] = set()
 _idle: list[_Worker] = []
-_running_jobs = 0
-_somebody_waits = 0
-_job_done = threading.Condition(_lock)
 
 # Of a thread that runs a job in place, at the interpreter's end: the loops that are held up by it.
 _here = threading.local()
@@ -46,26 +45,28 @@ _here = threading.local()
 
 @after_fork_in_child
 def _start_afresh() -> None:
-    global _idle, _job_done, _lock, _running_jobs, _somebody_waits
-    _lock = threading.RLock()
-    _job_done = threading.Condition(_lock)
+    global _idle, _workers
+    _workers = set()
     _idle = []
-    _running_jobs = _somebody_waits = 0
 
 
 class _Worker:
-    """A thread and the queue of its jobs, each with the executor that leases the worker; None ends the lease."""
+    """A thread and the queue of its jobs, each with the executor that leases the worker.
 
-    __slots__ = ("ident", "idle_since", "jobs", "leased", "thread")
+    In that queue, None ends the lease, and an event is set when its turn comes.
+    """
 
     def __init__(self) -> None:
-        self.jobs: queue.SimpleQueue[tuple[WorkerExecutor, Job] | None] = queue.SimpleQueue()
-        self.leased = False
+        self.jobs: queue.SimpleQueue[tuple[WorkerExecutor, Job] | threading.Event | None] = queue.SimpleQueue()
+        self.jobs_done = 0
         self.idle_since = time.monotonic()
+        # Whether it works for a background executor.
+        self.background = False
         self.thread = threading.Thread(target=self._work, name="asgiref worker", daemon=True)
         # Where threads inherit contexts, this one must not keep its first caller's.
         contextvars.Context().run(self.thread.start)
         self.ident = self.thread.ident
+        _workers.add(self)
 
     def _work(self) -> None:
         generation = current_generation()
@@ -77,30 +78,34 @@ class _Worker:
                     return
                 continue
             if item is None:
-                with _lock:
-                    self.go_idle()
+                self.go_idle()
+                continue
+            if isinstance(item, threading.Event):
+                item.set()
                 continue
             executor, job = item
             job.run()
+            self.jobs_done += 1
             if generation is current_generation():
                 executor.job_done()
             job.report()
             del executor, item, job  # a waiting thread keeps nothing of a user's alive
 
     def go_idle(self) -> None:
-        """Enter the pool; the lock is held."""
-        self.leased = False
+        self.background = False
         self.idle_since = time.monotonic()
         _idle.append(self)
 
     def _leaves(self) -> bool:
         """Leave the pool, unless somebody has leased this worker between the time-out and now."""
-        with _lock:
-            if self.leased or time.monotonic() < self.idle_since + IDLE_TIME:
-                return False
-            if self in _idle:  # not if a signal's exception came between its start and its lease
-                _idle.remove(self)
-            return True
+        if time.monotonic() < self.idle_since + IDLE_TIME:
+            return False
+        try:
+            _idle.remove(self)
+        except ValueError:
+            return False
+        _workers.discard(self)
+        return True
 
 
 class WorkerExecutor(JobExecutor):
@@ -114,10 +119,14 @@ class WorkerExecutor(JobExecutor):
     # As a ThreadPoolExecutor has it; see also _threads.
     _max_workers = 1
 
+    # Set, on the object, for as long as a worker is leased. To give it back is to take the
+    # attribute away, which only one thread can do.
+    _worker: _Worker | None = None
+
     def __init__(self, *, background: bool = False) -> None:
         self._background = background
-        self._worker: _Worker | None = None
-        self._unfinished = 0
+        # An item for each job that was accepted and is not done.
+        self._unfinished: list[None] = []
         self._shut_down = False
         self._generation = current_generation()
 
@@ -133,40 +142,29 @@ class WorkerExecutor(JobExecutor):
         return worker is not None and worker.ident == threading.get_ident() and self._generation is current_generation()
 
     def post(self, job: Job) -> bool:
-        global _running_jobs
-        with _lock:
-            if self._shut_down:
-                return False
-            if self._generation is not current_generation():
-                self._forget_parents_worker()
-            worker = self._worker
-            if worker is None:
-                worker = _find_worker()
-                if worker is not None:
-                    worker.leased = True
-                    self._worker = worker
-            if worker is not None:
-                self._unfinished += 1
-                if not self._background:
-                    _running_jobs += 1
-                worker.jobs.put((self, job))
+        if self._generation is not current_generation():
+            self._forget_parents_worker()
+        if self._shut_down:
+            return False
+        worker = self._worker or self._lease()
         if worker is None:
             if self._background:
                 return False
             run_in_place(job)
+            return True
+        self._unfinished.append(None)
+        # Looked at again, now that the worker cannot be given back: shutdown() sets it first.
+        if self._shut_down:
+            self.job_done()
+            return False
+        worker.jobs.put((self, job))
         return True
 
     def job_done(self) -> None:
-        """Note, on the worker's own thread, that it has done a job."""
-        global _running_jobs
-        with _lock:
-            self._unfinished -= 1
-            if not self._background:
-                _running_jobs -= 1
-            if self._shut_down:
-                self._give_back_if_done()
-            if _somebody_waits:
-                _job_done.notify_all()
+        """Note that a job is done; on the worker, before the outcome is reported."""
+        self._unfinished.pop()
+        if self._shut_down:
+            self._give_back_if_done()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more jobs, and give the worker back when the accepted ones are done.
@@ -175,62 +173,70 @@ class WorkerExecutor(JobExecutor):
             wait: Wait for that, except on the worker itself.
             cancel_futures: Has no effect: accepted jobs are done.
         """
-        global _somebody_waits
-        with _lock:
-            if self._generation is not current_generation():
-                self._forget_parents_worker()
-            self._shut_down = True
-            self._give_back_if_done()
-            if not wait or threading.current_thread() in self._threads:
-                return
-            _somebody_waits += 1
-            try:
-                while self._unfinished:
-                    _job_done.wait()
-            finally:
-                _somebody_waits -= 1
+        # The last job is done when all are.
+        last = self.submit(int) if wait and self._unfinished and not self.belongs_to_this_thread else None
+        self._shut_down = True
+        self._give_back_if_done()
+        if last is not None:
+            last.result()
 
-    # The lock is held in these two:
+    def _lease(self) -> _Worker | None:
+        worker = _lease()
+        if worker is None:
+            return None
+        leased: _Worker = self.__dict__.setdefault("_worker", worker)
+        if leased is not worker:  # another thread was faster
+            worker.go_idle()
+        leased.background = self._background
+        return leased
 
     def _give_back_if_done(self) -> None:
-        if self._worker is not None and not self._unfinished:
-            self._worker.go_idle()
-            self._worker = None
+        if not self._unfinished:
+            worker = self.__dict__.pop("_worker", None)
+            if worker is not None:
+                worker.go_idle()
 
     def _forget_parents_worker(self) -> None:
+        self.__dict__.pop("_worker", None)
+        self._unfinished = []
         self._generation = current_generation()
-        self._worker = None
-        self._unfinished = 0
 
     def __del__(self) -> None:
-        # Nobody kept this executor, jobs included, so its worker is free. The garbage
-        # collector may call on a thread that holds the lock: leave it to the worker.
+        # Nobody kept this executor, jobs included, so its worker is free.
         if self._worker is not None:
             self._worker.jobs.put(None)
 
 
-def _find_worker() -> _Worker | None:
-    """Return an idle worker or a new one, or None where Python starts no thread any more; the lock is held."""
-    for index in reversed(range(len(_idle))):
-        # A finalizer may bridge on a worker that is back in the pool and drops its last job.
-        if _idle[index].ident != threading.get_ident():
-            return _idle.pop(index)
+def _lease() -> _Worker | None:
+    """Return an idle worker or a new one, or None where Python starts no thread any more."""
     try:
-        return _Worker()
-    except RuntimeError as error:
-        if str(error).endswith("at interpreter shutdown"):
-            return None
-        raise
+        worker = _idle.pop()
+    except IndexError:
+        try:
+            return _Worker()
+        except RuntimeError as error:
+            if str(error).endswith("at interpreter shutdown"):
+                return None
+            raise
+    if worker.ident == threading.get_ident():
+        # A finalizer bridges on a worker that is back in the pool and drops its last job.
+        other = _lease()
+        _idle.append(worker)
+        return other
+    return worker
 
 
 @atexit.register
 def _wait_for_running_jobs() -> None:
     """Let jobs that run, or wait behind one, come to their end before the interpreter does."""
-    global _somebody_waits
-    with _lock:
-        _somebody_waits += 1
-        while _running_jobs:
-            _job_done.wait()
+    done = -1
+    while done != (done := sum(worker.jobs_done for worker in _workers.copy())):  # they may have led to others
+        for worker in _workers.copy() - set(_idle):
+            if not worker.background:
+                reached = threading.Event()
+                worker.jobs.put(reached)
+                while not reached.wait(1) and worker.thread.is_alive():
+                    pass
 
 
 def run_in_place(job: Job) -> None:

@@ -339,6 +339,8 @@ class AsyncToSync(Generic[P, R]):
             finally:
                 if inner_calls is not None:
                     inner_calls.remove(call)
+            if call.cancelled and not outcome.settled:
+                outcome.set_exception(asyncio.CancelledError())
             home = None  # it left before it began the coroutine, so another one is asked
 
     def _hand_over_and_serve(

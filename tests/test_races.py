@@ -16,33 +16,11 @@ import pytest
 
 from asgiref import _jobs, _workers
 from asgiref._jobs import AwaitedOutcome, LoopCall, ThreadCall
+from asgiref._loops import FreshLoop
 from asgiref._workers import WorkerExecutor
 from asgiref.sync import AsyncSingleThreadContext, ThreadSensitiveContext, async_to_sync, sync_to_async
 
 from .helpers import LIMIT, Thread, finished, idle_workers, wait_for
-
-
-class Lock:
-    """Stands for a lock; calls *meanwhile* once, just before it is acquired for the first time."""
-
-    def __init__(self, meanwhile: Callable[[], None]) -> None:
-        self._lock = threading.Lock()
-        self._meanwhile: Callable[[], None] | None = meanwhile
-
-    def acquire(self, blocking: bool = True) -> bool:
-        meanwhile, self._meanwhile = self._meanwhile, None
-        if meanwhile is not None:
-            meanwhile()
-        return self._lock.acquire(blocking)
-
-    def release(self) -> None:
-        self._lock.release()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.release()
 
 
 class Loop:
@@ -190,11 +168,32 @@ def make_loop_call() -> tuple[LoopCall, AwaitedOutcome[None], Any]:
     return LoopCall(made, contextvars.Context(), outcome), outcome, made
 
 
+class Interleaved(list[Any]):
+    """Stands for the list of one that a call's parties compete for; lets the other one go first."""
+
+    def __init__(self, item: Any, meanwhile: Callable[[], None]) -> None:
+        super().__init__([item])
+        self._meanwhile: Callable[[], None] | None = meanwhile
+
+    def _interleave(self) -> None:
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+
+    def pop(self, *arguments: Any) -> Any:
+        self._interleave()
+        return super().pop(*arguments)
+
+    def __delitem__(self, index: Any) -> None:
+        self._interleave()
+        super().__delitem__(index)
+
+
 def test_loop_call_taken_back_just_before_it_starts() -> None:
     """1. The loop is about to start the coroutine. 2. The caller takes it back. 3. The loop finds nothing to do."""
     call, _, coroutine = make_loop_call()
-    call._lock = Lock(lambda: taken_back.append(call.take_back()))  # type: ignore[assignment]
     taken_back: list[bool] = []
+    call._coroutine = Interleaved(coroutine, lambda: taken_back.append(call.take_back()))
     assert call.start(Loop()) is None  # type: ignore[arg-type]
     assert [True] == taken_back
     coroutine.close()
@@ -204,14 +203,89 @@ def test_loop_call_started_just_before_it_is_taken_back() -> None:
     """1. The caller is about to take the coroutine back. 2. The loop starts it. 3. The caller hears that it is late."""
 
     async def main() -> None:
-        call, _, _ = make_loop_call()
+        call, _, coroutine = make_loop_call()
         loop = asyncio.get_running_loop()
         started: list[Any] = []
-        call._lock = Lock(lambda: started.append(call.start(loop)))  # type: ignore[assignment]
+        call._coroutine = Interleaved(coroutine, lambda: started.append(call.start(loop)))
         assert not call.take_back()
         await started[0]
 
     asyncio.run(main())
+
+
+def test_loop_call_started_just_before_it_is_cancelled() -> None:
+    """1. It is about to be cancelled. 2. The loop starts it. 3. The task is cancelled, through its loop, once."""
+
+    class Task:
+        cancellations = 0
+
+        def cancel(self) -> bool:
+            self.cancellations += 1
+            return True
+
+    class StartingLoop(Loop):
+        def create_task(self, coroutine: Any) -> Any:
+            return task
+
+    task, loop = Task(), StartingLoop()
+    call, outcome, coroutine = make_loop_call()
+    call._coroutine = Interleaved(coroutine, lambda: call.start(loop) and None)  # type: ignore[arg-type]
+    assert call.cancel()
+    assert 0 == task.cancellations
+    loop.run_next()
+    assert (1, False) == (task.cancellations, outcome.settled)
+    coroutine.close()
+
+
+def test_cancellation_whose_news_is_late() -> None:
+    """1. A call is taken back to be cancelled. 2. The worker finds nothing to start. 3. The thread lets it be."""
+    reported, cancelling = threading.Event(), threading.Event()
+    report, set_exception = FreshLoop.report, AwaitedOutcome.set_exception
+
+    def reporting(self: FreshLoop) -> None:
+        report(self)
+        reported.set()
+
+    def late(self: AwaitedOutcome[Any], error: BaseException) -> None:
+        if threading.current_thread() is threading.main_thread():
+            cancelling.set()
+            wait_for(reported)
+        set_exception(self, error)
+
+    def run(self: FreshLoop) -> None:
+        wait_for(cancelling)
+        real_run(self)
+
+    real_run = FreshLoop.run
+    calls: list[Any] = []
+
+    async def inner() -> None:
+        raise AssertionError("the coroutine ran")
+
+    async def main() -> None:
+        task = asyncio.create_task(sync_to_async(async_to_sync(inner, force_new_loop=True))())
+        await asyncio.to_thread(wait_for, posted)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    posted = threading.Event()
+    post = WorkerExecutor.post
+
+    def posting(self: WorkerExecutor, job: Any) -> bool:
+        accepted = post(self, job)
+        if isinstance(job, FreshLoop):
+            calls.append(job)
+            posted.set()
+        return accepted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FreshLoop, "report", reporting)
+        patch.setattr(FreshLoop, "run", run)
+        patch.setattr(AwaitedOutcome, "set_exception", late)
+        patch.setattr(WorkerExecutor, "post", posting)
+        asyncio.run(main())
+    assert 1 == len(calls)
 
 
 def test_cancellation_from_another_thread_between_start_and_task() -> None:
@@ -284,26 +358,30 @@ async def test_cancellation_that_meets_the_result_ends_the_wait() -> None:
 # Workers and their pool:
 
 
-def busy_worker() -> tuple[WorkerExecutor, Any]:
+def busy_worker() -> tuple[WorkerExecutor, _workers._Worker]:
     executor = WorkerExecutor()
     finished(executor)
+    assert executor._worker is not None
     return executor, executor._worker
 
 
-def test_worker_that_times_out_while_it_is_being_leased_stays() -> None:
+def test_worker_that_times_out_while_it_is_being_leased_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     """1. An idle worker's time is up. 2. It is leased. 3. It looks once more, and stays."""
     executor, worker = busy_worker()
     executor.shutdown()
     worker.idle_since = time.monotonic() - 2 * _workers.IDLE_TIME
     leasing = WorkerExecutor()
-    real, lock = _workers._lock, Lock(lambda: finished(leasing))
-    lock._lock = real
-    try:
-        _workers._lock = lock  # type: ignore[assignment]
-        assert not worker._leaves()
-    finally:
-        _workers._lock = real
+
+    class Idle(list[Any]):
+        def remove(self, item: Any) -> None:
+            finished(leasing)
+            super().remove(item)
+
+    monkeypatch.setattr(_workers, "_idle", Idle(_workers._idle))
+    assert not worker._leaves()
     assert worker is leasing._worker
+    monkeypatch.undo()
+    _workers._idle.remove(worker)
     leasing.shutdown()
 
 
@@ -347,19 +425,79 @@ def test_worker_is_given_back_before_its_last_outcome_is_reported() -> None:
     assert [True] == idle
 
 
-def test_post_that_meets_the_shutdown_is_run_or_refused() -> None:
-    """1. A post is about to be made. 2. The executor is shut down. 3. The post is refused, and no worker leased."""
-    executor = WorkerExecutor()
-    real = _workers._lock
-    lock = Lock(lambda: executor.shutdown(wait=False))
-    lock._lock = real
-    try:
-        _workers._lock = lock  # type: ignore[assignment]
-        with pytest.raises(RuntimeError, match="takes no new calls"):
-            executor.submit(print)
-    finally:
-        _workers._lock = real
+def test_post_that_meets_the_shutdown_is_refused() -> None:
+    """1. A post has seen an open executor. 2. That is shut down. 3. The post is refused, and the worker given back."""
+    executor, worker = busy_worker()
+
+    class Unfinished(list[None]):
+        def append(self, item: None) -> None:
+            super().append(item)
+            executor.shutdown(wait=False)
+
+    executor._unfinished = Unfinished()
+    with pytest.raises(RuntimeError, match="takes no new calls"):
+        executor.submit(print)
     assert executor._worker is None
+    assert worker.thread in idle_workers()
+
+
+def test_two_first_posts_at_once_lease_one_worker() -> None:
+    """1. A post finds no worker and leases one. 2. Another does too, and is faster. 3. The first gives its own back."""
+    executor = WorkerExecutor()
+    lease = _workers._lease
+
+    def slow_lease() -> Any:
+        worker = lease()
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(_workers, "_lease", lease)
+            finished(executor)
+        return worker
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_workers, "_lease", slow_lease)
+        one = executor.submit(threading.current_thread).result(LIMIT)
+    assert one is executor.submit(threading.current_thread).result(LIMIT)
+    executor.shutdown()
+    assert len(set(_workers._idle)) == len(_workers._idle)
+
+
+def test_finalizer_that_bridges_on_a_worker_in_the_pool_leases_another() -> None:
+    """1. A worker is back in the pool. 2. It drops its last job. 3. A finalizer of the user's bridges there."""
+    used: list[threading.Thread] = []
+
+    async def close() -> None:
+        used.append(threading.current_thread())
+
+    class Job:
+        def run(self) -> None: ...
+
+        def report(self) -> None: ...
+
+        def abandon(self, error: BaseException) -> None: ...
+
+        def __del__(self) -> None:
+            if threading.current_thread() is not threading.main_thread():
+                async_to_sync(close)()
+                used.append(threading.current_thread())
+                done.set()
+
+    done = threading.Event()
+    executor = WorkerExecutor()
+    executor.post(Job())
+    executor.shutdown(wait=False)
+    wait_for(done)
+    assert used[0] is not used[1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_callback_of_a_future_that_exits_does_not_end_the_worker() -> None:
+    executor = WorkerExecutor()
+    hold = threading.Event()
+    future = executor.submit(wait_for, hold)
+    future.add_done_callback(lambda future: sys.exit())
+    hold.set()
+    assert 1 == executor.submit(int, 1).result(LIMIT)
+    executor.shutdown()
 
 
 def test_shutdown_waits_for_what_was_accepted() -> None:
