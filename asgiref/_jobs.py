@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import sys
 import threading
 import weakref
 from collections import deque
@@ -75,16 +74,12 @@ class _SubmittedCall:
         if not self.future.set_running_or_notify_cancel():
             return
         try:
-            try:
-                result = self._fn(*self._args, **self._kwargs)
-            except BaseException as error:
-                self.future.set_exception(error)
-                del self  # else the exception's traceback leads back to the future that holds it
-            else:
-                self.future.set_result(result)
-        except BaseException:
-            # Of a callback of the future; the thread serves others too, and must live on.
-            threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
+            result = self._fn(*self._args, **self._kwargs)
+        except BaseException as error:
+            self.future.set_exception(error)
+            del self  # else the exception's traceback leads back to the future that holds it
+        else:
+            self.future.set_result(result)
 
     def report(self) -> None:
         pass
@@ -126,7 +121,16 @@ class Outcome(Generic[R]):
 
 
 class AwaitedOutcome(Outcome[R]):
-    """The outcome of a coroutine for which a thread waits: lets the thread go on when it is settled."""
+    """The outcome of a coroutine for which a thread waits: lets the thread go on when it is settled.
+
+    It is also what others know of the call: ``cancel`` finds the hand-over that is under
+    way, whichever it is.
+    """
+
+    # The thread writes ``call`` and then reads ``cancelled``; who cancels does it the other
+    # way round, so that one of the two notices.
+    call: LoopCall | None = None
+    cancelled = False
 
     def __init__(self, thread_goes_on: Callable[[], None]) -> None:
         # None where something else, the end of a fresh loop, is what the thread waits for.
@@ -139,6 +143,14 @@ class AwaitedOutcome(Outcome[R]):
     def set_exception(self, error: BaseException) -> None:
         super().set_exception(error)
         self._let_thread_go_on()
+
+    def cancel(self) -> bool:
+        """Cancel the coroutine, begun or not; return False where there is nothing left to cancel. On any thread."""
+        if self.settled:
+            return False
+        self.cancelled = True
+        call = self.call
+        return call is not None and call.cancel()
 
     def _let_thread_go_on(self) -> None:
         thread_goes_on = self.thread_goes_on  # read once: another thread may set it to None
@@ -154,7 +166,8 @@ class ThreadCall(Outcome[R]):
     _waiter: asyncio.Future[None] | None = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], R]) -> None:
-        self._loop = loop
+        # Until the result is on its way to it: what waits for a loop must not keep it.
+        self._loop: asyncio.AbstractEventLoop | None = loop
         # A list of one, since pop() is atomic: either the thread gets the call, to run it,
         # or the caller, to take it back.
         self._call = [call]
@@ -175,8 +188,10 @@ class ThreadCall(Outcome[R]):
 
     def report(self, *, after_interrupt: bool = False) -> None:
         # After a fork, the loop and whoever waits in it are the parent's.
-        if self.settled and self._generation is current_generation():
-            _results_for(self._loop).put(self._loop, self, surely=after_interrupt)
+        loop = self._loop
+        if loop is not None and self.settled and self._generation is current_generation():
+            _results_for(loop).put(loop, self, surely=after_interrupt)
+            self._loop = None
 
     def abandon(self, error: BaseException) -> None:
         if not self.settled:
@@ -188,10 +203,10 @@ class ThreadCall(Outcome[R]):
         submitted = self._submitted = executor.submit(self._call.pop())
         submitted.add_done_callback(self._take_over)
 
-    def submit_to_default_executor(self) -> None:
+    def submit_to_default_executor(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have the default executor of the loop run the call."""
         # Not awaited itself: a cancellation would cut the link to the thread's outcome.
-        submitted = self._submitted = self._loop.run_in_executor(None, self._call.pop())
+        submitted = self._submitted = loop.run_in_executor(None, self._call.pop())
         submitted.add_done_callback(self._take_over)
 
     def _take_over(self, submitted: Future[R] | asyncio.Future[R]) -> None:
@@ -222,21 +237,24 @@ class ThreadCall(Outcome[R]):
         if submitted is not None:
             submitted.cancel()
 
-    async def wait(self, inner_calls: list[LoopCall]) -> None:
+    async def wait(self, loop: asyncio.AbstractEventLoop, inner_calls: list[AwaitedOutcome[Any]]) -> None:
         """Wait for the outcome.
 
         A cancellation goes to the *inner_calls* for which the synchronous code waits, and
         their outcome decides. Where there are none, it ends the wait: a call that has
         begun goes on alone, one that has not is never run.
         """
-        while not self._delivered:
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            except asyncio.CancelledError:
-                if not any([call.cancel() for call in inner_calls.copy()]):
-                    self._take_back()
-                    raise
+        try:
+            while not self._delivered:
+                self._waiter = loop.create_future()
+                try:
+                    await self._waiter
+                except asyncio.CancelledError:
+                    if not any([call.cancel() for call in inner_calls.copy()]):
+                        self._take_back()
+                        raise
+        finally:
+            self._waiter = None
 
 
 class LoopCall:
@@ -249,8 +267,6 @@ class LoopCall:
 
     _loop: asyncio.AbstractEventLoop | None = None
     _task: asyncio.Task[None] | None = None
-    # Whether anybody has tried to cancel it.
-    cancelled = False
 
     def __init__(
         self,
@@ -297,15 +313,12 @@ class LoopCall:
         return True
 
     def cancel(self) -> bool:
-        """Cancel the coroutine, begun or not; return False where there is nothing left to cancel."""
-        if self._outcome.settled:
-            return False
-        self.cancelled = True  # first: a thread that finds the coroutine taken back must know why
+        """Cancel the coroutine, if this hand-over still has to do with it; see ``AwaitedOutcome.cancel``."""
         if self.take_back():
             self._outcome.set_exception(asyncio.CancelledError())
             return True
         loop = self._loop
-        if loop is None:  # its thread has taken it back for another loop, and is to see the mark
+        if loop is None:  # the thread has taken it back for another loop, and will see that it is cancelled
             return True
         if asyncio._get_running_loop() is loop:
             return self._cancel_task()
@@ -326,12 +339,11 @@ class _Results:
     The lock is held from the decision to wake the loop until the loop begins to empty the
     queue. Who finds it held has put a result there before, and so in time.
 
-    The queue refers to the calls weakly. Whoever waits for one keeps it, and where nobody
-    does, a loop that was closed before it could empty the queue must not be kept by it.
+    The queue may be all that keeps a task, to which asyncio itself refers weakly.
     """
 
     def __init__(self) -> None:
-        self._calls: deque[weakref.ref[ThreadCall[Any]]] = deque()
+        self._calls: deque[ThreadCall[Any]] = deque()
         self._waking = threading.Lock()
 
     def put(self, loop: asyncio.AbstractEventLoop, call: ThreadCall[Any], *, surely: bool = False) -> None:
@@ -341,7 +353,7 @@ class _Results:
             surely: Wake the loop in any case: an exception raised by a signal may have come
                 between the decision to do that and the deed.
         """
-        self._calls.append(weakref.ref(call))
+        self._calls.append(call)
         if self._waking.acquire(blocking=False) or surely:
             try:
                 # An empty context keeps nothing of a user's alive; one for all would be
@@ -359,9 +371,7 @@ class _Results:
         self._release()
         calls = self._calls
         while calls:
-            call = calls.popleft()()
-            if call is not None:
-                call.deliver()
+            calls.popleft().deliver()
 
 
 # The results under way to each loop. Entries end with their loop, and all of them at a fork.
@@ -369,7 +379,14 @@ _results: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Results] = weakr
 
 
 def _results_for(loop: asyncio.AbstractEventLoop) -> _Results:
-    return _results.get(loop) or _results.setdefault(loop, _Results())
+    results = _results.get(loop)
+    if results is None:
+        # A loop that was closed before it could empty its queue may be kept by what is in it.
+        for other in [reference() for reference in _results.keyrefs()]:
+            if other is not None and other.is_closed():
+                _results.pop(other, None)
+        results = _results.setdefault(loop, _Results())
+    return results
 
 
 @after_fork_in_child

@@ -91,11 +91,18 @@ class KeptLoop:
         accepted = False
         try:
             accepted = executor.post(kept)
-        finally:
-            if not accepted:
-                kept.loop.close()
+        except RuntimeError:
+            kept.loop.close()
+            raise
+        except BaseException:
+            # Whether a worker has got it is not known after an interrupt; if so, it ends at once.
+            kept.close(None)
+            raise
         executor.shutdown(wait=False)
-        return kept if accepted else None
+        if not accepted:
+            kept.loop.close()
+            return None
+        return kept
 
     @property
     def usable(self) -> bool:

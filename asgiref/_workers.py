@@ -20,6 +20,7 @@ import asyncio
 import atexit
 import contextvars
 import queue
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -84,12 +85,22 @@ class _Worker:
                 item.set()
                 continue
             executor, job = item
-            job.run()
+            try:
+                job.run()
+            except BaseException:
+                self._complain()
             self.jobs_done += 1
             if generation is current_generation():
                 executor.job_done()
-            job.report()
+            try:
+                job.report()
+            except BaseException:
+                self._complain()
             del executor, item, job  # a waiting thread keeps nothing of a user's alive
+
+    def _complain(self) -> None:
+        """Show what a job let out after all, of a future's callback, say: the thread serves others too."""
+        threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), self.thread]))
 
     def go_idle(self) -> None:
         self.background = False
@@ -220,9 +231,10 @@ def _lease() -> _Worker | None:
             raise
     if worker.ident == threading.get_ident():
         # A finalizer bridges on a worker that is back in the pool and drops its last job.
-        other = _lease()
-        _idle.append(worker)
-        return other
+        try:
+            return _lease()
+        finally:
+            _idle.append(worker)
     return worker
 
 

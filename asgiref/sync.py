@@ -244,7 +244,11 @@ class AsyncSingleThreadContext:
             if self.token is None:
                 return None
             if self._kept_loop is None or not self._kept_loop.usable:
-                self._kept_loop = _loops.KeptLoop.start(AsyncToSync.loop_thread_executors)
+                started = _loops.KeptLoop.start(AsyncToSync.loop_thread_executors)
+                if self._kept_loop is None or not self._kept_loop.usable:
+                    self._kept_loop = started
+                elif started is not None:  # a signal handler that bridges here was faster
+                    started.close(None)
             kept = self._kept_loop
         if kept is None or kept.loop is unless_on or not kept.post(call, mailbox):
             return None
@@ -313,7 +317,8 @@ class AsyncToSync(Generic[P, R]):
         finally:
             mailbox.close(run_rest=False)  # where an interrupt came at a bad moment
             if contexts[0] is context:
-                _close_if_never_begun(coroutine, awaitable)
+                if outcome.settled:
+                    _close_if_never_begun(coroutine, awaitable)
             elif (changes := changes_since(snapshot, contexts[0])) is not None:
                 _restore_context(changes)
             del coroutine, awaitable
@@ -325,23 +330,29 @@ class AsyncToSync(Generic[P, R]):
         context: contextvars.Context,
         outcome: AwaitedOutcome[R],
         mailbox: CurrentThreadExecutor,
-        inner_calls: list[LoopCall] | None,
+        inner_calls: list[AwaitedOutcome[Any]] | None,
     ) -> None:
         """Run *coroutine* on the right loop, and serve *mailbox* meanwhile."""
         __traceback_hide__ = True
         home = None if self.force_new_loop else self._home_loop()
-        while not outcome.settled:
-            call = LoopCall(coroutine, context, outcome)
-            if inner_calls is not None:
-                inner_calls.append(call)
-            try:
+        outcome.call = call = LoopCall(coroutine, context, outcome)
+        if inner_calls is not None:
+            inner_calls.append(outcome)
+        try:
+            while True:
                 self._hand_over_and_serve(call, home, outcome, mailbox)
-            finally:
-                if inner_calls is not None:
-                    inner_calls.remove(call)
-            if call.cancelled and not outcome.settled:
-                outcome.set_exception(asyncio.CancelledError())
-            home = None  # it left before it began the coroutine, so another one is asked
+                if outcome.settled:
+                    return
+                # That loop left before it began the coroutine, so another one is asked.
+                home = None
+                outcome.call = call = LoopCall(coroutine, context, outcome)
+                if outcome.cancelled:
+                    outcome.set_exception(asyncio.CancelledError())
+                    return
+        finally:
+            outcome.call = None  # which refers to the outcome
+            if inner_calls is not None:
+                inner_calls.remove(outcome)
 
     def _hand_over_and_serve(
         self, call: LoopCall, home: Any, outcome: AwaitedOutcome[R], mailbox: CurrentThreadExecutor
@@ -372,7 +383,7 @@ class AsyncToSync(Generic[P, R]):
                     break
                 except BaseException as error:
                     # Not serving: forked, or interrupted while running what was left over.
-                    if interrupt is not None or not mailbox.serving or not call.cancel():
+                    if interrupt is not None or not mailbox.serving or not outcome.cancel():
                         raise
                     interrupt = error
             if interrupt is not None:
@@ -433,7 +444,7 @@ class AsyncToSync(Generic[P, R]):
         self,
         call_result: Any,
         exc_info: ExcInfo,
-        task_context: list[LoopCall] | None,
+        task_context: list[AwaitedOutcome[Any]] | None,
         context: list[contextvars.Context],
         awaitable: Awaitable[R],
     ) -> None:
@@ -507,7 +518,7 @@ def _loss_check(loop: asyncio.AbstractEventLoop, call: LoopCall, outcome: Awaite
     return is_lost
 
 
-class _InnerCalls(list[LoopCall]):
+class _InnerCalls(list[AwaitedOutcome[Any]]):
     """The ``async_to_sync`` calls for which one bridged call waits; what to cancel when its caller is cancelled."""
 
     # The executor of the call's own, where a ThreadSensitiveContext was given one.
@@ -580,7 +591,7 @@ class SyncToAsync(Generic[P, R]):
         )
         self._give_to_thread(call, loop, inner_calls)
         try:
-            await call.wait(inner_calls)
+            await call.wait(loop, inner_calls)
         finally:
             if call.settled:
                 if local.THREADS_INHERIT:
@@ -591,7 +602,7 @@ class SyncToAsync(Generic[P, R]):
 
     def _give_to_thread(self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls) -> None:
         if not self._thread_sensitive and self._executor is None:
-            self._give_to_default_executor(call)
+            self._give_to_default_executor(call, loop)
             return
         executor: Any = None
         for executor in self._executors(loop, inner_calls) if self._thread_sensitive else [self._executor]:
@@ -638,9 +649,9 @@ class SyncToAsync(Generic[P, R]):
             "async_to_sync, or call the function directly"
         )
 
-    def _give_to_default_executor(self, call: ThreadCall[R]) -> None:
+    def _give_to_default_executor(self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop) -> None:
         if threading.main_thread().is_alive():
-            call.submit_to_default_executor()
+            call.submit_to_default_executor(loop)
         else:  # the interpreter is ending, and pools refuse work
             executor = _workers.WorkerExecutor()
             executor.post(call)
@@ -662,7 +673,7 @@ class SyncToAsync(Generic[P, R]):
         self,
         loop: asyncio.AbstractEventLoop,
         exc_info: ExcInfo,
-        task_context: list[LoopCall],
+        task_context: list[AwaitedOutcome[Any]],
         func: Callable[..., Any],
         *args: Any,
         **kwargs: Any,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from asgiref.local import Local
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import AsyncSingleThreadContext, async_to_sync, sync_to_async
 
 from .helpers import Thread, no_garbage, output_of
 
@@ -217,6 +217,28 @@ def test_critical_values_of_a_fresh_loop_end_with_it() -> None:
     async_to_sync(connect)()
     gc.collect()
     assert [None] == [reference() for reference in references]
+
+
+def test_critical_values_of_ended_loops_do_not_pile_up() -> None:
+    """A caller's context keeps those of one loop at the most."""
+    local = Local(thread_critical=True)
+    references = []
+
+    class Connection:
+        pass
+
+    async def connect() -> None:
+        local.connection = Connection()
+        references.append(weakref.ref(local.connection))
+
+    def main() -> None:
+        for _ in range(5):
+            with AsyncSingleThreadContext():
+                async_to_sync(connect)()
+        gc.collect()
+        assert sum(reference() is not None for reference in references) <= 1
+
+    contextvars.Context().run(main)
 
 
 def test_leaves_no_garbage(local: Local) -> None:

@@ -157,6 +157,52 @@ main()
     assert ["[0, 0, 0]"] == output_of(BRIDGES + code)
 
 
+@needs_fork
+def test_child_bridges_though_another_thread_was_starting_the_loop_of_its_block() -> None:
+    """1. A thread is about to start the loop that the block keeps. 2. The main thread forks. 3. The child bridges."""
+    code = """
+from asgiref import _loops
+inside, go_on = threading.Event(), threading.Event()
+start = _loops.KeptLoop.start
+def slow_start(mailboxes):
+    if threading.current_thread() is not threading.main_thread():
+        inside.set()
+        go_on.wait()
+    return start(mailboxes)
+_loops.KeptLoop.start = slow_start
+import contextvars
+with AsyncSingleThreadContext():
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(async_to_sync(asyncio.sleep), 0))
+    thread.start()
+    inside.wait()
+    print(in_child(both_ways))
+    go_on.set()
+    thread.join()
+"""
+    assert ["0"] == output_of(BRIDGES + code)
+
+
+@needs_fork
+def test_child_that_returns_from_a_signal_handler_into_a_blocked_call_gets_an_error() -> None:
+    code = """
+pids = []
+signal.signal(signal.SIGUSR1, lambda *arguments: pids.append(os.fork()))
+async def main():
+    os.kill(os.getpid(), signal.SIGUSR1)
+    while not pids:
+        await asyncio.sleep(0.01)
+    await asyncio.to_thread(os.waitpid, pids[0], 0) if pids[0] else None
+try:
+    async_to_sync(main)()
+except RuntimeError as error:
+    assert pids == [0] and "forked" in str(error), error
+    print("child raised", flush=True)
+    os._exit(0)
+print("parent went on")
+"""
+    assert ["child raised", "parent went on"] == output_of(BRIDGES + code)
+
+
 CTRL_C = """
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)

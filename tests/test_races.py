@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import contextvars
+import gc
 import queue
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from asgiref import _jobs, _workers
+from asgiref import _jobs, _workers, sync
 from asgiref._jobs import AwaitedOutcome, LoopCall, ThreadCall
-from asgiref._loops import FreshLoop
+from asgiref._loops import FreshLoop, KeptLoop
 from asgiref._workers import WorkerExecutor
-from asgiref.sync import AsyncSingleThreadContext, ThreadSensitiveContext, async_to_sync, sync_to_async
+from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref.sync import (
+    AsyncSingleThreadContext,
+    AsyncToSync,
+    SyncToAsync,
+    ThreadSensitiveContext,
+    async_to_sync,
+    sync_to_async,
+)
 
 from .helpers import LIMIT, Thread, finished, idle_workers, wait_for
 
@@ -165,7 +176,8 @@ def make_loop_call() -> tuple[LoopCall, AwaitedOutcome[None], Any]:
 
     outcome: AwaitedOutcome[None] = AwaitedOutcome(lambda: None)
     made = coroutine()
-    return LoopCall(made, contextvars.Context(), outcome), outcome, made
+    outcome.call = LoopCall(made, contextvars.Context(), outcome)
+    return outcome.call, outcome, made
 
 
 class Interleaved(list[Any]):
@@ -319,9 +331,9 @@ def test_cancellation_from_another_thread_between_start_and_task() -> None:
 
 
 def test_cancellation_of_what_is_done_is_none() -> None:
-    call, outcome, coroutine = make_loop_call()
+    _, outcome, coroutine = make_loop_call()
     outcome.set_result(None)
-    assert not call.cancel()
+    assert not outcome.cancel()
     coroutine.close()
 
 
@@ -538,6 +550,314 @@ def test_system_without_threads_to_spare_fails_the_call(kept: bool, monkeypatch:
         with AsyncSingleThreadContext() if kept else contextlib.nullcontext(), refused:
             async_to_sync(number)()
     assert 1 == async_to_sync(main)() == async_to_sync(number)() == asyncio.run(main())
+
+
+# The loop that a block keeps:
+
+
+def in_block(function: Callable[..., Any], *arguments: Any) -> Thread:
+    """Run *function* in a thread that is below the enclosing block."""
+    return Thread(contextvars.copy_context().run, function, *arguments)
+
+
+def test_block_that_ends_before_its_loop_has_begun() -> None:
+    """1. A call is given to the loop. 2. The block ends. 3. The loop begins: the call is started, and cancelled."""
+    posted, closed = threading.Event(), threading.Event()
+    post, close, run = KeptLoop.post, KeptLoop.close, KeptLoop.run
+
+    def posting(self: KeptLoop, *arguments: Any) -> bool:
+        accepted = post(self, *arguments)
+        posted.set()
+        return accepted
+
+    def closing(self: KeptLoop, mailbox: Any) -> None:
+        close(self, mailbox)
+        closed.set()
+
+    def late_run(self: KeptLoop) -> None:
+        wait_for(closed)
+        run(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeptLoop, "post", posting)
+        patch.setattr(KeptLoop, "close", closing)
+        patch.setattr(KeptLoop, "run", late_run)
+        with AsyncSingleThreadContext():
+            caller = in_block(async_to_sync(asyncio.sleep), LIMIT)
+            wait_for(posted)
+    with pytest.raises(asyncio.CancelledError):
+        caller.get()
+
+
+def test_thread_that_is_let_go_by_the_end_of_a_block_leaves_no_trace() -> None:
+    """1. A thread waits for the loop. 2. The block ends, and with it the loop. 3. The thread goes on."""
+    waiting = threading.Event()
+
+    async def wait() -> None:
+        waiting.set()
+        await asyncio.sleep(LIMIT)
+
+    with AsyncSingleThreadContext():
+        caller = in_block(async_to_sync(wait))
+        wait_for(waiting)
+    with pytest.raises(asyncio.CancelledError):
+        caller.get()
+    assert {} == AsyncToSync.loop_thread_executors
+
+
+# What nobody waits for:
+
+
+async def test_cancellation_while_a_foreign_executor_ends_the_call() -> None:
+    """1. The caller is cancelled, and looks at the future. 2. The executor ends it. 3. The caller goes on."""
+    hold = threading.Event()
+    begun = threading.Event()
+
+    class Call(ThreadCall[Any]):
+        def __getattribute__(self, name: str) -> Any:
+            value = super().__getattribute__(name)
+            if name == "_submitted" and value is not None and hold.is_set() is False:
+                hold.set()
+                value.result(LIMIT)
+                assert super().__getattribute__("_submitted") is None
+            return value
+
+    def work() -> None:
+        begun.set()
+        wait_for(hold)
+
+    with pytest.MonkeyPatch.context() as patch, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        patch.setattr(sync, "ThreadCall", Call)
+        task = asyncio.create_task(sync_to_async(work, thread_sensitive=False, executor=pool)())
+        await asyncio.to_thread(wait_for, begun)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
+def test_result_for_a_loop_that_has_no_further_turn_keeps_nobody() -> None:
+    """1. A result wakes the loop. 2. That is closed first. 3. Nothing keeps the loop, the call or the result."""
+
+    class Result:
+        pass
+
+    begun, go_on = threading.Event(), threading.Event()
+    references: list[weakref.ref[Any]] = []
+
+    def work() -> Result:
+        begun.set()
+        wait_for(go_on)
+        result = Result()
+        references.append(weakref.ref(result))
+        return result
+
+    async def begin_and_give_up() -> None:
+        task = asyncio.create_task(sync_to_async(work)())
+        await asyncio.to_thread(wait_for, begun)
+        task.cancel()
+        await asyncio.wait([task])
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin_and_give_up())
+    go_on.set()
+    finished(SyncToAsync.single_thread_executor)  # type: ignore[arg-type]
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    references.append(weakref.ref(loop))
+    del loop
+    gc.collect()
+    assert [None, None] == [reference() for reference in references]
+
+
+def test_task_that_only_its_result_keeps_goes_on() -> None:
+    """1. A task waits for a thread; nobody else knows it. 2. The result is on its way. 3. Garbage is collected."""
+    begun, go_on = threading.Event(), threading.Event()
+    went_on: list[str] = []
+
+    def work() -> str:
+        begun.set()
+        wait_for(go_on)
+        return "result"
+
+    async def forgotten() -> None:
+        went_on.append(await sync_to_async(work)())
+
+    async def main() -> None:
+        asyncio.create_task(forgotten())  # noqa: RUF006
+        await asyncio.to_thread(wait_for, begun)
+        go_on.set()
+        finished(SyncToAsync.single_thread_executor)  # type: ignore[arg-type]
+        gc.collect()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert ["result"] == went_on
+
+
+# Interrupts of the main thread:
+
+
+@pytest.mark.parametrize("moment", ["before the queue", "after the decision to wake", "before the wake-up"])
+def test_interrupt_while_a_result_is_handed_over(moment: str) -> None:
+    """The result arrives all the same, also for a task that outlives the interrupted call, and so do later ones."""
+    armed = False
+
+    def interrupt() -> None:
+        nonlocal armed
+        if armed and threading.current_thread() is threading.main_thread():
+            armed = False
+            raise KeyboardInterrupt
+
+    class Waking:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def acquire(self, blocking: bool) -> bool:
+            acquired = self.lock.acquire(blocking=blocking)
+            if moment == "after the decision to wake":
+                interrupt()
+            return acquired
+
+        def release(self) -> None:
+            self.lock.release()
+
+    class Results(_jobs._Results):
+        def __init__(self) -> None:
+            super().__init__()
+            self._waking = Waking()  # type: ignore[assignment]
+
+        def put(self, loop: Any, call: Any, *, surely: bool = False) -> None:
+            if moment == "before the queue":
+                interrupt()
+            elif moment == "before the wake-up":
+                loop = Interrupting(loop)
+            super().put(loop, call, surely=surely)
+
+    class Interrupting:
+        def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+            self.loop = loop
+
+        def call_soon_threadsafe(self, *arguments: Any, **options: Any) -> None:
+            interrupt()
+            self.loop.call_soon_threadsafe(*arguments, **options)
+
+    tasks: list[asyncio.Task[int]] = []
+
+    async def outlive() -> int:
+        nonlocal armed
+        armed = True
+        return await sync_to_async(int)(1)
+
+    async def first() -> None:
+        tasks.append(asyncio.create_task(outlive()))
+        await asyncio.sleep(LIMIT)
+
+    async def second() -> tuple[int, int]:
+        return await tasks[0], await sync_to_async(int)(2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_jobs, "_Results", Results)
+        with AsyncSingleThreadContext():
+            with pytest.raises(KeyboardInterrupt):
+                async_to_sync(first)()
+            assert (1, 2) == async_to_sync(second)()
+
+
+def test_second_interrupt_in_the_handling_of_the_first() -> None:
+    """1. The wait is interrupted. 2. So is the cancellation. 3. The mailbox is closed: later jobs go elsewhere."""
+    begun, go_on = threading.Event(), threading.Event()
+    results: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
+
+    def interrupt(*arguments: Any) -> Any:
+        wait_for(begun)
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        begun.set()
+        await asyncio.to_thread(wait_for, go_on)
+        results.put(await sync_to_async(threading.current_thread)())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CurrentThreadExecutor, "serve", interrupt)
+        patch.setattr(LoopCall, "cancel", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            async_to_sync(main)()
+    go_on.set()
+    assert threading.current_thread() is not results.get(timeout=LIMIT)
+
+
+def test_interrupt_in_a_callback_of_a_submitted_call_comes_out() -> None:
+    """1. The blocked thread has done a call. 2. A callback of its future is interrupted. 3. So is the wait."""
+
+    def interrupt(future: Any) -> None:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        executor = AsyncToSync.executors.current
+        await asyncio.wrap_future(submit(executor))
+
+    def submit(executor: Any) -> concurrent.futures.Future[int]:
+        hold = threading.Event()
+        first = executor.submit(wait_for, hold)
+        future: concurrent.futures.Future[int] = executor.submit(int)
+        future.add_done_callback(interrupt)
+        hold.set()
+        assert first is not future
+        return future
+
+    with pytest.raises(KeyboardInterrupt):
+        async_to_sync(main)()
+
+
+def test_signal_handler_that_bridges_while_the_loop_of_its_block_is_started() -> None:
+    """1. A call is about to start the block's loop. 2. A handler bridges there, and starts it. 3. One loop remains."""
+
+    async def loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    start = KeptLoop.start
+    started: list[KeptLoop | None] = []
+    handled: list[asyncio.AbstractEventLoop] = []
+    first: list[bool] = []
+
+    def interrupted_start(mailboxes: Any) -> KeptLoop | None:
+        if not first:
+            first.append(True)
+            handled.append(async_to_sync(loop)())
+        started.append(start(mailboxes))
+        return started[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeptLoop, "start", interrupted_start)
+        with AsyncSingleThreadContext():
+            handled.append(async_to_sync(loop)())
+    assert handled[0] is handled[1]
+    assert 2 == len(started)
+    for kept in started:
+        assert kept is not None
+        assert kept._end.settled or not kept.usable
+
+
+def test_signal_handler_that_bridges_while_a_worker_is_leased() -> None:
+    """1. A call is about to lease a worker. 2. A handler runs there and bridges. 3. Both calls end."""
+
+    async def number() -> int:
+        return 1
+
+    lease = _workers._lease
+    handled: list[int] = []
+
+    def interrupted_lease() -> Any:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(_workers, "_lease", lease)
+            handled.append(async_to_sync(number)())
+        return lease()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_workers, "_lease", interrupted_lease)
+        assert 1 == async_to_sync(number)()
+    assert [1] == handled
 
 
 # Stress:
