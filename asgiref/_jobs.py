@@ -12,6 +12,10 @@ leads to: that would be a reference cycle for each failing call.
 from __future__ import annotations
 
 import asyncio
+
+# asyncio would import this with the first call on a default executor. A fork meanwhile
+# would leave the import lock held for ever in the child.
+import concurrent.futures.thread  # noqa: F401
 import contextlib
 import contextvars
 import threading

@@ -88,9 +88,9 @@ class KeptLoop:
         """Return a loop that runs, or None where Python starts no thread any more."""
         kept = cls(mailboxes)
         executor = _workers.WorkerExecutor(background=True)
-        accepted = False
         try:
             accepted = executor.post(kept)
+            executor.shutdown(wait=False)
         except RuntimeError:
             kept.loop.close()
             raise
@@ -98,7 +98,6 @@ class KeptLoop:
             # Whether a worker has got it is not known after an interrupt; if so, it ends at once.
             kept.close(None)
             raise
-        executor.shutdown(wait=False)
         if not accepted:
             kept.loop.close()
             return None

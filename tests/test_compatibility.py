@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +135,6 @@ SINGLE: dict[str, Any] = {
     "method": DoubleInstance().method,
     "partial": functools.partial(single),
     "partial of an instance": functools.partial(SingleInstance()),
-    "partial of a hinted partial": functools.partial(partial_with_hint(anything, "_asgi_single_callable")),
     "partial, configured": functools.partial(configured, {}),
     "partial, configured by name": functools.partial(lambda s, r, w, *, x: single(s, r, w), x=1),
     "lambda": lambda scope, receive, send: single(scope, receive, send),
@@ -147,6 +147,8 @@ SINGLE: dict[str, Any] = {
     "hint": hinted("_asgi_single_callable"),
     "both hints": twice_hinted(_asgi_double_callable=True),
 }
+if sys.implementation.name == "cpython":  # others merge the two partials, and drop the hint
+    SINGLE["partial of a hinted partial"] = functools.partial(partial_with_hint(anything, "_asgi_single_callable"))
 DOUBLE: dict[str, Any] = {
     "function": double,
     "lambda": lambda scope: double(scope),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -543,6 +544,7 @@ async def test_stop_without_exceptions_looks_at_the_crash() -> None:
     assert [] == complaints
 
 
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
 async def test_crash_that_nobody_looked_at_is_logged() -> None:
     complaints = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context["message"]))
@@ -554,6 +556,7 @@ async def test_crash_that_nobody_looked_at_is_logged() -> None:
     assert ["Task exception was never retrieved"] == complaints
 
 
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
 async def test_deleting_the_communicator_cancels_the_application() -> None:
     application = SlowToEnd()
     application.go_on.set()
