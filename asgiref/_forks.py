@@ -11,20 +11,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-__all__ = ["after_fork_in_child", "current_generation"]
+__all__ = ["after_fork_in_child", "generation"]
 
-# Replaced in every forked child, before any other code of ours runs there.
-_generation = object()
-
-
-def current_generation() -> object:
-    """Return a token that is the same object for as long as the process is the same."""
-    return _generation
+# A token that is the same object for as long as the process is the same. It is replaced in
+# every forked child, before any other code of ours runs there.
+generation = object()
 
 
 def _begin_generation() -> None:
-    global _generation
-    _generation = object()
+    global generation
+    generation = object()
 
 
 def after_fork_in_child(renew: Callable[[], None]) -> None:

@@ -24,27 +24,29 @@ from collections import deque
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
 
-from . import local
-from ._forks import after_fork_in_child, current_generation
+from . import _forks, local
+from ._forks import after_fork_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["AwaitedOutcome", "Job", "JobExecutor", "LoopCall", "Outcome", "ThreadCall"]
+__all__ = ["AwaitedOutcome", "JobExecutor", "LoopCall", "Outcome", "ThreadCall"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Job(Protocol):
-    def run(self) -> None:
-        """Do the work on this thread; keep the outcome, let no exception out."""
+if TYPE_CHECKING:
 
-    def report(self) -> None:
-        """Hand the outcome, if there is one, to whoever waits for it."""
+    class Job(Protocol):
+        def run(self) -> None:
+            """Do the work on this thread; keep the outcome, let no exception out."""
 
-    def abandon(self, error: BaseException) -> None:
-        """Report *error* in place of an outcome, unless there is one already."""
+        def report(self) -> None:
+            """Hand the outcome, if there is one, to whoever waits for it."""
+
+        def abandon(self, error: BaseException) -> None:
+            """Report *error* in place of an outcome, unless there is one already."""
 
 
 class JobExecutor(Executor):
@@ -175,7 +177,7 @@ class ThreadCall(Outcome[R]):
         # A list of one, since pop() is atomic: either the thread gets the call, to run it,
         # or the caller, to take it back.
         self._call = [call]
-        self._generation = current_generation()
+        self._generation = _forks.generation
 
     # On the thread:
 
@@ -193,7 +195,7 @@ class ThreadCall(Outcome[R]):
     def report(self, *, after_interrupt: bool = False) -> None:
         # After a fork, the loop and whoever waits in it are the parent's.
         loop = self._loop
-        if loop is not None and self.settled and self._generation is current_generation():
+        if loop is not None and self.settled and self._generation is _forks.generation:
             _results_for(loop).put(loop, self, surely=after_interrupt)
             self._loop = None
 

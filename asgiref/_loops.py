@@ -8,8 +8,8 @@ import contextvars
 import threading
 from typing import TYPE_CHECKING, Any
 
-from . import _workers
-from ._forks import after_fork_in_child, current_generation
+from . import _forks, _workers
+from ._forks import after_fork_in_child
 from ._jobs import AwaitedOutcome, LoopCall, Outcome
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class FreshLoop:
         self._outcome.thread_goes_on = None  # not before the loop has ended, in report()
         loop = None
         try:
-            with asyncio.Runner() as runner:
+            # With a factory, the runner leaves the thread's "current" loop alone, which nobody needs.
+            with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
                 loop = runner.get_loop()
                 self._mailboxes[loop] = self._mailbox
                 task = self._call.start(loop)
@@ -79,7 +80,7 @@ class KeptLoop:
         self._mailboxes = mailboxes
         self._blocked: list[CurrentThreadExecutor] = []
         self._closing = self._ended = False
-        self._generation = current_generation()
+        self._generation = _forks.generation
         self._end: Outcome[None] = Outcome()
         self._waits_for_end: CurrentThreadExecutor | None = None
 
@@ -105,7 +106,7 @@ class KeptLoop:
 
     @property
     def usable(self) -> bool:
-        return not self._closing and self._generation is current_generation()
+        return not self._closing and self._generation is _forks.generation
 
     def post(self, call: LoopCall, mailbox: CurrentThreadExecutor) -> bool:
         """Have the loop start *call*, whose thread serves *mailbox*; return False where the loop is closing."""

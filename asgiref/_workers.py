@@ -25,7 +25,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from ._forks import after_fork_in_child, current_generation
+from . import _forks
+from ._forks import after_fork_in_child
 from ._jobs import JobExecutor
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ class _Worker:
         _workers.add(self)
 
     def _work(self) -> None:
-        generation = current_generation()
-        while generation is current_generation():  # a job that forks returns here in the child
+        generation = _forks.generation
+        while generation is _forks.generation:  # a job that forks returns here in the child
             try:
                 item = self.jobs.get(timeout=IDLE_TIME)
             except queue.Empty:
@@ -90,7 +91,7 @@ class _Worker:
             except BaseException:
                 self._complain()
             self.jobs_done += 1
-            if generation is current_generation():
+            if generation is _forks.generation:
                 executor.job_done()
             try:
                 job.report()
@@ -139,21 +140,21 @@ class WorkerExecutor(JobExecutor):
         # An item for each job that was accepted and is not done.
         self._unfinished: list[None] = []
         self._shut_down = False
-        self._generation = current_generation()
+        self._generation = _forks.generation
 
     @property
     def _threads(self) -> set[threading.Thread]:
         """The threads that serve this executor now: others read it from any executor that stands in its place."""
         worker = self._worker
-        return set() if worker is None or self._generation is not current_generation() else {worker.thread}
+        return set() if worker is None or self._generation is not _forks.generation else {worker.thread}
 
     @property
     def belongs_to_this_thread(self) -> bool:  # type: ignore[override]
         worker = self._worker
-        return worker is not None and worker.ident == threading.get_ident() and self._generation is current_generation()
+        return worker is not None and worker.ident == threading.get_ident() and self._generation is _forks.generation
 
     def post(self, job: Job) -> bool:
-        if self._generation is not current_generation():
+        if self._generation is not _forks.generation:
             self._forget_parents_worker()
         if self._shut_down:
             return False
@@ -210,7 +211,7 @@ class WorkerExecutor(JobExecutor):
     def _forget_parents_worker(self) -> None:
         self.__dict__.pop("_worker", None)
         self._unfinished = []
-        self._generation = current_generation()
+        self._generation = _forks.generation
 
     def __del__(self) -> None:
         # Nobody kept this executor, jobs included, so its worker is free.

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from ._forks import current_generation
+from . import _forks
 from ._jobs import JobExecutor
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class CurrentThreadExecutor(JobExecutor):
             old_executor = old_executor.outer
         self.outer: CurrentThreadExecutor | None = old_executor
         self._owner = threading.get_ident()
-        self._generation = current_generation()
+        self._generation = _forks.generation
         self._jobs: deque[Job] = deque()
         self._wake_ups: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -72,7 +72,7 @@ class CurrentThreadExecutor(JobExecutor):
     @property
     def serving(self) -> bool:
         """Whether a job posted now would be accepted; a thread does not survive a fork."""
-        return not self._closed and self._generation is current_generation()
+        return not self._closed and self._generation is _forks.generation
 
     @property
     def belongs_to_this_thread(self) -> bool:  # type: ignore[override]
@@ -135,7 +135,7 @@ class CurrentThreadExecutor(JobExecutor):
         """Run jobs until ``stop`` is called, or until *check*, asked now and then, says that it never will be."""
         pause = FIRST_CHECK
         while not self._stopped:
-            if self._generation is not current_generation():
+            if self._generation is not _forks.generation:
                 raise RuntimeError(
                     "this process was forked inside a blocked async_to_sync call, and the event loop that the call "
                     "waits for stayed in the parent; end the child with os._exit() before that call returns"

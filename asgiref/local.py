@@ -117,7 +117,9 @@ _RESERVED = frozenset(dir(Local))
 
 
 def _no_attribute(storage: Local, name: str) -> AttributeError:
-    return AttributeError(f"'Local' object has no attribute '{name}'", name=name, obj=storage)
+    error = AttributeError(f"'Local' object has no attribute '{name}'")
+    error.name, error.obj = name, storage  # as arguments, they would cost a third more
+    return error
 
 
 def _refuse(name: str) -> NoReturn:

@@ -32,12 +32,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 
 from . import _loops, _routing, _workers, local
 from ._carry import ExceptionMarks, changes_since
-from ._jobs import AwaitedOutcome, Job, JobExecutor, LoopCall, ThreadCall
+from ._jobs import AwaitedOutcome, JobExecutor, LoopCall, ThreadCall
 from .current_thread_executor import CurrentThreadExecutor
 from .local import Local
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from ._jobs import Job
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
