@@ -11,16 +11,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-__all__ = ["after_fork_in_child", "generation"]
+__all__ = ["after_fork_in_child", "generation", "pid"]
 
 # A token that is the same object for as long as the process is the same. It is replaced in
 # every forked child, before any other code of ours runs there.
 generation = object()
 
+# For others, who compare it with os.getpid().
+pid = os.getpid()
+
 
 def _begin_generation() -> None:
-    global generation
+    global generation, pid
     generation = object()
+    pid = os.getpid()
 
 
 def after_fork_in_child(renew: Callable[[], None]) -> None:

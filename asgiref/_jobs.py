@@ -16,7 +16,6 @@ import asyncio
 # asyncio would import this with the first call on a default executor. A fork meanwhile
 # would leave the import lock held for ever in the child.
 import concurrent.futures.thread  # noqa: F401
-import contextlib
 import contextvars
 import threading
 import weakref
@@ -370,8 +369,10 @@ class _Results:
                 self._release()
 
     def _release(self) -> None:
-        with contextlib.suppress(RuntimeError):  # not held, after an interrupt
+        try:
             self._waking.release()
+        except RuntimeError:  # not held, after an interrupt
+            pass
 
     def _deliver(self) -> None:
         self._release()

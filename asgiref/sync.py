@@ -20,7 +20,6 @@ import contextlib
 import contextvars
 import functools
 import inspect
-import os
 import sys
 import threading
 import time
@@ -30,7 +29,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from . import _loops, _routing, _workers, local
+from . import _forks, _loops, _routing, _workers, local
 from ._carry import ExceptionMarks, changes_since
 from ._jobs import AwaitedOutcome, JobExecutor, LoopCall, ThreadCall
 from .current_thread_executor import CurrentThreadExecutor
@@ -404,7 +403,7 @@ class AsyncToSync(Generic[P, R]):
         home = here.get("main_event_loop")
         if (
             home is None
-            or here.get("main_event_loop_pid") != os.getpid()
+            or here.get("main_event_loop_pid") != _forks.pid
             or not home.is_running()
             or _workers.is_suspended_here(home)
         ):
@@ -692,7 +691,7 @@ class SyncToAsync(Generic[P, R]):
         __traceback_hide__ = True
         here = self.threadlocal.__dict__
         outer = here.get("main_event_loop"), here.get("main_event_loop_pid"), here.get("task_context")
-        here["main_event_loop"], here["main_event_loop_pid"], here["task_context"] = loop, os.getpid(), task_context
+        here["main_event_loop"], here["main_event_loop_pid"], here["task_context"] = loop, _forks.pid, task_context
         if local.THREADS_INHERIT and isinstance(func.__self__, contextvars.Context):  # type: ignore[attr-defined]
             local.arrive(func.__self__)  # type: ignore[attr-defined]
         handled = exc_info[1]

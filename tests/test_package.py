@@ -30,7 +30,7 @@ ALLOWED = {
     "_loops": {"_forks", "_jobs", "_workers", "current_thread_executor"},
     "compatibility": {"sync"},
     "testing": {"compatibility"},
-    "sync": {"_carry", "_jobs", "_loops", "_routing", "_workers", "current_thread_executor", "local"},
+    "sync": {"_carry", "_forks", "_jobs", "_loops", "_routing", "_workers", "current_thread_executor", "local"},
 }
 
 
