@@ -191,17 +191,17 @@ class ThreadCall(Outcome[R]):
         except BaseException as error:
             self.set_exception(error)
 
-    def report(self, *, after_interrupt: bool = False) -> None:
+    def report(self, after_interrupt: bool = False) -> None:
         # After a fork, the loop and whoever waits in it are the parent's.
         loop = self._loop
         if loop is not None and self.settled and self._generation is _forks.generation:
-            _results_for(loop).put(loop, self, surely=after_interrupt)
+            _results_for(loop).put(loop, self, after_interrupt)
             self._loop = None
 
     def abandon(self, error: BaseException) -> None:
         if not self.settled:
             self.set_exception(error)
-        self.report(after_interrupt=True)
+        self.report(True)
 
     def submit_to(self, executor: Any) -> None:
         """Have a foreign *executor* run the call; it needs no more than ``submit(fn)``."""
@@ -351,7 +351,7 @@ class _Results:
         self._calls: deque[ThreadCall[Any]] = deque()
         self._waking = threading.Lock()
 
-    def put(self, loop: asyncio.AbstractEventLoop, call: ThreadCall[Any], *, surely: bool = False) -> None:
+    def put(self, loop: asyncio.AbstractEventLoop, call: ThreadCall[Any], surely: bool = False) -> None:
         """Deliver *call* on *loop*, soon.
 
         Args:

@@ -96,7 +96,7 @@ class CurrentThreadExecutor(JobExecutor):
         return super().submit(fn, *args, **kwargs)
 
     def post(self, job: Job) -> bool:
-        if not self.serving:  # in a forked child the lock may be held for ever
+        if self._generation is not _forks.generation:  # in a forked child the lock may be held for ever
             return False
         if self.run_in_place is not None:
             self.run_in_place(job)

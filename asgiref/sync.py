@@ -652,11 +652,17 @@ class SyncToAsync(Generic[P, R]):
 
     def _give_to_default_executor(self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop) -> None:
         if threading.main_thread().is_alive():
-            call.submit_to_default_executor(loop)
+            executor = getattr(loop, "_default_executor", None)
+            if isinstance(executor, Executor):
+                # asyncio's own loops show it. Without the future that the loop would wrap
+                # around the executor's, the result comes one turn of the loop earlier.
+                call.submit_to(executor)
+            else:
+                call.submit_to_default_executor(loop)
         else:  # the interpreter is ending, and pools refuse work
-            executor = _workers.WorkerExecutor()
-            executor.post(call)
-            executor.shutdown(wait=False)
+            worker = _workers.WorkerExecutor()
+            worker.post(call)
+            worker.shutdown(wait=False)
 
     @overload
     def __get__(self, parent: None, objtype: Any = None) -> SyncToAsync[P, R]: ...
