@@ -187,9 +187,10 @@ class ThreadCall(Outcome[R]):
         except IndexError:
             return
         try:
-            self.set_result(call())
+            self._result = call()
         except BaseException as error:
-            self.set_exception(error)
+            self._error = error
+        self.settled = True
 
     def report(self, after_interrupt: bool = False) -> None:
         # After a fork, the loop and whoever waits in it are the parent's.
