@@ -76,7 +76,7 @@ def test_names_that_could_not_be_read_back_are_refused(local: Local, name: str) 
 async def test_names_that_every_object_has_are_refused_in_tasks_too(local: Local) -> None:
     with pytest.raises(AttributeError, match="choose another name"):
         local.__doc__ = "lost"
-    assert "threading.local" in str(local.__doc__)
+    assert local.__doc__
 
 
 def test_cannot_be_subclassed() -> None:
