@@ -494,10 +494,12 @@ def test_finalizer_that_bridges_on_a_worker_in_the_pool_leases_another() -> None
                 used.append(threading.current_thread())
                 done.set()
 
-    done = threading.Event()
+    done, hold = threading.Event(), threading.Event()
     executor = WorkerExecutor()
+    executor.submit(wait_for, hold)
     executor.post(Job())
     executor.shutdown(wait=False)
+    hold.set()  # not before this thread has let go of the job
     wait_for(done)
     assert used[0] is not used[1]
 
