@@ -41,6 +41,8 @@ class FreshLoop:
                 task = self._call.start(loop)
                 if task is not None:
                     loop.run_until_complete(task)
+                    if not self._outcome.settled:
+                        raise RuntimeError("what replaces AsyncToSync.main_wrap() ended without calling it")
             except BaseException as error:
                 # Cancelled before its first step, or broken off by a SystemExit of another task.
                 self._outcome.set_exception(error)

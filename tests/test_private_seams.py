@@ -91,6 +91,26 @@ def test_main_wrap_is_looked_up_for_each_call_and_its_result_may_be_wrapped(monk
     assert [5] == seen
 
 
+def test_replaced_main_wrap_that_never_settles_the_call_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, with an error that names it; the thread does not try again and again."""
+    calls: list[Any] = []
+
+    def patched(self: Any, *args: Any) -> Any:
+        args[-1].close()
+
+        async def wrapped() -> None:
+            calls.append(asyncio.get_running_loop())
+
+        return wrapped()
+
+    async def nothing() -> None: ...
+
+    monkeypatch.setattr(AsyncToSync, "main_wrap", patched)
+    with pytest.raises(RuntimeError, match="main_wrap"):
+        async_to_sync(nothing)()
+    assert 1 == len(calls)
+
+
 async def test_executor_is_given_a_partial_of_thread_handler() -> None:
     given: list[Any] = []
 
