@@ -29,7 +29,7 @@ from ._forks import after_fork_in_child
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["AwaitedOutcome", "JobExecutor", "LoopCall", "Outcome", "ThreadCall"]
+__all__ = ["AwaitedOutcome", "JobExecutor", "LoopCall", "Outcome", "ThreadCall", "deliver_on"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 
         def abandon(self, error: BaseException) -> None:
             """Report *error* in place of an outcome, unless there is one already."""
+
+    class Delivery(Protocol):
+        def deliver(self) -> None:
+            """Do what there is to do on the loop; let no exception out."""
 
 
 class JobExecutor(Executor):
@@ -168,7 +172,8 @@ class ThreadCall(Outcome[R]):
 
     _delivered = False
     _submitted: Future[R] | asyncio.Future[R] | None = None
-    _waiter: asyncio.Future[None] | None = None
+    # Set when the outcome is back on the loop.
+    waiter: asyncio.Future[None] | None = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], R]) -> None:
         # Until the result is on its way to it: what waits for a loop must not keep it.
@@ -196,7 +201,7 @@ class ThreadCall(Outcome[R]):
         # After a fork, the loop and whoever waits in it are the parent's.
         loop = self._loop
         if loop is not None and self.settled and self._generation is _forks.generation:
-            _results_for(loop).put(loop, self, after_interrupt)
+            deliver_on(loop, self, after_interrupt)
             self._loop = None
 
     def abandon(self, error: BaseException) -> None:
@@ -232,7 +237,7 @@ class ThreadCall(Outcome[R]):
 
     def deliver(self) -> None:
         self._delivered = True
-        waiter = self._waiter
+        waiter = self.waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
@@ -243,24 +248,23 @@ class ThreadCall(Outcome[R]):
         if submitted is not None:
             submitted.cancel()
 
-    async def wait(self, loop: asyncio.AbstractEventLoop, inner_calls: list[AwaitedOutcome[Any]]) -> None:
-        """Wait for the outcome.
+    def survives_cancellation(
+        self, loop: asyncio.AbstractEventLoop, inner_calls: list[AwaitedOutcome[Any]]
+    ) -> asyncio.Future[None] | None:
+        """Return what to wait for now that the caller was cancelled, or None where the wait is over.
 
-        A cancellation goes to the *inner_calls* for which the synchronous code waits, and
+        The cancellation goes to the *inner_calls* for which the synchronous code waits, and
         their outcome decides. Where there are none, it ends the wait: a call that has
         begun goes on alone, one that has not is never run.
         """
-        try:
-            while not self._delivered:
-                self._waiter = loop.create_future()
-                try:
-                    await self._waiter
-                except asyncio.CancelledError:
-                    if not any([call.cancel() for call in inner_calls.copy()]):
-                        self._take_back()
-                        raise
-        finally:
-            self._waiter = None
+        if not any([call.cancel() for call in inner_calls.copy()]):
+            self._take_back()
+            return None
+        # The waiter was cancelled too, and a delivery that came before this found it so.
+        self.waiter = waiter = loop.create_future()
+        if self._delivered:
+            waiter.set_result(None)
+        return waiter
 
 
 class LoopCall:
@@ -339,34 +343,28 @@ class LoopCall:
         return self._task is not None and self._task.cancel()
 
 
-class _Results:
-    """The finished calls of one loop; one wake-up brings many.
+class _Deliveries:
+    """Finished calls, and other news from threads, for one loop; one wake-up brings many.
 
     The lock is held from the decision to wake the loop until the loop begins to empty the
-    queue. Who finds it held has put a result there before, and so in time.
+    queue. Who finds it held has put a delivery there before, and so in time.
 
     The queue may be all that keeps a task, to which asyncio itself refers weakly.
     """
 
     def __init__(self) -> None:
-        self._calls: deque[ThreadCall[Any]] = deque()
+        self._queue: deque[Delivery] = deque()
         self._waking = threading.Lock()
 
-    def put(self, loop: asyncio.AbstractEventLoop, call: ThreadCall[Any], surely: bool = False) -> None:
-        """Deliver *call* on *loop*, soon.
-
-        Args:
-            surely: Wake the loop in any case: an exception raised by a signal may have come
-                between the decision to do that and the deed.
-        """
-        self._calls.append(call)
+    def put(self, loop: asyncio.AbstractEventLoop, delivery: Delivery, surely: bool = False) -> None:
+        self._queue.append(delivery)
         if self._waking.acquire(blocking=False) or surely:
             try:
                 # An empty context keeps nothing of a user's alive; one for all would be
                 # entered by two loops at once.
                 loop.call_soon_threadsafe(self._deliver, context=contextvars.Context())
             except RuntimeError:  # the loop is closed, and whoever waited in it is gone
-                self._calls.clear()
+                self._queue.clear()
                 self._release()
 
     def _release(self) -> None:
@@ -377,27 +375,45 @@ class _Results:
 
     def _deliver(self) -> None:
         self._release()
-        calls = self._calls
-        while calls:
-            calls.popleft().deliver()
+        queue = self._queue
+        while queue:
+            queue.popleft().deliver()
 
 
-# The results under way to each loop. Entries end with their loop, and all of them at a fork.
-_results: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Results] = weakref.WeakKeyDictionary()
+# What is under way to each loop. Entries end with their loop, and all of them at a fork.
+_deliveries: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Deliveries] = weakref.WeakKeyDictionary()
+
+# The entry that was used last, so that most looks need not go through the dictionary; at first, what refers to nothing.
+_NOTHING: weakref.ref[Any] = weakref.ref(_Deliveries())
+_latest = _NOTHING, _NOTHING
 
 
-def _results_for(loop: asyncio.AbstractEventLoop) -> _Results:
-    results = _results.get(loop)
-    if results is None:
-        # A loop that was closed before it could empty its queue may be kept by what is in it.
-        for other in [reference() for reference in _results.keyrefs()]:
-            if other is not None and other.is_closed():
-                _results.pop(other, None)
-        results = _results.setdefault(loop, _Results())
-    return results
+def deliver_on(loop: asyncio.AbstractEventLoop, delivery: Delivery, surely: bool = False) -> None:
+    """Have ``delivery.deliver()`` called on *loop*, soon; never, if the loop is closed. On any thread.
+
+    Args:
+        surely: Wake the loop in any case: an exception raised by a signal may have come
+            between the decision to do that and the deed.
+    """
+    global _latest
+    latest_loop, latest_deliveries = _latest
+    deliveries = latest_deliveries() if latest_loop() is loop else None
+    if deliveries is None:
+        deliveries = _deliveries.get(loop) or _deliveries_for_new(loop)
+        _latest = weakref.ref(loop), weakref.ref(deliveries)
+    deliveries.put(loop, delivery, surely)
+
+
+def _deliveries_for_new(loop: asyncio.AbstractEventLoop) -> _Deliveries:
+    # A loop that was closed before it could empty its queue may be kept by what is in it.
+    for other in [reference() for reference in _deliveries.keyrefs()]:
+        if other is not None and other.is_closed():
+            _deliveries.pop(other, None)
+    return _deliveries.setdefault(loop, _Deliveries())
 
 
 @after_fork_in_child
-def _forget_results() -> None:
-    global _results
-    _results = weakref.WeakKeyDictionary()
+def _forget_deliveries() -> None:
+    global _deliveries, _latest
+    _deliveries = weakref.WeakKeyDictionary()
+    _latest = _NOTHING, _NOTHING

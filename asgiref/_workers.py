@@ -2,8 +2,9 @@
 
 A worker runs one job at a time. Idle workers wait in a pool, last in, first out, and
 leave after some seconds; a ``WorkerExecutor`` leases one with its first job and gives it
-back when it has been shut down and its last job is done. A worker goes back *before* the
-outcome of that job is reported, so that the caller's next lease finds it there.
+back when it has been shut down and its last job is done. A ``WorkerPool`` leases several,
+for as long as its one queue has jobs. A worker goes back *before* the outcome of its last
+job is reported, so that the caller's next lease finds it there.
 
 There is no lock here. A signal handler, or a finalizer that the garbage collector calls,
 may bridge at any moment, and would wait for ever on a thread that held one. What must be
@@ -18,11 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import contextvars
 import queue
 import sys
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from . import _forks
@@ -30,9 +33,11 @@ from ._forks import after_fork_in_child
 from ._jobs import JobExecutor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ._jobs import Job
 
-__all__ = ["WorkerExecutor", "is_suspended_here", "run_in_place"]
+__all__ = ["WorkerExecutor", "WorkerPool", "is_suspended_here", "loop_suspended", "run_in_place"]
 
 # Seconds for which an idle worker stays. A guess: longer than the pauses of a site with little traffic.
 IDLE_TIME = 10.0
@@ -89,19 +94,15 @@ class _Worker:
             try:
                 job.run()
             except BaseException:
-                self._complain()
+                _complain()
             self.jobs_done += 1
             if generation is _forks.generation:
                 executor.job_done()
             try:
                 job.report()
             except BaseException:
-                self._complain()
+                _complain()
             del executor, item, job  # a waiting thread keeps nothing of a user's alive
-
-    def _complain(self) -> None:
-        """Show what a job let out after all, of a future's callback, say: the thread serves others too."""
-        threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), self.thread]))
 
     def go_idle(self) -> None:
         self.background = False
@@ -219,6 +220,131 @@ class WorkerExecutor(JobExecutor):
             self._worker.jobs.put(None)
 
 
+def _complain() -> None:
+    """Show what a job let out after all, of a future's callback, say: the thread serves others too."""
+    threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
+
+
+class WorkerPool(JobExecutor):
+    """An executor of at most *limit* leased workers that take their jobs from one queue.
+
+    One worker at a time is on its way to the queue. It takes a job, and calls the next
+    worker if there are more, before it runs its own. So while the jobs are short, one or
+    two threads do them all, in one go, and are not woken for each; as soon as a job waits
+    for something, another thread goes on with the queue.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._jobs: deque[Job] = deque()
+        # An item for each worker that may still be leased.
+        self._free: list[None] = [None] * self._limit
+        # Held while a worker is on its way to the queue. Nobody waits for it.
+        self._coming = threading.Lock()
+        self._generation = _forks.generation
+
+    def post(self, job: Job) -> bool:
+        if self._generation is not _forks.generation:
+            self._start_afresh()
+        self._jobs.append(job)
+        try:
+            self._call_worker()
+        except BaseException:
+            # No thread could be started. Those that have not gone yet will come to this job.
+            if len(self._free) < self._limit:
+                return True
+            try:
+                self._jobs.remove(job)
+            except ValueError:
+                return True
+            raise
+        return True
+
+    def _call_worker(self) -> None:
+        """See to it that a worker comes to the queue, if there is something in it and one is free.
+
+        Who finds another on its way has put a job there before that one looks.
+        """
+        while self._jobs and self._coming.acquire(blocking=False):
+            try:
+                self._free.pop()
+            except IndexError:
+                self._arrived()
+                # One may have become free meanwhile, found the queue empty and gone; and then
+                # somebody may have added a job and relied on this call.
+                if not self._free:
+                    return
+                continue
+            executor = WorkerExecutor()
+            try:
+                executor.post(_QueueService(self))
+                executor.shutdown(wait=False)
+            except BaseException:
+                self._free.append(None)
+                self._arrived()
+                raise
+            return
+
+    def _arrived(self) -> None:
+        try:
+            self._coming.release()
+        except RuntimeError:  # not held, after an interrupt
+            pass
+
+
+class _QueueService:
+    """A job: do the jobs of a pool for as long as there are any."""
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
+        self._last: Job | None = None
+
+    def run(self) -> None:
+        pool = self._pool
+        pool._arrived()
+        jobs, generation = pool._jobs, _forks.generation
+        while True:
+            try:
+                job = jobs.popleft()
+            except IndexError:
+                pool._free.append(None)
+                # Jobs that came since the look above, and found no worker free, have only this one.
+                if not jobs:
+                    return
+                try:
+                    pool._free.pop()
+                except IndexError:  # others have been leased since, and will come to the queue
+                    return
+                continue
+            self.report()
+            try:
+                pool._call_worker()
+            except RuntimeError:  # no more threads can be had, so this one goes on alone
+                pass
+            try:
+                job.run()
+            except BaseException:
+                _complain()
+            self._last = job
+            if generation is not _forks.generation:  # a job that forked returns here in the child
+                return
+
+    def report(self) -> None:
+        """Report the job that was done last: when the next one has begun, or the worker is back among the idle."""
+        job, self._last = self._last, None
+        if job is not None:
+            try:
+                job.report()
+            except BaseException:
+                _complain()
+
+    def abandon(self, error: BaseException) -> None:
+        self.report()
+
+
 def _lease() -> _Worker | None:
     """Return an idle worker or a new one, or None where Python starts no thread any more."""
     try:
@@ -254,25 +380,31 @@ def _wait_for_running_jobs() -> None:
 
 def run_in_place(job: Job) -> None:
     """Run *job* on this very thread, because Python starts none any more; its loop, if one runs here, is held up."""
+    with loop_suspended():
+        job.run()
+    job.report()
+
+
+@contextlib.contextmanager
+def loop_suspended() -> Iterator[None]:
+    """In the block, no loop runs on this thread as far as anybody can tell, just as on a thread without one."""
     loop = asyncio._get_running_loop()
     if loop is None:
-        job.run()
-    else:
-        # As far as the job can tell, no loop runs here, just as on a thread of its own.
-        task = asyncio.current_task(loop)
-        outer: tuple[asyncio.AbstractEventLoop, ...] = getattr(_here, "suspended_loops", ())
-        _here.suspended_loops = (*outer, loop)
+        yield
+        return
+    task = asyncio.current_task(loop)
+    outer: tuple[asyncio.AbstractEventLoop, ...] = getattr(_here, "suspended_loops", ())
+    _here.suspended_loops = (*outer, loop)
+    if task is not None:
+        asyncio._leave_task(loop, task)
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(loop)
         if task is not None:
-            asyncio._leave_task(loop, task)
-        asyncio._set_running_loop(None)
-        try:
-            job.run()
-        finally:
-            asyncio._set_running_loop(loop)
-            if task is not None:
-                asyncio._enter_task(loop, task)
-            _here.suspended_loops = outer
-    job.report()
+            asyncio._enter_task(loop, task)
+        _here.suspended_loops = outer
 
 
 def is_suspended_here(loop: Any) -> bool:

@@ -590,10 +590,20 @@ class SyncToAsync(Generic[P, R]):
         call: ThreadCall[R] = ThreadCall(
             loop, functools.partial(self.thread_handler, loop, sys.exc_info(), inner_calls, context.run, child)
         )
-        self._give_to_thread(call, loop, inner_calls)
+        waiter: asyncio.Future[None] | None
+        call.waiter = waiter = loop.create_future()
+        self._give_to_thread(call, loop, inner_calls, args)
         try:
-            await call.wait(loop, inner_calls)
+            while waiter is not None:
+                try:
+                    await waiter
+                    break
+                except asyncio.CancelledError:
+                    waiter = call.survives_cancellation(loop, inner_calls)
+                    if waiter is None:
+                        raise
         finally:
+            call.waiter = None
             if call.settled:
                 if local.THREADS_INHERIT:
                     local.arrive(context)
@@ -601,12 +611,14 @@ class SyncToAsync(Generic[P, R]):
                     _restore_context(changes)
         return call.take()
 
-    def _give_to_thread(self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls) -> None:
+    def _give_to_thread(
+        self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls, args: tuple[Any, ...]
+    ) -> None:
         if not self._thread_sensitive and self._executor is None:
             self._give_to_default_executor(call, loop)
             return
         executor: Any = None
-        for executor in self._executors(loop, inner_calls) if self._thread_sensitive else [self._executor]:
+        for executor in self._executors(loop, inner_calls, args) if self._thread_sensitive else [self._executor]:
             if isinstance(executor, JobExecutor):
                 if executor.belongs_to_this_thread:
                     raise self._deadlock(loop)
@@ -619,15 +631,19 @@ class SyncToAsync(Generic[P, R]):
                 return
         raise RuntimeError(f"{_name_of(self.func)} cannot run: {executor!r} has been shut down")
 
-    def _executors(self, loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls) -> list[Any]:
+    def _executors(self, loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls, args: tuple[Any, ...]) -> list[Any]:
         """Return the executors that may run thread-sensitive code called here, best first."""
         context = self.thread_sensitive_context.get(None)
         return _routing.thread_sensitive_executors(
             local.peek(AsyncToSync.executors, "current"),
             None if context is None else self._executor_of(context, inner_calls),
             AsyncToSync.loop_thread_executors.get(loop),
-            self.single_thread_executor,
+            self._shared_executor(args),
         )
+
+    def _shared_executor(self, args: tuple[Any, ...]) -> Any:
+        """Return the executor for thread-sensitive code, called with *args*, that nothing encloses."""
+        return self.single_thread_executor
 
     def _executor_of(self, context: Any, inner_calls: _InnerCalls) -> Executor | None:
         if isinstance(context, ThreadSensitiveContext):

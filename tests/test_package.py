@@ -28,8 +28,12 @@ ALLOWED = {
     "_routing": {"current_thread_executor"},
     "_workers": {"_forks", "_jobs"},
     "_loops": {"_forks", "_jobs", "_workers", "current_thread_executor"},
+    "_wsgi_environ": set[str](),
+    "_wsgi_connection": {"_workers", "sync"},
+    "_wsgi_response": {"_jobs", "_wsgi_connection"},
     "compatibility": {"sync"},
     "testing": {"compatibility"},
+    "wsgi": {"_workers", "_wsgi_connection", "_wsgi_environ", "_wsgi_response", "sync"},
     "sync": {"_carry", "_forks", "_jobs", "_loops", "_routing", "_workers", "current_thread_executor", "local"},
 }
 
@@ -60,12 +64,13 @@ def test_public_names_exist_and_are_documented(module: str) -> None:
 
 
 def test_public_surface() -> None:
-    from asgiref import compatibility, current_thread_executor, local, sync, testing
+    from asgiref import compatibility, current_thread_executor, local, sync, testing, wsgi
 
     assert ["double_to_single_callable", "guarantee_single_callable", "is_double_callable"] == compatibility.__all__
     assert ["ApplicationCommunicator"] == testing.__all__
     assert ["CurrentThreadExecutor"] == current_thread_executor.__all__
     assert ["Local"] == local.__all__
+    assert ["WsgiToAsgi", "WsgiToAsgiInstance"] == wsgi.__all__
     assert [
         "AsyncSingleThreadContext",
         "AsyncToSync",

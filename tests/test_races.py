@@ -73,7 +73,7 @@ def done_call(loop: Any) -> Delivered:
 def test_result_that_comes_while_the_loop_is_already_woken() -> None:
     """1. A result wakes the loop. 2. Another comes: no second wake-up. 3. The loop delivers both."""
     loop: Any = Loop()
-    results = _jobs._Results()
+    results = _jobs._Deliveries()
     one, two = done_call(loop), done_call(loop)
     results.put(loop, one)
     results.put(loop, two)
@@ -85,7 +85,7 @@ def test_result_that_comes_while_the_loop_is_already_woken() -> None:
 def test_result_that_comes_just_before_the_queue_is_emptied() -> None:
     """1. The loop is woken. 2. It lets the next one wake it. 3. A result comes and does. 4. It empties the queue."""
     loop: Any = Loop()
-    results = _jobs._Results()
+    results = _jobs._Deliveries()
     one, two = done_call(loop), done_call(loop)
     results.put(loop, one)
     release = results._waking.release
@@ -106,7 +106,7 @@ def test_result_that_comes_just_before_the_queue_is_emptied() -> None:
 def test_result_that_comes_while_the_queue_is_being_emptied() -> None:
     """1. The loop delivers a result. 2. Another comes meanwhile. 3. It is delivered, now or with its own wake-up."""
     loop: Any = Loop()
-    results = _jobs._Results()
+    results = _jobs._Deliveries()
     two = done_call(loop)
 
     class Interleaved(Delivered):
@@ -124,7 +124,7 @@ def test_result_that_comes_while_the_queue_is_being_emptied() -> None:
 
 def test_result_for_a_closed_loop_leaves_the_queue_usable() -> None:
     loop: Any = Loop()
-    results = _jobs._Results()
+    results = _jobs._Deliveries()
     loop.closed = True
     results.put(loop, done_call(loop))
     loop.closed = False
@@ -725,7 +725,7 @@ def test_interrupt_while_a_result_is_handed_over(moment: str) -> None:
         def release(self) -> None:
             self.lock.release()
 
-    class Results(_jobs._Results):
+    class Results(_jobs._Deliveries):
         def __init__(self) -> None:
             super().__init__()
             self._waking = Waking()  # type: ignore[assignment]
@@ -760,7 +760,7 @@ def test_interrupt_while_a_result_is_handed_over(moment: str) -> None:
         return await tasks[0], await sync_to_async(int)(2)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_jobs, "_Results", Results)
+        patch.setattr(_jobs, "_Deliveries", Results)
         with AsyncSingleThreadContext():
             with pytest.raises(KeyboardInterrupt):
                 async_to_sync(first)()

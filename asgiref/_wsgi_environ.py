@@ -1,0 +1,184 @@
+"""From an ASGI scope to a WSGI environ: pure functions, and what is refused on the way.
+
+PEP 3333 ("environ Variables") and RFC 3875 (CGI) say what an environ holds, the ASGI
+specification ("WSGI Compatibility") where each part comes from. Nothing here waits, sends
+or knows a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["BadRequest", "content_length_of", "environ_for"]
+
+logger = logging.getLogger("asgiref.wsgi")
+
+# What is the same for each request. The version is that of WSGI.
+_CONSTANT: dict[str, Any] = {
+    "GATEWAY_INTERFACE": "CGI/1.1",
+    "wsgi.version": (1, 0),
+    "wsgi.multithread": True,
+    "wsgi.multiprocess": True,
+    "wsgi.run_once": False,
+    # Reading ends where the body does, so that a body without a Content-Length can be read too.
+    "wsgi.input_terminated": True,
+}
+
+
+def _general_key(name: bytes) -> str:
+    # On bytes, since str.upper() knows letters whose capital is not in latin-1.
+    return "HTTP_" + name.upper().replace(b"-", b"_").decode("latin-1")
+
+
+_UNPREFIXED = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH"}
+
+# The names that most requests have, to spare them the work above. Not a cache, which
+# clients could fill with what they like.
+_KEYS = {
+    name: _UNPREFIXED.get(name) or _general_key(name)
+    for name in (
+        b"accept accept-encoding accept-language authorization cache-control connection content-length content-type "
+        b"cookie dnt forwarded host if-match if-modified-since if-none-match if-range origin pragma priority range "
+        b"referer sec-ch-ua sec-ch-ua-mobile sec-ch-ua-platform sec-fetch-dest sec-fetch-mode sec-fetch-site "
+        b"sec-fetch-user te traceparent tracestate transfer-encoding upgrade-insecure-requests user-agent via "
+        b"x-csrf-token x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-proto x-real-ip x-request-id "
+        b"x-requested-with"
+    ).split()
+}
+
+
+class BadRequest(Exception):
+    """The request cannot be told to a WSGI application; the text says why, and is not for the client."""
+
+
+def environ_for(scope: Any, body: Any, duplicate_header_limit: int | None, file_wrapper: Any) -> dict[str, Any]:
+    """Return the environ for the HTTP *scope*, with *body* as its ``wsgi.input``.
+
+    Raises:
+        BadRequest: for more equal headers than the limit, and for a Content-Length that is
+            not one number.
+    """
+    path: str = scope["path"]
+    query: str = scope.get("query_string", b"").decode("latin-1")
+    scheme: str = scope.get("scheme", "http")
+    root_path: str | None = scope.get("root_path")
+    raw_path: bytes | None = scope.get("raw_path")
+    script_name = root_path.rstrip("/") if root_path else ""
+    if not (path.isascii() and script_name.isascii()):
+        script_name, path = _native(script_name), _native_path(path, raw_path)
+    # Servers differ in whether the path has the root path in front.
+    if script_name and (path == script_name or path.startswith(script_name + "/")):
+        path = path[len(script_name) :]
+    server = scope.get("server")
+    if server is None or server[1] is None:
+        # Unknown, or a Unix socket; the two must be there, and not be empty.
+        server = ("localhost", 443 if scheme == "https" else 80)
+    environ = {
+        **_CONSTANT,
+        "REQUEST_METHOD": scope["method"],
+        "SCRIPT_NAME": script_name,
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "SERVER_NAME": server[0],
+        "SERVER_PORT": str(server[1]),
+        "SERVER_PROTOCOL": "HTTP/" + scope["http_version"],
+        "wsgi.url_scheme": scheme,
+        "wsgi.input": body,
+        "wsgi.errors": sys.stderr,
+        "wsgi.file_wrapper": file_wrapper,
+        "asgi.scope": scope,
+    }
+    client = scope.get("client")
+    if client is not None:
+        # The name is not looked up, in place of which RFC 3875 (4.1.9) allows the address.
+        environ["REMOTE_ADDR"] = environ["REMOTE_HOST"] = client[0]
+        environ["REMOTE_PORT"] = str(client[1])
+    if scheme == "https":
+        environ["HTTPS"] = "on"
+    if raw_path is not None:
+        uri = raw_path.decode("latin-1")
+        environ["RAW_URI"] = environ["REQUEST_URI"] = uri + "?" + query if query else uri
+    _add_headers(environ, scope["headers"], duplicate_header_limit)
+    return environ
+
+
+def _native(text: str) -> str:
+    """Return *text* as PEP 3333 wants it: a str whose characters stand for the bytes of its UTF-8 form."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
+
+
+def _native_path(path: str, raw_path: bytes | None) -> str:
+    if "\ufffd" in path and raw_path is not None:
+        # Bytes that are not UTF-8 were lost on the way into the str; here they still are.
+        exact = unquote_to_bytes(raw_path)
+        if exact.decode(errors="replace") == path:  # not so where something has rewritten the path alone
+            return exact.decode("latin-1")
+    return _native(path)
+
+
+def _add_headers(environ: dict[str, Any], headers: Iterable[Any], limit: int | None) -> None:
+    repeated: dict[str, list[str]] | None = None
+    dropped: list[bytes] | None = None
+    for name, value in headers:
+        key = _KEYS.get(name)
+        if key is None:
+            key = _uncommon_key(name)
+            if key is None:
+                dropped = dropped or []
+                dropped.append(name)
+                continue
+        if key not in environ:
+            environ[key] = value.decode("latin-1")
+        else:
+            repeated = repeated or {}
+            repeated.setdefault(key, [environ[key]]).append(value.decode("latin-1"))
+    if repeated is not None:
+        _join(environ, repeated, limit)
+    if "CONTENT_LENGTH" in environ and not _is_number(environ["CONTENT_LENGTH"]):
+        raise BadRequest(f"its Content-Length is {environ['CONTENT_LENGTH'][:100]!r}, which is not one number")
+    if dropped is not None:
+        logger.warning(
+            "Dropped %d request header(s) whose name could pass for another one in a WSGI environ; the first is %r",
+            len(dropped),
+            dropped[0][:100],
+        )
+
+
+def _join(environ: dict[str, Any], repeated: dict[str, list[str]], limit: int | None) -> None:
+    """Put the headers that were sent more than once into *environ*."""
+    for key, values in repeated.items():
+        if limit is not None and len(values) > limit:
+            raise BadRequest(f"{key[:100]!r} was sent {len(values)} times, more often than the limit of {limit}")
+        if key == "CONTENT_LENGTH":
+            values = sorted(set(values))  # one, if all say the same
+        # Only cookies are repeated by right, in HTTP/2; each may hold a comma.
+        environ[key] = ("; " if key == "HTTP_COOKIE" else ",").join(values)
+
+
+def _uncommon_key(name: bytes) -> str | None:
+    """Return the key in the environ for a header that is not a common one, or None for one that must not be there."""
+    lowered = name.lower()
+    key = _KEYS.get(lowered)
+    if key is not None:
+        return key
+    # X_Forwarded_For would look like X-Forwarded-For, which the proxy in front may have
+    # set or removed; and programs that applications start take HTTP_PROXY for a setting.
+    if b"_" in name or lowered == b"proxy":
+        return None
+    return _general_key(name)
+
+
+def _is_number(text: str | bytes) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
+
+
+def content_length_of(scope: Any) -> int | None:
+    """Return how many bytes the body has by the headers of *scope*, or None where they do not say that clearly."""
+    lengths = {value for name, value in scope["headers"] if name.lower() == b"content-length"}
+    return int(length) if len(lengths) == 1 and _is_number(length := lengths.pop()) else None

@@ -1,0 +1,228 @@
+"""WSGI applications under ASGI servers: ``WsgiToAsgi``.
+
+What lives here is the way of one request: wait for its first message, run the application
+on a thread, send what it made. How an environ is made is in ``_wsgi_environ``, what
+comes from the server in ``_wsgi_connection``, what goes there in ``_wsgi_response``.
+
+Everything of one request (the call of the application, the iteration over what it returns,
+reads of ``wsgi.input`` and ``close()``) happens on one thread. Many requests run at once.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import types
+from typing import TYPE_CHECKING, Any
+
+from ._workers import WorkerPool
+from ._wsgi_connection import ClientDisconnected, Connection, RequestBody
+from ._wsgi_environ import BadRequest, content_length_of, environ_for
+from ._wsgi_response import FileWrapper, Response
+from .sync import SyncToAsync
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+    from concurrent.futures import Executor
+    from wsgiref.types import WSGIApplication
+
+    Receive = Callable[[], Awaitable[Any]]
+    Send = Callable[[Any], Awaitable[None]]
+
+__all__ = ["WsgiToAsgi", "WsgiToAsgiInstance"]
+
+logger = logging.getLogger(__name__)
+
+# How many requests of one adapter run at once. A guess: enough for applications that wait
+# for a database, and few enough for each of their threads to have a connection to it.
+THREADS = 40
+
+# The threads of instances that are made without an adapter, as subclasses of it do.
+_shared_pool = WorkerPool(THREADS)
+
+# Bytes to read ahead where an application reads a body of several messages bit by bit.
+BUFFER_SIZE = 64 * 1024
+
+
+class WsgiToAsgi:
+    """An ASGI application that has a WSGI application answer its HTTP requests."""
+
+    def __init__(
+        self,
+        wsgi_application: WSGIApplication,
+        duplicate_header_limit: int | None = 100,
+        *,
+        threads: int | None = None,
+        executor: Executor | None = None,
+        max_body_size: int | None = None,
+    ) -> None:
+        if not callable(wsgi_application):
+            raise TypeError(f"WsgiToAsgi needs a WSGI application, which is callable, not {wsgi_application!r}")
+        if threads is not None and executor is not None:
+            raise TypeError("WsgiToAsgi was given both threads and an executor, which has threads of its own; pass one")
+        if threads is not None and threads < 1:
+            raise ValueError(f"WsgiToAsgi needs at least one thread, not {threads}")
+        self.wsgi_application = wsgi_application
+        self.duplicate_header_limit = duplicate_header_limit
+        self.executor = WorkerPool(threads or THREADS) if executor is None else executor
+        self.max_body_size = max_body_size
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        __traceback_hide__ = True
+        await WsgiToAsgiInstance(
+            self.wsgi_application,
+            self.duplicate_header_limit,
+            executor=self.executor,
+            max_body_size=self.max_body_size,
+        )(scope, receive, send)
+
+
+class _OnAdapterThreads(SyncToAsync[..., None]):
+    """``sync_to_async`` for ``run_wsgi_app``: where nothing encloses the call, the threads are the adapter's."""
+
+    def _shared_executor(self, args: tuple[Any, ...]) -> Any:
+        instance: WsgiToAsgiInstance = args[0]
+        return instance.executor
+
+    def __get__(self, parent: Any, objtype: Any = None) -> Any:
+        return self if parent is None else types.MethodType(self, parent)
+
+
+class WsgiToAsgiInstance:
+    """One connection to a ``WsgiToAsgi``: the object in which subclasses change how a request is handled."""
+
+    scope: Any
+
+    def __init__(
+        self,
+        wsgi_application: WSGIApplication,
+        duplicate_header_limit: int | None = 100,
+        *,
+        executor: Any = None,
+        max_body_size: int | None = None,
+    ) -> None:
+        self.wsgi_application = wsgi_application
+        self.duplicate_header_limit = duplicate_header_limit
+        self.executor = _shared_pool if executor is None else executor
+        self.max_body_size = max_body_size
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        __traceback_hide__ = True
+        if scope["type"] != "http":
+            await _answer_without_application(scope["type"], receive, send)
+            return
+        self.scope = scope
+        connection = Connection(receive, send)
+        response = self._response = Response(connection, scope)
+        try:
+            limit = self.max_body_size
+            if limit is not None and (content_length_of(scope) or 0) > limit:
+                await self._refuse_body()
+                return
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            first = message.get("body", b"")
+            if not message.get("more_body", False) and (limit is None or len(first) <= limit):
+                await self.run_wsgi_app(io.BytesIO(first))
+            else:
+                source = RequestBody(connection, message, limit)
+                try:
+                    await self.run_wsgi_app(io.BufferedReader(source, BUFFER_SIZE))
+                except Exception:
+                    if not source.too_large or response.started:
+                        raise
+                if source.too_large and not response.started:
+                    await self._refuse_body()
+                    return
+            await response.finish()
+        except BadRequest as reason:
+            logger.warning("Answered a request with 400, since %s", reason)
+            await response.refuse(400, b"Bad Request")
+        except Exception as error:
+            if not _tells_of_disconnect(error):
+                raise
+        finally:
+            connection.lose()
+            if connection.tasks:
+                await connection.end_tasks()
+
+    async def _refuse_body(self) -> None:
+        logger.warning("Answered a request with 413, since its body is larger than %d bytes", self.max_body_size)
+        await self._response.refuse(413, b"Content Too Large")
+
+    def build_environ(self, scope: Any, body: Any) -> dict[str, Any]:
+        """Return the WSGI environ for *scope*. Subclasses may add to it.
+
+        Args:
+            scope: The ASGI scope, of type ``http``.
+            body: The request body, a binary file, which becomes ``wsgi.input``.
+        """
+        return environ_for(scope, body, self.duplicate_header_limit, FileWrapper)
+
+    def start_response(
+        self, status: str, response_headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], object]:
+        """Do what PEP 3333 says of ``start_response``. Subclasses may change what is passed on.
+
+        Args:
+            status: Such as ``"200 OK"``; the reason may be missing, and is not sent.
+            response_headers: Pairs of a name and a value; the value is of latin-1 characters.
+            exc_info: What ``sys.exc_info()`` gives, where an error handler replaces a
+                response that it began. If part of that is sent, the exception is raised again.
+
+        Returns:
+            ``write``, which takes bytes for the body.
+        """
+        __traceback_hide__ = True
+        self._response.start(status, response_headers, exc_info)
+        return self._response.write
+
+    @_OnAdapterThreads
+    def run_wsgi_app(self, body: Any) -> None:
+        """Run the application on this thread, and have its response sent.
+
+        Args:
+            body: The request body, a binary file.
+        """
+        __traceback_hide__ = True
+        response = self._response
+        environ = self.build_environ(self.scope, body)
+        iterable: Iterable[bytes] | None = None
+        try:
+            iterable = self.wsgi_application(environ, self.start_response)
+            response.send_all(iterable)
+        except Exception as error:
+            if not response.committed or _tells_of_disconnect(error):
+                raise
+            response.break_off()
+            logger.exception("The application failed in the midst of its response, which is not passed off as complete")
+        finally:
+            close = getattr(iterable, "close", None)
+            if close is not None:
+                try:
+                    close()
+                except Exception:
+                    logger.exception("close() of the application's response failed")
+        response.end()
+
+
+def _tells_of_disconnect(error: BaseException) -> bool:
+    """Tell whether *error* is, or was raised because of, an end of the connection."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ClientDisconnected):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
+
+
+async def _answer_without_application(kind: str, receive: Receive, send: Send) -> None:
+    """Answer what WSGI knows nothing of: servers may start, WebSockets are refused."""
+    if kind == "lifespan":
+        for step in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{step}.complete"})
+    elif kind == "websocket":
+        await receive()
+        await send({"type": "websocket.close"})
+    else:
+        raise ValueError(f"WsgiToAsgi can answer HTTP requests, not connections of type {kind!r}")
