@@ -17,6 +17,7 @@ import asyncio
 # would leave the import lock held for ever in the child.
 import concurrent.futures.thread  # noqa: F401
 import contextvars
+import functools
 import threading
 import weakref
 from collections import deque
@@ -82,8 +83,10 @@ class _SubmittedCall:
     def run(self) -> None:
         if not self.future.set_running_or_notify_cancel():
             return
+        fn, args, kwargs = self._fn, self._args, self._kwargs
+        del self._fn, self._args, self._kwargs  # an idle worker may keep this object for a moment
         try:
-            result = self._fn(*self._args, **self._kwargs)
+            result = fn(*args, **kwargs)
         except BaseException as error:
             self.future.set_exception(error)
             del self  # else the exception's traceback leads back to the future that holds it
@@ -175,12 +178,12 @@ class ThreadCall(Outcome[R]):
     # Set when the outcome is back on the loop.
     waiter: asyncio.Future[None] | None = None
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, call: Callable[[], R]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[..., R], *args: Any) -> None:
         # Until the result is on its way to it: what waits for a loop must not keep it.
         self._loop: asyncio.AbstractEventLoop | None = loop
         # A list of one, since pop() is atomic: either the thread gets the call, to run it,
         # or the caller, to take it back.
-        self._call = [call]
+        self._call = [(function, args)]
         self._generation = _forks.generation
 
     # On the thread:
@@ -188,11 +191,11 @@ class ThreadCall(Outcome[R]):
     def run(self) -> None:
         __traceback_hide__ = True
         try:
-            call = self._call.pop()
+            function, args = self._call.pop()
         except IndexError:
             return
         try:
-            self._result = call()
+            self._result = function(*args)
         except BaseException as error:
             self._error = error
         self.settled = True
@@ -211,13 +214,15 @@ class ThreadCall(Outcome[R]):
 
     def submit_to(self, executor: Any) -> None:
         """Have a foreign *executor* run the call; it needs no more than ``submit(fn)``."""
-        submitted = self._submitted = executor.submit(self._call.pop())
+        function, args = self._call.pop()
+        submitted = self._submitted = executor.submit(functools.partial(function, *args))
         submitted.add_done_callback(self._take_over)
 
     def submit_to_default_executor(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have the default executor of the loop run the call."""
         # Not awaited itself: a cancellation would cut the link to the thread's outcome.
-        submitted = self._submitted = loop.run_in_executor(None, self._call.pop())
+        function, args = self._call.pop()
+        submitted = self._submitted = loop.run_in_executor(None, functools.partial(function, *args))
         submitted.add_done_callback(self._take_over)
 
     def _take_over(self, submitted: Future[R] | asyncio.Future[R]) -> None:
@@ -238,8 +243,15 @@ class ThreadCall(Outcome[R]):
     def deliver(self) -> None:
         self._delivered = True
         waiter = self.waiter
-        if waiter is not None and not waiter.done():
+        if waiter is None:
+            self._forget()
+        elif not waiter.done():
             waiter.set_result(None)
+
+    def _forget(self) -> None:
+        """Drop an outcome that nobody takes: the traceback of an exception leads back to this object."""
+        self._error = None
+        self.__dict__.pop("_result", None)
 
     def _take_back(self) -> None:
         """Keep the call from running, if it has not begun."""
@@ -259,6 +271,7 @@ class ThreadCall(Outcome[R]):
         """
         if not any([call.cancel() for call in inner_calls.copy()]):
             self._take_back()
+            self._forget()
             return None
         # The waiter was cancelled too, and a delivery that came before this found it so.
         self.waiter = waiter = loop.create_future()

@@ -25,6 +25,7 @@ import queue
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -237,6 +238,7 @@ class WorkerPool(JobExecutor):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._start_afresh()
+        _pools.add(self)
 
     def _start_afresh(self) -> None:
         self._jobs: deque[Job] = deque()
@@ -244,55 +246,85 @@ class WorkerPool(JobExecutor):
         self._free: list[None] = [None] * self._limit
         # Held while a worker is on its way to the queue. Nobody waits for it.
         self._coming = threading.Lock()
-        self._generation = _forks.generation
 
     def post(self, job: Job) -> bool:
-        if self._generation is not _forks.generation:
-            self._start_afresh()
         self._jobs.append(job)
         try:
             self._call_worker()
+        except Exception as error:
+            # No thread could be started. Whoever has a slot now comes to the queue, or gets here too.
+            if len(self._free) == self._limit and self._abandon_jobs(error, but_for=job):
+                raise
         except BaseException:
-            # No thread could be started. Those that have not gone yet will come to this job.
-            if len(self._free) < self._limit:
-                return True
-            try:
+            with contextlib.suppress(ValueError):  # taken by a worker
                 self._jobs.remove(job)
-            except ValueError:
-                return True
             raise
         return True
+
+    def _abandon_jobs(self, error: Exception, but_for: Job) -> bool:
+        """Abandon all jobs, since nobody will come to them; return whether *but_for* was among them."""
+        found = False
+        while True:
+            try:
+                job = self._jobs.popleft()
+            except IndexError:
+                return found
+            if job is but_for:
+                found = True
+            else:
+                job.abandon(error)
 
     def _call_worker(self) -> None:
         """See to it that a worker comes to the queue, if there is something in it and one is free.
 
         Who finds another on its way has put a job there before that one looks.
         """
-        while self._jobs and self._coming.acquire(blocking=False):
-            try:
-                self._free.pop()
-            except IndexError:
-                self._arrived()
-                # One may have become free meanwhile, found the queue empty and gone; and then
-                # somebody may have added a job and relied on this call.
-                if not self._free:
+        try:
+            while self._jobs and self._coming.acquire(blocking=False):
+                try:
+                    self._free.pop()
+                except IndexError:
+                    self.arrived()
+                    # One may have become free meanwhile, found the queue empty and gone; and then
+                    # somebody may have added a job and relied on this call.
+                    if not self._free:
+                        return
+                else:
+                    self._lease_worker()
                     return
-                continue
-            executor = WorkerExecutor()
-            try:
-                executor.post(_QueueService(self))
-                executor.shutdown(wait=False)
-            except BaseException:
-                self._free.append(None)
-                self._arrived()
-                raise
-            return
+        except BaseException:
+            # An interrupt comes at any point. To say so too often is harmless: a second worker is called.
+            self.arrived()
+            raise
 
-    def _arrived(self) -> None:
+    def _lease_worker(self) -> None:
+        service = _QueueService(self)
+        try:
+            executor = WorkerExecutor()
+            executor.post(service)
+            executor.shutdown(wait=False)
+        except BaseException:
+            # Whether a worker has got it is not known after an interrupt.
+            if service.take_slot():
+                self._free.append(None)
+            raise
+
+    def arrived(self) -> None:
+        """Note that no worker is on its way any more."""
         try:
             self._coming.release()
         except RuntimeError:  # not held, after an interrupt
             pass
+
+
+# Every pool, to be made anew in a forked child.
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+
+
+@after_fork_in_child
+def _renew_pools() -> None:
+    for pool in _pools:
+        pool._start_afresh()
 
 
 class _QueueService:
@@ -301,28 +333,39 @@ class _QueueService:
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
         self._last: Job | None = None
+        # A list of one, since pop() is atomic: either the worker has the slot, or who called it gives it back.
+        self._slot = [None]
+
+    def take_slot(self) -> bool:
+        try:
+            self._slot.pop()
+        except IndexError:
+            return False
+        return True
 
     def run(self) -> None:
         pool = self._pool
-        pool._arrived()
-        jobs, generation = pool._jobs, _forks.generation
+        if not self.take_slot():
+            return
+        pool.arrived()
+        jobs, free, generation = pool._jobs, pool._free, _forks.generation
         while True:
             try:
                 job = jobs.popleft()
             except IndexError:
-                pool._free.append(None)
+                free.append(None)
                 # Jobs that came since the look above, and found no worker free, have only this one.
                 if not jobs:
                     return
                 try:
-                    pool._free.pop()
+                    free.pop()
                 except IndexError:  # others have been leased since, and will come to the queue
                     return
                 continue
             self.report()
             try:
                 pool._call_worker()
-            except RuntimeError:  # no more threads can be had, so this one goes on alone
+            except Exception:  # no more threads can be had, so this one goes on alone
                 pass
             try:
                 job.run()

@@ -9,6 +9,7 @@ mailbox, is let go if the loop leaves, and hears of a cancellation.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import io
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -53,7 +54,12 @@ class Connection:
 
     # Whether nobody is there any more to read from or to write to. Any thread may look.
     gone = False
+    # What ``receive`` or ``send`` has raised, where that is an error of the server.
+    error: BaseException | None = None
+    # The message that was asked for before anybody wanted to read it, and whether a reader waits for one itself.
     _receiving: asyncio.Task[Any] | None = None
+    _is_read = False
+    _ended = False
     _news: asyncio.Event | None = None
 
     def __init__(self, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
@@ -63,6 +69,8 @@ class Connection:
         self._context = contextvars.copy_context()
         # Those that run.
         self.tasks: set[asyncio.Task[Any]] = set()
+        # The functions for which a thread has waited.
+        self._bridges: dict[Any, _OnLoop[Any]] = {}
 
     # On a thread of the application:
 
@@ -76,12 +84,17 @@ class Connection:
                 "request body, or to send more of the response; read the body in synchronous code, before the call "
                 "into asynchronous code"
             )
-        call = _OnLoop(function, self.loop)
-        if running is None:
-            return call(*args)
-        # A loop of the application's own is held up by this, as it would be under any WSGI server.
-        with _workers.loop_suspended():
-            return call(*args)
+        call: _OnLoop[R] | None = self._bridges.get(function)
+        if call is None:
+            call = self._bridges[function] = _OnLoop(function, self.loop)
+        try:
+            # A loop of the application's own is held up by this, as it would be under any WSGI server.
+            with contextlib.nullcontext() if running is None else _workers.loop_suspended():
+                return call(*args)
+        except RuntimeError as error:
+            if self.loop.is_running():
+                raise
+            raise ClientDisconnected("the event loop of the server has stopped") from error
 
     # On the loop:
 
@@ -92,8 +105,9 @@ class Connection:
 
     def start_task(self, coroutine: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         """Start a task in the context of the request."""
-        # Not create_task(context=...): task factories of older frameworks do not take it.
-        task = self._context.run(self.loop.create_task, coroutine)
+        # Not create_task(context=...): task factories of older frameworks do not take it. In a
+        # copy, since an eager task is inside the context when it starts another one.
+        task = self._context.copy().run(self.loop.create_task, coroutine)
         self.tasks.add(task)
         task.add_done_callback(self._forget)
         return task
@@ -108,11 +122,15 @@ class Connection:
 
         So a client that leaves is noticed, and one that sends a lot is held back.
         """
-        if self._receiving is None and not self.gone:
+        if self._receiving is None and not self._is_read and not self.gone:
             self._receiving = self.start_task(self._receive_one())
 
     async def _receive_one(self) -> Any:
-        message = await self._receive()
+        try:
+            message = await self._receive()
+        except Exception as error:
+            self.lose(error)
+            raise ClientDisconnected("the server failed to receive the request") from error
         if message["type"] == "http.disconnect":
             self.lose()
         return message
@@ -120,22 +138,44 @@ class Connection:
     async def next_message(self) -> Any:
         """Take the next ``http.request`` message."""
         self.make_sure_it_is_the_loop()
-        self.expect_message()
-        receiving = self._receiving
-        if receiving is None:
+        receiving, self._receiving = self._receiving, None
+        if receiving is None and self.gone:
             raise ClientDisconnected("the request is over, and so its body can no longer be read")
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.add(task)
+        self._is_read = True
         try:
-            message = await receiving
+            message = await (receiving or self._receive_one())
+        except asyncio.CancelledError:
+            if not self._ended:
+                raise
+            raise ClientDisconnected("the request ended while its body was being read") from None
         finally:
-            self._receiving = None
+            self._is_read = False
+            self.tasks.discard(task)
         if message["type"] != "http.request":
             raise ClientDisconnected("the client disconnected before its request body was complete")
         return message
 
-    def lose(self) -> None:
-        """Note that there is nobody to write to any more."""
+    def lose(self, error: BaseException | None = None) -> None:
+        """Note that there is nobody to write to any more, because of *error* if there is one.
+
+        An ``OSError`` is how servers say that the client has gone (ASGI, HTTP 2.4).
+        """
+        if error is not None and not isinstance(error, OSError) and self.error is None:
+            self.error = error
         self.gone = True
         self.tell()
+
+    def raise_error(self) -> None:
+        """Raise the error of the server, and let go of it, since its traceback leads here."""
+        __traceback_hide__ = True
+        error, self.error = self.error, None
+        try:
+            raise error  # type: ignore[misc]
+        finally:
+            del error
 
     def tell(self) -> None:
         """Wake those who ``wait_for_news``."""
@@ -152,9 +192,11 @@ class Connection:
 
     async def end_tasks(self) -> None:
         """Cancel what runs, and wait for its end."""
+        self._ended = True
         for task in self.tasks:
             task.cancel()
         await asyncio.wait(self.tasks)
+        self._receiving = None  # whose exception leads back to this object
 
 
 class RequestBody(io.RawIOBase):
@@ -209,10 +251,10 @@ class RequestBody(io.RawIOBase):
     def readall(self) -> bytes:
         # That of the base class goes by small pieces.
         __traceback_hide__ = True
-        pieces: list[memoryview] = []
+        pieces = io.BytesIO()  # not a list, which for small pieces is many times their size
         while True:
             self._fetch()
             if not self._rest:
-                return b"".join(pieces)
-            pieces.append(self._rest)
+                return pieces.getvalue()
+            pieces.write(self._rest)
             self._rest = memoryview(b"")

@@ -19,17 +19,6 @@ __all__ = ["BadRequest", "content_length_of", "environ_for"]
 
 logger = logging.getLogger("asgiref.wsgi")
 
-# What is the same for each request. The version is that of WSGI.
-_CONSTANT: dict[str, Any] = {
-    "GATEWAY_INTERFACE": "CGI/1.1",
-    "wsgi.version": (1, 0),
-    "wsgi.multithread": True,
-    "wsgi.multiprocess": True,
-    "wsgi.run_once": False,
-    # Reading ends where the body does, so that a body without a Content-Length can be read too.
-    "wsgi.input_terminated": True,
-}
-
 
 def _general_key(name: bytes) -> str:
     # On bytes, since str.upper() knows letters whose capital is not in latin-1.
@@ -76,11 +65,12 @@ def environ_for(scope: Any, body: Any, duplicate_header_limit: int | None, file_
     if script_name and (path == script_name or path.startswith(script_name + "/")):
         path = path[len(script_name) :]
     server = scope.get("server")
-    if server is None or server[1] is None:
-        # Unknown, or a Unix socket; the two must be there, and not be empty.
+    if not server or not server[1]:
+        # Unknown, or a Unix socket, for which some say port 0; the two must be there, and not be empty.
         server = ("localhost", 443 if scheme == "https" else 80)
+    # Written in one go, which spares the dict from growing step by step.
     environ = {
-        **_CONSTANT,
+        "GATEWAY_INTERFACE": "CGI/1.1",
         "REQUEST_METHOD": scope["method"],
         "SCRIPT_NAME": script_name,
         "PATH_INFO": path,
@@ -88,14 +78,20 @@ def environ_for(scope: Any, body: Any, duplicate_header_limit: int | None, file_
         "SERVER_NAME": server[0],
         "SERVER_PORT": str(server[1]),
         "SERVER_PROTOCOL": "HTTP/" + scope["http_version"],
+        "wsgi.version": (1, 0),
         "wsgi.url_scheme": scheme,
         "wsgi.input": body,
+        # Reading ends where the body does, so that one without a Content-Length can be read too.
+        "wsgi.input_terminated": True,
         "wsgi.errors": sys.stderr,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
         "wsgi.file_wrapper": file_wrapper,
         "asgi.scope": scope,
     }
     client = scope.get("client")
-    if client is not None:
+    if client and client[0]:
         # The name is not looked up, in place of which RFC 3875 (4.1.9) allows the address.
         environ["REMOTE_ADDR"] = environ["REMOTE_HOST"] = client[0]
         environ["REMOTE_PORT"] = str(client[1])
@@ -175,7 +171,7 @@ def _uncommon_key(name: bytes) -> str | None:
 
 
 def _is_number(text: str | bytes) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 20
+    return text.isascii() and text.isdigit() and len(text) < 19
 
 
 def content_length_of(scope: Any) -> int | None:

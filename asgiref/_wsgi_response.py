@@ -68,8 +68,6 @@ class FileWrapper:
 
 @functools.lru_cache(128)
 def _status_code(status: str) -> int:
-    if not isinstance(status, str):
-        raise TypeError(f"start_response needs a status of type str such as '200 OK', not {status!r} (PEP 3333)")
     if not _is_status(status) or _UNSAFE(status):
         raise ValueError(f"start_response needs a status such as '200 OK', not {status!r} (PEP 3333)")
     return int(status[:3])
@@ -79,8 +77,6 @@ def _status_code(status: str) -> int:
 @functools.lru_cache(256)
 def _header_name(name: str) -> bytes | None:
     """Return *name* as ASGI wants it, in lower case, or None where the header is not the application's to set."""
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a response header must be of type str, not {name!r} (PEP 3333)")
     if not _is_token(name):
         raise ValueError(f"{name!r} is no name for a response header (RFC 9110, 5.1)")
     key = name.lower().encode("ascii")
@@ -106,6 +102,8 @@ class Response:
     _overflowed = False
     # Whether the response broke off, and must not look complete.
     _broken = False
+    # The last part of the body, where that needs no wake-up of its own.
+    _rest = b""
     # The sizes, in bytes, of what the thread has put into the queue and of what the loop has
     # taken from it. Each is one side's to change.
     _put_size = _taken_size = 0
@@ -142,11 +140,20 @@ class Response:
                 "start_response was called a second time; only an error handler may do that, which passes exc_info "
                 "(PEP 3333)"
             )
+        if not isinstance(status, str):
+            raise TypeError(f"start_response needs a status of type str, such as '200 OK', not {status!r} (PEP 3333)")
         code = _status_code(status)
         left = None
         encoded = []
         dropped = []
-        for name, value in headers:
+        if not isinstance(headers, (list, tuple)):
+            raise TypeError(f"start_response needs its response headers in a list, not {headers!r} (PEP 3333)")
+        for header in headers:
+            if not isinstance(header, (tuple, list)) or len(header) != 2:
+                raise TypeError(f"a response header must be a tuple of a name and a value, not {header!r} (PEP 3333)")
+            name, value = header
+            if not isinstance(name, str):
+                raise TypeError(f"the name of a response header must be of type str, not {name!r} (PEP 3333)")
             key = _header_name(name)
             if key is None:
                 dropped.append(name)
@@ -159,10 +166,12 @@ class Response:
                 raise _bad_value(name, value) from None
             if key == b"content-length":
                 if not encoded_value.isdigit():
-                    raise ValueError(f"the Content-Length of the response must be a number, not {value!r}")
-                left = int(encoded_value)
-                if code == 204:  # which must not have one (RFC 9110, 8.6)
+                    raise ValueError(f"the Content-Length of the response must be one number, not {value!r}")
+                if left not in (None, int(encoded_value)):
+                    raise ValueError(f"the Content-Length of the response must be one number, and not {value!r} too")
+                if code == 204 or left is not None:  # which must not have one (RFC 9110, 8.6), or has it
                     continue
+                left = int(encoded_value)
             encoded.append((key, encoded_value))
         if dropped:
             logger.warning("Dropped response header(s) that are the server's to set (PEP 3333): %s", ", ".join(dropped))
@@ -185,8 +194,11 @@ class Response:
         connection = self._connection
         if connection.gone:
             raise ClientDisconnected("the client disconnected before it had the whole response")
-        if self._bodiless or not self._put(data):
+        data = b"" if self._bodiless else self._within_length(data)
+        if not data:
             return
+        self._queue.append(data)
+        self._put_size += len(data)
         if not self._told:
             self._told = True
             deliver_on(connection.loop, self)
@@ -201,7 +213,7 @@ class Response:
             return
         if isinstance(iterable, (bytes, str)):
             raise TypeError(f"the application returned {type(iterable).__name__}, not an iterable of bytes (PEP 3333)")
-        if isinstance(iterable, FileWrapper) and self._send_file(iterable.filelike):
+        if type(iterable) is FileWrapper and self._send_file(iterable.filelike):
             return
         try:
             chunks = iter(iterable)
@@ -234,8 +246,8 @@ class Response:
             )
         self.committed = True
 
-    def _put(self, data: bytes) -> bool:
-        """Put *data* into the queue, as far as the Content-Length allows; return whether there was any to put."""
+    def _within_length(self, data: bytes) -> bytes:
+        """Return as much of *data* as the Content-Length still allows."""
         left = self._left
         if left is not None:
             if len(data) > left:
@@ -243,12 +255,8 @@ class Response:
                     self._overflowed = True
                     logger.error("The response is longer than its Content-Length; the rest is cut off")
                 data = data[:left]
-                if not data:
-                    return False
             self._left = left - len(data)
-        self._queue.append(data)
-        self._put_size += len(data)
-        return True
+        return data
 
     def _put_whole(self, chunks: list[Any] | tuple[Any, ...]) -> None:
         """Put a body that is all there, and needs no wake-up of its own."""
@@ -256,48 +264,49 @@ class Response:
             if not isinstance(chunk, bytes):
                 raise _not_bytes(chunk)
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        was_committed = self.committed
+        has_no_length = self._left is None and not self.committed
         self._commit()
-        start = self._start
-        assert start is not None
         # An empty body to HEAD does not tell how long the one to GET would be.
-        if (
-            self._left is None
-            and not was_committed
-            and (body or not self._bodiless)
-            and start["status"] not in (204, 304)
-        ):
-            start["headers"].append((b"content-length", b"%d" % len(body)))
-        if body and not self._bodiless:
-            self._put(body)
+        if has_no_length and (body or not self._is_head):
+            self._add_length(len(body))
+        if not self._bodiless:
+            self._rest = self._within_length(body)
+
+    def _add_length(self, length: int) -> None:
+        assert self._start is not None
+        status = self._start["status"]
+        if status >= 200 and status not in (204, 304):
+            self._start["headers"].append((b"content-length", b"%d" % length))
 
     def _send_file(self, file: Any) -> bool:
         """Have the server send *file* by itself, if it can; return whether that was done."""
         extensions = self._scope.get("extensions") or {}
         if self.committed or not ("http.response.zerocopysend" in extensions or "http.response.pathsend" in extensions):
             return False
-        # Only these are known to give the very bytes that are in the file.
-        if type(file) not in (io.BufferedReader, io.BufferedRandom, io.FileIO):
+        # Others, compressed ones for example, may give other bytes than their descriptor does.
+        raw = file.raw if type(file) is io.BufferedReader else file
+        if type(raw) is not io.FileIO:
             return False
         status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            return False
         offset = file.tell()
         count = status.st_size - offset
-        if not stat.S_ISREG(status.st_mode) or count <= 0:
-            return False
         left = count if self._left is None else self._left
         whole = offset == 0 and count == left
         count = min(count, left)
+        if count <= 0:  # which a server may take for "all there is"
+            return False
         message: dict[str, Any]
         if "http.response.zerocopysend" in extensions:
             message = {"type": "http.response.zerocopysend", "file": file, "offset": offset, "count": count}
-        elif whole and isinstance(file.name, str) and _is_file_at(file.name, status):
-            message = {"type": "http.response.pathsend", "path": os.path.abspath(file.name)}  # noqa: PTH100
+        elif whole and isinstance(file.name, str) and _is_file_at(path := os.path.abspath(file.name), status):  # noqa: PTH100
+            message = {"type": "http.response.pathsend", "path": path}
         else:
             return False
         self._commit()
-        assert self._start is not None
         if self._left is None:
-            self._start["headers"].append((b"content-length", b"%d" % count))
+            self._add_length(count)
         else:
             self._left -= count
             if count < left:
@@ -314,20 +323,20 @@ class Response:
         self._told = False
         if not self._ended and (self._sender is None or self._sender.done()):
             self._sender = self._connection.start_task(self._send_queue())
-            self._connection.expect_message()
 
     async def _send_queue(self) -> None:
         connection = self._connection
         try:
             while self._queue and not connection.gone:
-                await self._send(self._take_queue(), more_body=True)
+                connection.expect_message()
+                for message in self._messages(self._take_queue(), more_body=True):
+                    await connection.send(message)
                 # A send that need not wait must not keep the loop from everybody else.
                 await asyncio.sleep(0)
-        except OSError:
-            connection.lose()
-        except BaseException:
-            connection.lose()
-            raise
+        except Exception as error:
+            connection.lose(error)
+        finally:
+            self._sender = None  # whose exception would lead back to this object
 
     def _take_queue(self) -> bytes:
         self._told = False
@@ -338,12 +347,13 @@ class Response:
         self._connection.tell()
         return data
 
-    async def _send(self, body: bytes, *, more_body: bool) -> None:
-        send = self._connection.send
-        if not self.started:
-            self.started = True
-            await send(self._start)
-        await send({"type": "http.response.body", "body": body, "more_body": more_body})
+    def _messages(self, body: bytes, *, more_body: bool) -> list[Any]:
+        """Return what to send next, for the server to be told of *body*."""
+        message = {"type": "http.response.body", "body": body, "more_body": more_body}
+        if self.started:
+            return [message]
+        self.started = True
+        return [self._start, message]
 
     async def _send_file_message(self, message: Any) -> None:
         self._connection.make_sure_it_is_the_loop()
@@ -351,8 +361,8 @@ class Response:
             self.started = True
             await self._connection.send(self._start)
             await self._connection.send(message)
-        except OSError:
-            self._connection.lose()
+        except Exception as error:
+            self._connection.lose(error)
         self._complete = not message.get("more_body", False)
 
     async def _wait_for_room(self) -> None:
@@ -366,11 +376,12 @@ class Response:
             await self._sender
         if self._complete or self._connection.gone:
             return
+        body = self._take_queue() + self._rest if self._queue else self._rest
+        if self._broken and not body:
+            return
         try:
-            if not self._broken:
-                await self._send(self._take_queue(), more_body=False)
-            elif self._queue:
-                await self._send(self._take_queue(), more_body=True)
+            for message in self._messages(body, more_body=self._broken):
+                await self._connection.send(message)
         except OSError:  # the client has gone
             pass
 
@@ -379,7 +390,8 @@ class Response:
         headers = [(b"content-type", b"text/plain; charset=us-ascii"), (b"content-length", b"%d" % len(text))]
         self._start = {"type": "http.response.start", "status": status, "headers": headers}
         try:
-            await self._send(b"" if self._is_head else text, more_body=False)
+            for message in self._messages(b"" if self._is_head else text, more_body=False):
+                await self._connection.send(message)
         except OSError:  # the client has gone
             pass
 

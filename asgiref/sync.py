@@ -588,7 +588,7 @@ class SyncToAsync(Generic[P, R]):
         inner_calls = _InnerCalls()
         child: Callable[[], R] = functools.partial(self.func, *args, **kwargs)
         call: ThreadCall[R] = ThreadCall(
-            loop, functools.partial(self.thread_handler, loop, sys.exc_info(), inner_calls, context.run, child)
+            loop, self.thread_handler, loop, sys.exc_info(), inner_calls, context.run, child
         )
         waiter: asyncio.Future[None] | None
         call.waiter = waiter = loop.create_future()

@@ -45,7 +45,68 @@ BUFFER_SIZE = 64 * 1024
 
 
 class WsgiToAsgi:
-    """An ASGI application that has a WSGI application answer its HTTP requests."""
+    """An ASGI application that has a WSGI application answer its HTTP requests.
+
+    Equivalent to a WSGI server with *threads* threads, behind the sockets of the ASGI server.
+
+    Args:
+        wsgi_application: A callable as PEP 3333 describes it.
+        duplicate_header_limit: How often a request may have the same header; one that has it
+            more often is answered with 400. None: as often as the server lets it.
+        threads: How many requests run at once, 40 unless told; more wait for their turn. The
+            threads are started when they are needed, and leave after ten idle seconds.
+            (Keyword-only; upstream has no such parameter.)
+        executor: Where to run requests, in place of threads of the adapter's own. It is not
+            shut down. (Keyword-only; upstream has no such parameter.)
+        max_body_size: How many bytes a request body may have; a larger one is answered with
+            413. None: as many as the client sends, which cost no memory unless the
+            application keeps them. (Keyword-only; upstream has no such parameter.)
+
+    Thread and loop:
+        The application is called on one of the threads, and the iteration over what it
+        returns, reads of ``wsgi.input`` and ``close()`` happen there too. Inside a
+        ``ThreadSensitiveContext``, or below ``async_to_sync``, that is the thread which the
+        rules of ``sync_to_async`` name. ``async_to_sync`` in the application runs its
+        coroutines on the loop of the server. Context variables that the server or a
+        middleware has set are visible, and changes to them come back.
+
+        A body that the application returns as a list or tuple makes one hop to the loop. Any
+        other iterable streams: what it gives is sent while it makes more, and it is held
+        back while 256 KiB wait for the client. A request body is read from the client as the
+        application reads it, one message at a time.
+
+    Cancellation:
+        A client that goes away ends the iteration early; reads and ``write()`` raise an
+        ``OSError``. A cancelled request task does the same, and raises
+        ``asyncio.CancelledError`` in an application that waits for the client. ``close()`` is
+        called in any case.
+
+    Raises:
+        TypeError: for what is not callable, and for both *threads* and *executor*.
+        ValueError: for fewer threads than one; when called, for a scope that is neither
+            ``http`` nor ``websocket`` nor ``lifespan``.
+        Exception: when called, what the application raises before its headers are sent, so
+            that the server can answer with 500. What it raises later is logged to
+            ``asgiref.wsgi``, and the response is left incomplete. So are errors of
+            ``close()`` logged, which change nothing about the response.
+
+    The rules are those of PEP 3333 and of the section on WSGI in the ASGI specification.
+
+    >>> import asyncio
+    >>> from asgiref.testing import ApplicationCommunicator
+    >>> def application(environ, start_response):
+    ...     start_response("200 OK", [("Content-Type", "text/plain")])
+    ...     return [b"You are at ", environ["PATH_INFO"].encode("latin-1")]
+    >>> async def main():
+    ...     scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/home", "headers": []}
+    ...     client = ApplicationCommunicator(WsgiToAsgi(application), scope)
+    ...     await client.send_input({"type": "http.request"})
+    ...     print((await client.receive_output())["headers"])
+    ...     print((await client.receive_output())["body"])
+    >>> asyncio.run(main())
+    [(b'content-type', b'text/plain'), (b'content-length', b'16')]
+    b'You are at /home'
+    """
 
     def __init__(
         self,
@@ -89,7 +150,20 @@ class _OnAdapterThreads(SyncToAsync[..., None]):
 
 
 class WsgiToAsgiInstance:
-    """One connection to a ``WsgiToAsgi``: the object in which subclasses change how a request is handled."""
+    """One connection to a ``WsgiToAsgi``, which makes one for each; subclasses change how a request is handled.
+
+    To use a subclass, override ``WsgiToAsgi.__call__`` and await an object of it there. The
+    parameters are those of ``WsgiToAsgi``, but for the threads: without an executor, such
+    objects share 40.
+
+    >>> class Instance(WsgiToAsgiInstance):
+    ...     def build_environ(self, scope, body):
+    ...         return {**super().build_environ(scope, body), "app.tenant": "acme"}
+    >>> class Adapter(WsgiToAsgi):
+    ...     async def __call__(self, scope, receive, send):
+    ...         instance = Instance(self.wsgi_application, self.duplicate_header_limit, executor=self.executor)
+    ...         await instance(scope, receive, send)
+    """
 
     scope: Any
 
@@ -123,7 +197,10 @@ class WsgiToAsgiInstance:
             if message["type"] == "http.disconnect":
                 return
             first = message.get("body", b"")
-            if not message.get("more_body", False) and (limit is None or len(first) <= limit):
+            if limit is not None and len(first) > limit:
+                await self._refuse_body()
+                return
+            if not message.get("more_body", False):
                 await self.run_wsgi_app(io.BytesIO(first))
             else:
                 source = RequestBody(connection, message, limit)
@@ -140,12 +217,14 @@ class WsgiToAsgiInstance:
             logger.warning("Answered a request with 400, since %s", reason)
             await response.refuse(400, b"Bad Request")
         except Exception as error:
-            if not _tells_of_disconnect(error):
+            if connection.error is None and not _tells_of_disconnect(error):
                 raise
         finally:
             connection.lose()
             if connection.tasks:
                 await connection.end_tasks()
+        if connection.error is not None:
+            connection.raise_error()
 
     async def _refuse_body(self) -> None:
         logger.warning("Answered a request with 413, since its body is larger than %d bytes", self.max_body_size)
@@ -175,7 +254,10 @@ class WsgiToAsgiInstance:
             ``write``, which takes bytes for the body.
         """
         __traceback_hide__ = True
-        self._response.start(status, response_headers, exc_info)
+        try:
+            self._response.start(status, response_headers, exc_info)
+        finally:
+            del exc_info  # raised again, its traceback leads back here
         return self._response.write
 
     @_OnAdapterThreads
@@ -210,9 +292,13 @@ class WsgiToAsgiInstance:
 def _tells_of_disconnect(error: BaseException) -> bool:
     """Tell whether *error* is, or was raised because of, an end of the connection."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, ClientDisconnected):
+    seen = set()  # an error handler can make it go round in a circle
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, ClientDisconnected):
+            return True
+        seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
-    return cause is not None
+    return False
 
 
 async def _answer_without_application(kind: str, receive: Receive, send: Send) -> None:

@@ -101,7 +101,7 @@ print(threading.active_count(), [name for name in sys.modules if name.startswith
     assert ["2 []"] == output_of(code) or ["1 []"] == output_of(code)
 
 
-@pytest.mark.parametrize("module", ["sync", "local", "current_thread_executor", "testing", "compatibility"])
+@pytest.mark.parametrize("module", ["sync", "local", "current_thread_executor", "testing", "compatibility", "wsgi"])
 def test_examples_in_docstrings(module: str) -> None:
     import doctest
 

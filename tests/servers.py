@@ -1,0 +1,131 @@
+"""Real servers, each in a process of its own, which serve ``wsgi_apps`` on a loopback address or a Unix socket."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import asgiref
+
+from .helpers import LIMIT, ROOT
+
+HOST = "127.0.0.1"
+ROOT_PATH = "/site"
+
+_UVICORN = "uvicorn --host {host} --port {port} --lifespan on --timeout-keep-alive 60 tests.wsgi_apps:asgi"
+_HYPERCORN = "hypercorn --workers 0 --keep-alive 60 --bind {host}:{port} tests.wsgi_apps:asgi"
+
+# The modules that each needs, and what follows ``python -m``.
+ASGI_SERVERS = {
+    "uvicorn": (("uvicorn", "httptools", "uvloop", "websockets"), _UVICORN + " --http httptools --loop uvloop"),
+    "uvicorn-h11": (("uvicorn", "h11", "wsproto"), _UVICORN + " --http h11 --loop asyncio --ws wsproto"),
+    "hypercorn": (("hypercorn",), _HYPERCORN),
+    "hypercorn-h2": (("hypercorn", "h2"), _HYPERCORN),
+    "daphne": (("daphne",), "daphne --bind {host} --port {port} tests.wsgi_apps:asgi"),
+    "granian": (("granian",), "granian --interface asgi --host {host} --port {port} tests.wsgi_apps:asgi"),
+}
+WSGI_SERVERS = {
+    "wsgiref": ((), "tests.wsgi_apps {host} {port}"),
+    "waitress": (("waitress",), "waitress --listen {host}:{port} --threads 16 tests.wsgi_apps:wsgi"),
+}
+UNIX_SERVERS = {
+    "uvicorn": (("uvicorn",), "uvicorn --uds {path} --root-path {root_path} tests.wsgi_apps:asgi"),
+    "hypercorn": (
+        ("hypercorn",),
+        "hypercorn --workers 0 --bind unix:{path} --root-path {root_path} tests.wsgi_apps:asgi",
+    ),
+    "daphne": (("daphne",), "daphne --unix-socket {path} --root-path {root_path} tests.wsgi_apps:asgi"),
+}
+
+
+@dataclass
+class Server:
+    """One that runs, and accepts connections at *address*."""
+
+    name: str
+    address: tuple[str, int] | str
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        """What the process has written so far."""
+        return self.log_file.read_text(errors="replace")
+
+    def connect(self) -> socket.socket:
+        """Return a socket that is connected, each of whose operations has a limit."""
+        connection = socket.socket(socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET)
+        try:
+            connection.settimeout(LIMIT)
+            connection.connect(self.address)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+@contextlib.contextmanager
+def serving(name: str, directory: Path) -> Iterator[Server]:
+    """Run the server *name*, which has to end by itself when it is told to; skip the test if it is not installed."""
+    modules, command = (ASGI_SERVERS | WSGI_SERVERS)[name]
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    yield from _serve(Server(name, (HOST, port), directory / "log"), modules, command.format(host=HOST, port=port))
+
+
+@contextlib.contextmanager
+def serving_on_unix_socket(name: str, directory: Path) -> Iterator[Server]:
+    """Run the server *name* on a Unix socket, and below ``ROOT_PATH``."""
+    modules, command = UNIX_SERVERS[name]
+    path = str(directory / "socket")
+    yield from _serve(Server(name, path, directory / "log"), modules, command.format(path=path, root_path=ROOT_PATH))
+
+
+def _serve(server: Server, modules: tuple[str, ...], command: str) -> Iterator[Server]:
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    paths = str(Path(asgiref.__file__).parent.parent), str(ROOT)
+    with server.log_file.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command.split()],
+            cwd=server.log_file.parent,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # so that no worker process is left behind
+            stdout=log,
+        )
+    try:
+        _wait_until_it_accepts(server, process)
+        yield server
+        process.terminate()
+        process.wait(LIMIT)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_until_it_accepts(server: Server, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while True:
+        assert process.poll() is None, server.log
+        try:
+            server.connect().close()
+        except OSError:
+            assert time.monotonic() < deadline, server.log
+            time.sleep(0.01)
+        else:
+            return
