@@ -362,11 +362,13 @@ class _QueueService:
                 except IndexError:  # others have been leased since, and will come to the queue
                     return
                 continue
-            self.report()
-            try:
-                pool._call_worker()
-            except Exception:  # no more threads can be had, so this one goes on alone
-                pass
+            if self._last is not None:
+                self.report()
+            if jobs:
+                try:
+                    pool._call_worker()
+                except Exception:  # no more threads can be had, so this one goes on alone
+                    pass
             try:
                 job.run()
             except BaseException:

@@ -139,7 +139,7 @@ class Connection:
         """Take the next ``http.request`` message."""
         self.make_sure_it_is_the_loop()
         receiving, self._receiving = self._receiving, None
-        if receiving is None and self.gone:
+        if self.gone and not (receiving is not None and receiving.done()):
             raise ClientDisconnected("the request is over, and so its body can no longer be read")
         task = asyncio.current_task()
         assert task is not None

@@ -7,6 +7,7 @@ or knows a thread.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from typing import TYPE_CHECKING, Any
@@ -64,43 +65,59 @@ def environ_for(scope: Any, body: Any, duplicate_header_limit: int | None, file_
     # Servers differ in whether the path has the root path in front.
     if script_name and (path == script_name or path.startswith(script_name + "/")):
         path = path[len(script_name) :]
-    server = scope.get("server")
-    if not server or not server[1]:
-        # Unknown, or a Unix socket, for which some say port 0; the two must be there, and not be empty.
-        server = ("localhost", 443 if scheme == "https" else 80)
-    # Written in one go, which spares the dict from growing step by step.
-    environ = {
-        "GATEWAY_INTERFACE": "CGI/1.1",
-        "REQUEST_METHOD": scope["method"],
-        "SCRIPT_NAME": script_name,
-        "PATH_INFO": path,
-        "QUERY_STRING": query,
-        "SERVER_NAME": server[0],
-        "SERVER_PORT": str(server[1]),
-        "SERVER_PROTOCOL": "HTTP/" + scope["http_version"],
-        "wsgi.version": (1, 0),
-        "wsgi.url_scheme": scheme,
-        "wsgi.input": body,
-        # Reading ends where the body does, so that one without a Content-Length can be read too.
-        "wsgi.input_terminated": True,
-        "wsgi.errors": sys.stderr,
-        "wsgi.multithread": True,
-        "wsgi.multiprocess": True,
-        "wsgi.run_once": False,
-        "wsgi.file_wrapper": file_wrapper,
-        "asgi.scope": scope,
-    }
+    host, port = scope.get("server") or (None, None)
+    environ = _what_requests_share(scheme, scope["http_version"], script_name, host, port).copy()
+    environ["REQUEST_METHOD"] = scope["method"]
+    environ["PATH_INFO"] = path
+    environ["QUERY_STRING"] = query
+    environ["wsgi.input"] = body
+    environ["wsgi.errors"] = sys.stderr
+    environ["wsgi.file_wrapper"] = file_wrapper
+    environ["asgi.scope"] = scope
     client = scope.get("client")
     if client and client[0]:
         # The name is not looked up, in place of which RFC 3875 (4.1.9) allows the address.
         environ["REMOTE_ADDR"] = environ["REMOTE_HOST"] = client[0]
         environ["REMOTE_PORT"] = str(client[1])
-    if scheme == "https":
-        environ["HTTPS"] = "on"
     if raw_path is not None:
         uri = raw_path.decode("latin-1")
         environ["RAW_URI"] = environ["REQUEST_URI"] = uri + "?" + query if query else uri
     _add_headers(environ, scope["headers"], duplicate_header_limit)
+    return environ
+
+
+# Few at a time: there is one for each address that the server listens on, and each mount point.
+@functools.lru_cache(16)
+def _what_requests_share(
+    scheme: str, http_version: str, script_name: str, host: str | None, port: int | None
+) -> dict[str, Any]:
+    """Return an environ to copy, with what differs between requests as places to fill."""
+    environ: dict[str, Any] = {
+        "GATEWAY_INTERFACE": "CGI/1.1",
+        "REQUEST_METHOD": None,
+        "SCRIPT_NAME": script_name,
+        "PATH_INFO": None,
+        "QUERY_STRING": None,
+        "SERVER_NAME": host,
+        "SERVER_PORT": str(port),
+        "SERVER_PROTOCOL": "HTTP/" + http_version,
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": scheme,
+        "wsgi.input": None,
+        # Reading ends where the body does, so that one without a Content-Length can be read too.
+        "wsgi.input_terminated": True,
+        "wsgi.errors": None,
+        "wsgi.file_wrapper": None,
+        "wsgi.multithread": True,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        "asgi.scope": None,
+    }
+    if not port:
+        # Unknown, or a Unix socket, for which some say port 0; the two must be there, and not be empty.
+        environ["SERVER_NAME"], environ["SERVER_PORT"] = "localhost", "443" if scheme == "https" else "80"
+    if scheme == "https":
+        environ["HTTPS"] = "on"
     return environ
 
 

@@ -73,21 +73,34 @@ def _status_code(status: str) -> int:
     return int(status[:3])
 
 
-# What an application calls its headers is few names, over and over.
-@functools.lru_cache(256)
-def _header_name(name: str) -> bytes | None:
-    """Return *name* as ASGI wants it, in lower case, or None where the header is not the application's to set."""
+def _encoded_header(name: str, value: str) -> tuple[bytes, bytes] | None:
+    """Return a header as ASGI wants it, or None where it is not the application's to set."""
     if not _is_token(name):
         raise ValueError(f"{name!r} is no name for a response header (RFC 9110, 5.1)")
+    if not isinstance(value, str):
+        raise TypeError(f"the value of the response header {name!r} must be of type str, not {value!r} (PEP 3333)")
+    try:
+        encoded = value.encode("latin-1")
+    except UnicodeEncodeError:
+        encoded = None
+    if encoded is None or _UNSAFE(value):
+        raise ValueError(
+            f"the value of the response header {name!r} must be of latin-1 characters without CR, LF and NUL, "
+            f"not {value!r} (PEP 3333)"
+        )
     key = name.lower().encode("ascii")
-    return None if key in _HOP_BY_HOP else key
+    if key == b"content-length" and not encoded.isdigit():
+        raise ValueError(f"the Content-Length of the response must be one number, not {value!r}")
+    return None if key in _HOP_BY_HOP else (key, encoded)
 
 
-def _bad_value(name: str, value: Any) -> Exception:
-    return (ValueError if isinstance(value, str) else TypeError)(
-        f"the value of the response header {name!r} must be a str of latin-1 characters without CR, LF and NUL, "
-        f"not {value!r} (PEP 3333)"
-    )
+# Most responses have some of these, with one of few values, none of which is anybody's secret.
+_OFTEN_THE_SAME = frozenset({
+    "Cache-Control", "Content-Encoding", "Content-Language", "Content-Length", "Content-Type",
+    "Cross-Origin-Opener-Policy", "Referrer-Policy", "Server", "Vary", "X-Content-Type-Options", "X-Frame-Options",
+})  # fmt: skip
+
+_remembered_header = functools.lru_cache(1024)(_encoded_header)
 
 
 class Response:
@@ -143,36 +156,29 @@ class Response:
         if not isinstance(status, str):
             raise TypeError(f"start_response needs a status of type str, such as '200 OK', not {status!r} (PEP 3333)")
         code = _status_code(status)
-        left = None
-        encoded = []
-        dropped = []
-        if not isinstance(headers, (list, tuple)):
+        left: int | None = None
+        encoded: list[tuple[bytes, bytes]] = []
+        dropped: list[str] = []
+        if type(headers) is not list and not isinstance(headers, (list, tuple)):
             raise TypeError(f"start_response needs its response headers in a list, not {headers!r} (PEP 3333)")
         for header in headers:
-            if not isinstance(header, (tuple, list)) or len(header) != 2:
+            if (type(header) is not tuple and not isinstance(header, (tuple, list))) or len(header) != 2:
                 raise TypeError(f"a response header must be a tuple of a name and a value, not {header!r} (PEP 3333)")
             name, value = header
             if not isinstance(name, str):
                 raise TypeError(f"the name of a response header must be of type str, not {name!r} (PEP 3333)")
-            key = _header_name(name)
-            if key is None:
+            may_remember = name in _OFTEN_THE_SAME and type(value) is str
+            pair = _remembered_header(name, value) if may_remember else _encoded_header(name, value)
+            if pair is None:
                 dropped.append(name)
                 continue
-            try:
-                if not value.isprintable() and _UNSAFE(value):  # the first is the faster one
-                    raise _bad_value(name, value)
-                encoded_value = value.encode("latin-1")
-            except (AttributeError, UnicodeEncodeError):
-                raise _bad_value(name, value) from None
-            if key == b"content-length":
-                if not encoded_value.isdigit():
-                    raise ValueError(f"the Content-Length of the response must be one number, not {value!r}")
-                if left not in (None, int(encoded_value)):
+            if pair[0] == b"content-length":
+                before, left = left, int(pair[1])
+                if before not in (None, left):
                     raise ValueError(f"the Content-Length of the response must be one number, and not {value!r} too")
-                if code == 204 or left is not None:  # which must not have one (RFC 9110, 8.6), or has it
+                if code == 204 or before is not None:  # which must not have one (RFC 9110, 8.6), or has it
                     continue
-                left = int(encoded_value)
-            encoded.append((key, encoded_value))
+            encoded.append(pair)
         if dropped:
             logger.warning("Dropped response header(s) that are the server's to set (PEP 3333): %s", ", ".join(dropped))
         self._left = left
@@ -327,10 +333,12 @@ class Response:
     async def _send_queue(self) -> None:
         connection = self._connection
         try:
+            if not self.started:
+                self.started = True
+                await connection.send(self._start)
             while self._queue and not connection.gone:
                 connection.expect_message()
-                for message in self._messages(self._take_queue(), more_body=True):
-                    await connection.send(message)
+                await connection.send({"type": "http.response.body", "body": self._take_queue(), "more_body": True})
                 # A send that need not wait must not keep the loop from everybody else.
                 await asyncio.sleep(0)
         except Exception as error:
@@ -346,14 +354,6 @@ class Response:
         self._taken_size += len(data)
         self._connection.tell()
         return data
-
-    def _messages(self, body: bytes, *, more_body: bool) -> list[Any]:
-        """Return what to send next, for the server to be told of *body*."""
-        message = {"type": "http.response.body", "body": body, "more_body": more_body}
-        if self.started:
-            return [message]
-        self.started = True
-        return [self._start, message]
 
     async def _send_file_message(self, message: Any) -> None:
         self._connection.make_sure_it_is_the_loop()
@@ -379,21 +379,23 @@ class Response:
         body = self._take_queue() + self._rest if self._queue else self._rest
         if self._broken and not body:
             return
+        send = self._connection.send
         try:
-            for message in self._messages(body, more_body=self._broken):
-                await self._connection.send(message)
+            if not self.started:
+                self.started = True
+                await send(self._start)
+            await send({"type": "http.response.body", "body": body, "more_body": self._broken})
         except OSError:  # the client has gone
             pass
 
     async def refuse(self, status: int, text: bytes) -> None:
-        """Send a short response of the adapter's own in place of the application's."""
+        """Send a short response of the adapter's own in place of the application's, of which nothing has been sent."""
         headers = [(b"content-type", b"text/plain; charset=us-ascii"), (b"content-length", b"%d" % len(text))]
         self._start = {"type": "http.response.start", "status": status, "headers": headers}
-        try:
-            for message in self._messages(b"" if self._is_head else text, more_body=False):
-                await self._connection.send(message)
-        except OSError:  # the client has gone
-            pass
+        self._queue.clear()
+        self._rest = b"" if self._is_head else text
+        self._broken = False
+        await self.finish()
 
 
 def _not_bytes(data: Any) -> TypeError:

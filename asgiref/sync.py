@@ -633,13 +633,14 @@ class SyncToAsync(Generic[P, R]):
 
     def _executors(self, loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls, args: tuple[Any, ...]) -> list[Any]:
         """Return the executors that may run thread-sensitive code called here, best first."""
+        ancestor = local.peek(AsyncToSync.executors, "current")
         context = self.thread_sensitive_context.get(None)
-        return _routing.thread_sensitive_executors(
-            local.peek(AsyncToSync.executors, "current"),
-            None if context is None else self._executor_of(context, inner_calls),
-            AsyncToSync.loop_thread_executors.get(loop),
-            self._shared_executor(args),
-        )
+        blocked_on_loop = AsyncToSync.loop_thread_executors.get(loop)
+        shared = self._shared_executor(args)
+        if ancestor is None and context is None and blocked_on_loop is None:  # as for most calls
+            return [shared]
+        of_context = None if context is None else self._executor_of(context, inner_calls)
+        return _routing.thread_sensitive_executors(ancestor, of_context, blocked_on_loop, shared)
 
     def _shared_executor(self, args: tuple[Any, ...]) -> Any:
         """Return the executor for thread-sensitive code, called with *args*, that nothing encloses."""

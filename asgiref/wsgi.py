@@ -138,6 +138,11 @@ class WsgiToAsgi:
         )(scope, receive, send)
 
 
+def _on_adapter_threads(func: Callable[..., None]) -> Any:
+    # Any, since subclasses may put a coroutine function in the place of the result.
+    return _OnAdapterThreads(func)
+
+
 class _OnAdapterThreads(SyncToAsync[..., None]):
     """``sync_to_async`` for ``run_wsgi_app``: where nothing encloses the call, the threads are the adapter's."""
 
@@ -260,7 +265,7 @@ class WsgiToAsgiInstance:
             del exc_info  # raised again, its traceback leads back here
         return self._response.write
 
-    @_OnAdapterThreads
+    @_on_adapter_threads
     def run_wsgi_app(self, body: Any) -> None:
         """Run the application on this thread, and have its response sent.
 

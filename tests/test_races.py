@@ -730,12 +730,12 @@ def test_interrupt_while_a_result_is_handed_over(moment: str) -> None:
             super().__init__()
             self._waking = Waking()  # type: ignore[assignment]
 
-        def put(self, loop: Any, call: Any, surely: bool = False) -> None:
+        def put(self, loop: Any, delivery: Any, surely: bool = False) -> None:
             if moment == "before the queue":
                 interrupt()
             elif moment == "before the wake-up":
                 loop = Interrupting(loop)
-            super().put(loop, call, surely)
+            super().put(loop, delivery, surely)
 
     class Interrupting:
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -233,6 +233,80 @@ def no_thread() -> None:
     raise RuntimeError("can't start new thread")
 
 
+def test_job_that_relies_on_a_post_that_fails() -> None:
+    """1. A post calls a worker. 2. Another job comes, whose post relies on that. 3. No thread can be started."""
+    pool = WorkerPool(2)
+    second: list[Future[int]] = []
+
+    def fail() -> None:
+        second.append(pool.submit(int, 2))
+        no_thread()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_workers, "_lease", fail)
+        with pytest.raises(RuntimeError, match="can't start"):
+            pool.submit(int, 1)
+    with pytest.raises(RuntimeError, match="can't start"):
+        results(second)
+    assert [3] == results([pool.submit(int, 3)])
+
+
+def test_job_that_another_takes_from_a_post_that_fails() -> None:
+    """1. A post fails. 2. Before it notices, another post fails and abandons both jobs. 3. Only one error comes out."""
+    pool = WorkerPool(1)
+    abandoned: list[BaseException] = []
+
+    class Abandoned:
+        def run(self) -> None: ...
+        def report(self) -> None: ...
+        def abandon(self, error: BaseException) -> None:
+            abandoned.append(error)
+
+    class Abandoning(Slots):
+        def append(self, item: None) -> None:
+            super().append(item)
+            if not abandoned:
+                pool._abandon_jobs(RuntimeError("of the other post"), but_for=Abandoned())
+
+    pool._free = Abandoning(pool._free)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_workers, "_lease", no_thread)
+        assert pool.post(Abandoned())
+    assert ["of the other post"] == [str(error) for error in abandoned]
+
+
+@pytest.mark.parametrize("place", ["_lease", "WorkerExecutor.shutdown"])
+def test_interrupt_while_a_worker_is_called(place: str) -> None:
+    """It comes out, before a worker has got the queue or after; nothing is held for ever, no slot is lost or won."""
+    pool = WorkerPool(1)
+
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"asgiref._workers.{place}", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(int, 1)
+    assert [2] == results([pool.submit(int, 2)])
+    all_free(pool)
+    assert 1 == len(pool._free)
+
+
+def test_interrupt_in_the_midst_of_a_post() -> None:
+    """1. A post says that a worker comes. 2. It is interrupted before it calls one. 3. The next one calls one."""
+    pool = WorkerPool(1)
+    pool._free = slots = Slots(pool._free)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    slots.before_pop = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        pool.submit(int, 1)
+    assert not pool._jobs
+    assert [2] == results([pool.submit(int, 2)])
+
+
 def test_job_that_lets_an_exception_out_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     complaints: queue.SimpleQueue[str] = queue.SimpleQueue()
     monkeypatch.setattr(threading, "excepthook", lambda args: complaints.put(str(args.exc_value)))

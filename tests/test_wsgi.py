@@ -1474,19 +1474,25 @@ async def test_receive_that_raises_while_the_application_reads() -> None:
 
 async def test_receive_that_raises_while_the_response_streams() -> None:
     """It comes out of the adapter, and the application is stopped."""
-    sent = threading.Semaphore(0)
+    failed = threading.Event()
+
+    class Broken(Client):
+        async def receive(self) -> Message:
+            if self.receives == 1:
+                asyncio.get_running_loop().call_soon(failed.set)
+                raise LookupError("receive")
+            return await super().receive()
 
     def chunks() -> Iterator[bytes]:
-        for _ in range(1000):
-            yield b"a"
-            assert sent.acquire(timeout=LIMIT)
+        yield b"a"
+        wait_for(failed)
+        yield b"b"
+        raise AssertionError("asked for more")
 
     body = Chunks(chunks())
-    client = Client(request(), LookupError("receive"), on_send=lambda message: sent.release())
     with pytest.raises(LookupError, match="receive"):
-        await serve(answers(body), client)
+        await serve(answers(body), Broken())
     assert 1 == body.closes
-    assert body.taken < 1000
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
@@ -1632,13 +1638,13 @@ async def test_bad_header_name(name: str) -> None:
 
 @pytest.mark.parametrize("value", [b"1", None, 5, ["1"]])
 async def test_header_value_of_another_type(value: Any) -> None:
-    with pytest.raises(TypeError, match=r"'X-One' must be a str.*PEP 3333"):
+    with pytest.raises(TypeError, match=r"'X-One' must be of .*PEP 3333"):
         await serve(answers([], headers=[("X-One", value)]))
 
 
 @pytest.mark.parametrize("value", ["a\rb", "a\nb", "a\r\nSet-Cookie: b", "a\0b", "\u20ac", "\n"])
 async def test_bad_header_value(value: str) -> None:
-    with pytest.raises(ValueError, match=r"'X-One' must be a str.*PEP 3333"):
+    with pytest.raises(ValueError, match=r"'X-One' must be of .*PEP 3333"):
         await serve(answers([], headers=[("X-One", value)]))
 
 
@@ -2163,7 +2169,7 @@ def test_loop_that_stopped_before_the_application_needs_it(work: Any) -> None:
     class Instance(WsgiToAsgiInstance):
         pass
 
-    Instance.run_wsgi_app = sync_to_async(run_wsgi_app)  # type: ignore[assignment]
+    Instance.run_wsgi_app = sync_to_async(run_wsgi_app)  # type: ignore[method-assign]
     loop = asyncio.new_event_loop()
 
     async def start() -> asyncio.Future[None]:
