@@ -1,5 +1,7 @@
 """Run the examples: ``python -m examples``, from the root of the project."""
 
-from examples.bridge import driver
+from examples.bridge import driver as bridge
+from examples.wsgi import driver as wsgi
 
-driver.main()
+bridge.main()
+wsgi.main()
