@@ -125,6 +125,8 @@ class Connection:
         if self._receiving is None and not self._is_read and not self.gone:
             self._receiving = self.start_task(self._receive_one())
 
+    deliver = expect_message
+
     async def _receive_one(self) -> Any:
         try:
             message = await self._receive()

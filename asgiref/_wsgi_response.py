@@ -225,8 +225,12 @@ class Response:
             chunks = iter(iterable)
         except TypeError as error:
             raise TypeError(f"the application returned {iterable!r}, not an iterable of bytes (PEP 3333)") from error
+        is_watched = False
         for chunk in chunks:
             self.write(chunk)
+            if not chunk and not is_watched:  # nothing that is sent would show that the client has gone
+                is_watched = True
+                deliver_on(self._connection.loop, self._connection)
             if self._overflowed or (self.committed and self._bodiless) or self._connection.gone:
                 break
         if not self._connection.gone:
@@ -327,7 +331,9 @@ class Response:
     def deliver(self) -> None:
         """See to it that the queue is being emptied."""
         self._told = False
-        if not self._ended and (self._sender is None or self._sender.done()):
+        if self._ended or self._connection.gone:
+            return
+        if self._sender is None or self._sender.done():
             self._sender = self._connection.start_task(self._send_queue())
 
     async def _send_queue(self) -> None:

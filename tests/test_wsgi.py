@@ -25,7 +25,7 @@ import pytest
 
 from asgiref import sync
 from asgiref._wsgi_connection import EMPTY_MESSAGES, Connection
-from asgiref._wsgi_response import QUEUE_LIMIT, FileWrapper
+from asgiref._wsgi_response import QUEUE_LIMIT, FileWrapper, Response
 from asgiref.sync import ThreadSensitiveContext, async_to_sync, iscoroutinefunction, sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from asgiref.wsgi import THREADS, WsgiToAsgi, WsgiToAsgiInstance
@@ -1268,6 +1268,27 @@ async def test_disconnect_stops_the_iteration(log: Log) -> None:
     await serve(answers(body), client)
     assert (1, False) == (body.closes, client.complete)
     assert [] == log.records
+
+
+async def test_disconnect_stops_an_iteration_that_gives_nothing(log: Log) -> None:
+    """Chunks that are empty are not sent, and so no send can tell that the client has gone."""
+    body = Chunks(itertools.repeat(b""))
+    client = await serve(answers(body), Client(request(), DISCONNECT))
+    assert ([], 1) == (client.sent, body.closes)
+    assert [] == log.records
+
+
+async def test_write_that_is_overtaken_by_the_end_of_the_request() -> None:
+    """1. A thread puts a chunk. 2. The request ends. 3. The loop hears of the chunk, and sends nothing."""
+    client = Client()
+    connection = Connection(client.receive, client.send)
+    response = Response(connection, scope_with())
+    response.start("200 OK", [])
+    response.write(b"a")
+    connection.lose()
+    response.deliver()
+    await asyncio.sleep(0)
+    assert ([], set()) == (client.sent, connection.tasks)
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
