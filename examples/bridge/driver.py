@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from typing import TYPE_CHECKING
 
-import httpx
-import uvicorn
-
 from asgiref.sync import async_to_sync
+from examples.serving import client_of
 
 from . import asgi_app, flask_app
 from .steps import note, request
 
 if TYPE_CHECKING:
+    import httpx
+
     from .steps import Step
 
 __all__ = ["main"]
@@ -23,36 +21,26 @@ PATHS = ["/flask", "/async", "/flask", "/async", "/flask", "/async"]
 
 
 def main() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:  # port 0: any free one
-        config = uvicorn.Config(asgi_app.app, lifespan="off", log_level="warning", timeout_graceful_shutdown=5)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listening],), name="uvicorn")
-        thread.start()
-        try:
-            ask(listening.getsockname()[1])
-        finally:
-            server.should_exit = True
-            thread.join()
+    with client_of(asgi_app.app, lifespan="off") as client:
+        ask(client)
     without_a_server()
     print("All checks passed.")
 
 
-def ask(port: int) -> None:
+def ask(client: httpx.Client) -> None:
     """Get the *PATHS* one after the other; check and print what the responses tell."""
     connections, sync_threads, loops = set(), set(), set()
-    # The environment's proxies, if any, have no business here.
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
-        for number, path in enumerate(PATHS):
-            response = client.get(path)
-            assert response.status_code == 200, f"{path} was answered with {response.status_code}"
-            connections.add(response.extensions["network_stream"].get_extra_info("client_addr"))
-            steps: list[Step] = response.json()
-            if number < len(set(PATHS)):
-                show(f"GET {path}", steps)
-            threads_of_request = {step["thread"] for step in steps if not step["is_async"]}
-            assert len(threads_of_request) == 1, f"sync code of one request ran on {threads_of_request}"
-            sync_threads |= threads_of_request
-            loops |= {(step["thread"], step["loop"]) for step in steps if step["is_async"]}
+    for number, path in enumerate(PATHS):
+        response = client.get(path)
+        assert response.status_code == 200, f"{path} was answered with {response.status_code}"
+        connections.add(response.extensions["network_stream"].get_extra_info("client_addr"))
+        steps: list[Step] = response.json()
+        if number < len(set(PATHS)):
+            show(f"GET {path}", steps)
+        threads_of_request = {step["thread"] for step in steps if not step["is_async"]}
+        assert len(threads_of_request) == 1, f"sync code of one request ran on {threads_of_request}"
+        sync_threads |= threads_of_request
+        loops |= {(step["thread"], step["loop"]) for step in steps if step["is_async"]}
     assert len(connections) == 1, f"more than one connection: {connections}"
     assert len(loops) == 1, f"async code ran on {loops}"
     assert not sync_threads & {thread for thread, _ in loops}, "sync code held up the loop"

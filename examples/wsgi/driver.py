@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import socket
-import threading
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import httpx
-import uvicorn
+from examples.serving import client_of
 
 from . import shop
+
+if TYPE_CHECKING:
+    import httpx
 
 __all__ = ["main"]
 
@@ -19,19 +20,8 @@ PIECE = bytes(range(256)) * 1024
 
 
 def main() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:  # port 0: any free one
-        config = uvicorn.Config(shop.app, lifespan="on", log_level="warning", timeout_graceful_shutdown=5)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listening],), name="uvicorn")
-        thread.start()
-        try:
-            # The environment's proxies, if any, have no business here.
-            port = listening.getsockname()[1]
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
-                ask(client)
-        finally:
-            server.should_exit = True
-            thread.join()
+    with client_of(shop.app, lifespan="on") as client:
+        ask(client)
     print("All checks passed.")
 
 
