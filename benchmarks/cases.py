@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from asgiref.local import Local
+from asgiref.server import StatelessServer
 from asgiref.sync import AsyncSingleThreadContext, ThreadSensitiveContext, async_to_sync, sync_to_async
 
 CASES: dict[str, Callable[[int], Any]] = {}
@@ -125,6 +126,50 @@ def ten_deep(depth: int = 10) -> None:
 def nested_deeply(n: int) -> None:
     for _ in range(n):
         ten_deep()
+
+
+class EchoServer(StatelessServer):
+    """Gives *n* messages to applications that send each back, and goes on when all have come."""
+
+    def __init__(self, n: int, scopes: int, max_applications: int = 1000) -> None:
+        super().__init__(echo, max_applications)
+        self.n, self.scopes, self.left = n, scopes, n
+
+    async def handle(self) -> None:
+        self.all_came = asyncio.Event()
+        for number in range(self.n):
+            self.get_or_create_application_instance(number % self.scopes, {"type": "echo"}).put_nowait(number)
+            if number % 100 == 99:
+                await asyncio.sleep(0)
+        await self.all_came.wait()
+
+    async def application_send(self, scope: Any, message: Any) -> None:
+        self.left -= 1
+        if not self.left:
+            self.all_came.set()
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    while True:
+        await send(await receive())
+
+
+async def serve(server: StatelessServer) -> None:
+    checker = asyncio.create_task(server.application_checker())  # upstream's arun would not end
+    await server.handle()
+    for scope_id in list(server.application_instances):
+        server.delete_application_instance(scope_id)
+    checker.cancel()
+
+
+@case("StatelessServer, a message to one of 100 scopes and back")
+async def messages(n: int) -> None:
+    await serve(EchoServer(n, 100))
+
+
+@case("StatelessServer, a message to a new scope, 1,000 at once")
+async def new_scopes(n: int) -> None:
+    await serve(EchoServer(n, n))
 
 
 local, critical = Local(), Local(thread_critical=True)

@@ -32,6 +32,7 @@ ALLOWED = {
     "_wsgi_connection": {"_workers", "sync"},
     "_wsgi_response": {"_jobs", "_wsgi_connection"},
     "compatibility": {"sync"},
+    "server": {"compatibility"},
     "testing": {"compatibility"},
     "wsgi": {"_workers", "_wsgi_connection", "_wsgi_environ", "_wsgi_response", "sync"},
     "sync": {"_carry", "_forks", "_jobs", "_loops", "_routing", "_workers", "current_thread_executor", "local"},
@@ -64,12 +65,13 @@ def test_public_names_exist_and_are_documented(module: str) -> None:
 
 
 def test_public_surface() -> None:
-    from asgiref import compatibility, current_thread_executor, local, sync, testing, wsgi
+    from asgiref import compatibility, current_thread_executor, local, server, sync, testing, wsgi
 
     assert ["double_to_single_callable", "guarantee_single_callable", "is_double_callable"] == compatibility.__all__
     assert ["ApplicationCommunicator"] == testing.__all__
     assert ["CurrentThreadExecutor"] == current_thread_executor.__all__
     assert ["Local"] == local.__all__
+    assert ["StatelessServer"] == server.__all__
     assert ["WsgiToAsgi", "WsgiToAsgiInstance"] == wsgi.__all__
     assert [
         "AsyncSingleThreadContext",
@@ -101,7 +103,9 @@ print(threading.active_count(), [name for name in sys.modules if name.startswith
     assert ["2 []"] == output_of(code) or ["1 []"] == output_of(code)
 
 
-@pytest.mark.parametrize("module", ["sync", "local", "current_thread_executor", "testing", "compatibility", "wsgi"])
+@pytest.mark.parametrize(
+    "module", ["sync", "local", "current_thread_executor", "server", "testing", "compatibility", "wsgi"]
+)
 def test_examples_in_docstrings(module: str) -> None:
     import doctest
 
