@@ -749,10 +749,19 @@ def _restore_context(context: contextvars.Context) -> None:
         variable.set(value)
 
 
+# To type checkers, the results of both decorators are callables, not objects of the classes: mypy
+# keeps the overloads of a function only in a Callable. isinstance() narrows to the class. The forms
+# without options stand by themselves, because mypy does so only where the function is the one
+# argument there can be; and those with options ask for one, because mypy falls back to Any where
+# two forms match.
+
+
+@overload
+def async_to_sync(awaitable: Callable[P, Awaitable[R]]) -> Callable[P, R]: ...
+@overload
+def async_to_sync(awaitable: Callable[P, Awaitable[R]], *, force_new_loop: bool) -> Callable[P, R]: ...
 @overload
 def async_to_sync(awaitable: None = None, *, force_new_loop: bool = False) -> _AsyncToSyncDecorator: ...
-@overload
-def async_to_sync(awaitable: Callable[P, Awaitable[R]], *, force_new_loop: bool = False) -> AsyncToSync[P, R]: ...
 def async_to_sync(awaitable: Any = None, *, force_new_loop: bool = False) -> Any:
     """Turn an asynchronous function into one that synchronous code can call.
 
@@ -802,21 +811,35 @@ def async_to_sync(awaitable: Any = None, *, force_new_loop: bool = False) -> Any
 
 
 @overload
-def sync_to_async(
-    func: None = None,
-    *,
-    thread_sensitive: bool = True,
-    executor: Executor | None = None,
-    context: contextvars.Context | None = None,
-) -> _SyncToAsyncDecorator: ...
+def sync_to_async(func: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]: ...
 @overload
 def sync_to_async(
     func: Callable[P, R],
     *,
-    thread_sensitive: bool = True,
+    thread_sensitive: bool,
     executor: Executor | None = None,
     context: contextvars.Context | None = None,
-) -> SyncToAsync[P, R]: ...
+) -> Callable[P, Coroutine[Any, Any, R]]: ...
+@overload
+def sync_to_async(
+    func: Callable[P, R], *, executor: None = None, context: contextvars.Context | None
+) -> Callable[P, Coroutine[Any, Any, R]]: ...
+@overload
+def sync_to_async(
+    func: None = None,
+    *,
+    thread_sensitive: bool = True,
+    executor: None = None,
+    context: contextvars.Context | None = None,
+) -> _SyncToAsyncDecorator: ...
+@overload
+def sync_to_async(
+    func: None = None,
+    *,
+    thread_sensitive: bool,
+    executor: Executor | None,
+    context: contextvars.Context | None = None,
+) -> _SyncToAsyncDecorator: ...
 def sync_to_async(
     func: Any = None,
     *,
@@ -878,7 +901,7 @@ def sync_to_async(
 if TYPE_CHECKING:
 
     class _AsyncToSyncDecorator(Protocol):
-        def __call__(self, awaitable: Callable[P, Awaitable[R]], /) -> AsyncToSync[P, R]: ...
+        def __call__(self, awaitable: Callable[P, Awaitable[R]], /) -> Callable[P, R]: ...
 
     class _SyncToAsyncDecorator(Protocol):
-        def __call__(self, func: Callable[P, R], /) -> SyncToAsync[P, R]: ...
+        def __call__(self, func: Callable[P, R], /) -> Callable[P, Coroutine[Any, Any, R]]: ...

@@ -16,6 +16,7 @@ html_title = f"asgiref {release}"
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
+napoleon_attr_annotations = False
 # Sections of our own in docstrings.
 napoleon_custom_sections = ["Thread and loop", "Cancellation"]
 

@@ -54,11 +54,13 @@ def test_decorator_with_and_without_arguments() -> None:
     assert "plain" == plain()
     assert "configured" == configured()
     assert isinstance(plain, AsyncToSync)
+    assert isinstance(configured, AsyncToSync)
     assert configured.force_new_loop
 
 
 def test_result_looks_like_the_function() -> None:
     wrapped = async_to_sync(add)
+    assert isinstance(wrapped, AsyncToSync)
     assert ("add", "Add up.", add, add) == (wrapped.__name__, wrapped.__doc__, wrapped.__wrapped__, wrapped.awaitable)
     assert inspect.signature(add) == inspect.signature(wrapped)
     assert not sync.iscoroutinefunction(wrapped)
@@ -87,6 +89,7 @@ def test_methods_callables_and_partials() -> None:
     assert 1 == async_to_sync(counter)()
     assert 1 == async_to_sync(functools.partial(Counter.plain, counter))()
     bound = async_to_sync(counter.plain)
+    assert isinstance(bound, AsyncToSync)
     assert counter is bound.__self__
     assert 1 == bound()
 

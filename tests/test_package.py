@@ -34,6 +34,8 @@ ALLOWED = {
     "compatibility": {"sync"},
     "server": {"compatibility"},
     "testing": {"compatibility"},
+    "timeout": set[str](),
+    "typing": set[str](),
     "wsgi": {"_workers", "_wsgi_connection", "_wsgi_environ", "_wsgi_response", "sync"},
     "sync": {"_carry", "_forks", "_jobs", "_loops", "_routing", "_workers", "current_thread_executor", "local"},
 }
@@ -65,10 +67,11 @@ def test_public_names_exist_and_are_documented(module: str) -> None:
 
 
 def test_public_surface() -> None:
-    from asgiref import compatibility, current_thread_executor, local, server, sync, testing, wsgi
+    from asgiref import compatibility, current_thread_executor, local, server, sync, testing, timeout, wsgi
 
     assert ["double_to_single_callable", "guarantee_single_callable", "is_double_callable"] == compatibility.__all__
     assert ["ApplicationCommunicator"] == testing.__all__
+    assert ["timeout"] == timeout.__all__
     assert ["CurrentThreadExecutor"] == current_thread_executor.__all__
     assert ["Local"] == local.__all__
     assert ["StatelessServer"] == server.__all__
@@ -104,7 +107,7 @@ print(threading.active_count(), [name for name in sys.modules if name.startswith
 
 
 @pytest.mark.parametrize(
-    "module", ["sync", "local", "current_thread_executor", "server", "testing", "compatibility", "wsgi"]
+    "module", ["sync", "local", "current_thread_executor", "server", "testing", "compatibility", "timeout", "wsgi"]
 )
 def test_examples_in_docstrings(module: str) -> None:
     import doctest

@@ -123,6 +123,7 @@ async def test_executor_is_given_a_partial_of_thread_handler() -> None:
     await wrapped()
     [partial] = given
     assert isinstance(partial, functools.partial)
+    assert isinstance(wrapped, SyncToAsync)
     assert wrapped.thread_handler == partial.func
     wrapped._executor.shutdown()  # type: ignore[union-attr]
 

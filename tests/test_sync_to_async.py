@@ -82,6 +82,7 @@ async def test_methods_callables_and_partials() -> None:
     assert 3 == await sync_to_async(counter)()
     assert 3 == await sync_to_async(functools.partial(Counter.plain, counter))()
     bound = sync_to_async(counter.plain)
+    assert isinstance(bound, SyncToAsync)
     assert counter is bound.__self__
     assert 3 == await bound()
 
@@ -122,7 +123,7 @@ def test_refuses_async_functions() -> None:
 
 def test_refuses_an_executor_with_thread_sensitive_code() -> None:
     with concurrent.futures.ThreadPoolExecutor() as executor, pytest.raises(TypeError, match="thread_sensitive=False"):
-        sync_to_async(thread, executor=executor)
+        sync_to_async(thread, executor=executor)  # type: ignore[call-overload]
 
 
 async def test_own_attributes_win_over_those_of_the_function() -> None:
