@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import types
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -36,8 +37,9 @@ def is_double_callable(application: Any) -> bool:
     2. whether it is a coroutine function, marked as one, a partial of one, or an instance
        whose ``__call__`` is one (no);
     3. its signature: whether it takes three positional arguments, and cannot do with one
-       (no). That of a class is the one of its constructor;
-    4. otherwise: yes. So a synchronous callable with ``*args`` needs the first hint where it
+       (no), or one and not three (yes). That of a class is the one of its constructor;
+    4. what it was made from by ``functools.wraps``, asked the same questions;
+    5. otherwise: yes. So a synchronous callable with ``*args`` needs the first hint where it
        stands for an application of ASGI 3.
 
     Args:
@@ -62,23 +64,36 @@ def is_double_callable(application: Any) -> bool:
         if not isinstance(function, functools.partial):
             break
         function = function.func
-    return not (_is_async(function) or _takes_three_and_not_one(application))
+    if _is_async(function):
+        return False
+    # Its own signature goes first: a wrapper may be there to change the form.
+    one, three = _takes(application, follow_wrapped=False)
+    if one == three:
+        wrapped = getattr(application, "__wrapped__", None)
+        if wrapped is not None and not isinstance(application, types.MethodType):
+            return is_double_callable(wrapped)
+        # Of a method, a partial, or an instance with such a __call__: here, inspect knows which arguments are bound.
+        one, three = _takes(application, follow_wrapped=True)
+    return one or not three
 
 
 def _is_async(function: Any) -> bool:
     if iscoroutinefunction(function):
         return True
-    # A class has the __call__ of its instances as an attribute, but calling the class is another matter.
-    call = type(function).__call__ if isinstance(function, type) else getattr(function, "__call__", None)  # noqa: B004
+    # Found on the type, as a call finds it: functools.wraps copies the one of a class into what wraps the class.
+    call: Any = next((vars(base)["__call__"] for base in type(function).__mro__ if "__call__" in vars(base)), None)
+    if hasattr(call, "__get__"):
+        call = call.__get__(function, type(function))
     return iscoroutinefunction(call)
 
 
-def _takes_three_and_not_one(application: Any) -> bool:
+def _takes(application: Any, *, follow_wrapped: bool) -> tuple[bool, bool]:
+    """Tell whether *application* takes one positional argument, and whether it takes three."""
     try:
-        signature = _signature(application)
+        signature = _signature(application, follow_wrapped=follow_wrapped)
     except (TypeError, ValueError):  # not callable, or made in C and silent
-        return False
-    return _accepts(signature, 3) and not _accepts(signature, 1)
+        return False, False
+    return _accepts(signature, 1), _accepts(signature, 3)
 
 
 def _accepts(signature: inspect.Signature, count: int) -> bool:

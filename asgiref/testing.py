@@ -63,10 +63,10 @@ class ApplicationCommunicator:
 
     def __init__(self, application: Callable[..., Any], scope: Any) -> None:
         self._task: asyncio.Task[Any] | None = None
-        self._inputs: asyncio.Queue[Any] = asyncio.Queue()
-        self._outputs: asyncio.Queue[Message] = asyncio.Queue()
         # Set when a message has been sent, or the application has ended.
         self._news = asyncio.Event()
+        self._inputs: asyncio.Queue[Any] = asyncio.Queue()
+        self._outputs = _Outputs(self._news)
         # Why this object has cancelled the application.
         self._reason: str | None = None
         self.application = guarantee_single_callable(application)
@@ -96,16 +96,10 @@ class ApplicationCommunicator:
 
     def _start(self) -> asyncio.Task[Any]:
         if self._task is None:
-            outputs, news = self._outputs, self._news
-
-            # Not a method: the running application would keep this object, and __del__ would not be called.
-            async def send(message: Message) -> None:
-                outputs.put_nowait(message)
-                news.set()
-
-            self._task = asyncio.create_task(
-                _run(self.application, self.scope, self._inputs.get, send), context=contextvars.Context()
-            )
+            news = self._news
+            # No methods of this object: the running application would keep it, and __del__ would not be called.
+            application = _run(self.application, self.scope, self._inputs.get, self._outputs.put)
+            self._task = asyncio.create_task(application, context=contextvars.Context())
             self._task.add_done_callback(lambda task: news.set())
         return self._task
 
@@ -249,6 +243,10 @@ class ApplicationCommunicator:
 
     async def _wait_output(self, timeout: float | None) -> bool:
         """Wait until there is output or will be none, because the application has failed; tell whether there is."""
+        test = asyncio.current_task()
+        if test is not None and test.cancelling():
+            # That cancellation may not be delivered yet, and could not be told from the end of the timeout below.
+            await asyncio.sleep(0)
         try:
             async with asyncio.timeout(timeout):
                 while self._outputs.empty() and not self._has_failed():
@@ -280,6 +278,18 @@ class ApplicationCommunicator:
         await asyncio.wait({task})
         if not task.cancelled():
             task.result()
+
+
+class _Outputs(asyncio.Queue[Message]):
+    """Tells the news of each message, also of one that a test puts here itself."""
+
+    def __init__(self, news: asyncio.Event) -> None:
+        super().__init__()
+        self._news = news
+
+    def _put(self, item: Message) -> None:  # that asyncio has for subclasses; all ways to put lead here
+        super()._put(item)
+        self._news.set()
 
 
 async def _run(application: Callable[..., Awaitable[Any]], scope: Any, receive: Any, send: Any) -> Any:

@@ -7,11 +7,12 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 
 from asgiref.compatibility import double_to_single_callable, guarantee_single_callable, is_double_callable
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 
 if TYPE_CHECKING:
     from nowhere import Nothing  # type: ignore[import-not-found]  # pyright: ignore[reportMissingImports]
@@ -102,6 +103,91 @@ def wrapper_of_double(*args: Any) -> Any:
     return double(*args)
 
 
+def passing_on(application: Any) -> Callable[..., Any]:
+    @functools.wraps(application)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return application(*args, **kwargs)
+
+    return wrapper
+
+
+def made_single(application: Any) -> Callable[..., Any]:
+    @functools.wraps(application)
+    def wrapper(scope: Any, receive: Any, send: Any) -> Any:
+        return application(scope)(receive, send)
+
+    return wrapper
+
+
+def made_double(application: Any) -> Callable[..., Any]:
+    @functools.wraps(application)
+    def wrapper(scope: Any) -> Any:
+        return functools.partial(application, scope)
+
+    return wrapper
+
+
+class DecoratedMethods:
+    @passing_on
+    def single(self, scope: Any, receive: Any, send: Any) -> Any:
+        return single(scope, receive, send)
+
+    @passing_on
+    def double(self, scope: Any) -> Any:
+        return double(scope)
+
+    @passing_on
+    async def asynchronous(self, scope: Any, receive: Any, send: Any) -> Any:
+        return scope, receive, send
+
+
+class DecoratedInstance:
+    @passing_on
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Any:
+        return single(scope, receive, send)
+
+
+class PartialMethodInstance:
+    async def method(self, settings: Any, scope: Any, receive: Any, send: Any) -> Any:
+        return scope, receive, send
+
+    __call__ = functools.partialmethod(method, {})
+
+
+class HintedInstance:
+    _asgi_single_callable = True
+
+    def __call__(self, *args: Any) -> Any:
+        return single(*args)
+
+
+class ClassMethods:
+    @classmethod
+    async def single(cls, scope: Any, receive: Any, send: Any) -> Any:
+        return scope, receive, send
+
+    @staticmethod
+    def static(scope: Any, receive: Any, send: Any) -> Any:
+        return single(scope, receive, send)
+
+    @classmethod
+    def double(cls, scope: Any) -> Any:
+        return double(scope)
+
+
+class Forward:
+    """Stands for a proxy that shows all attributes of what is behind it."""
+
+    def __init__(self, application: Any) -> None:
+        self._application = application
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._application, name)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._application(*args)
+
+
 def anything(*args: Any) -> Any:
     return single(*args) if len(args) == 3 else double(*args)
 
@@ -141,6 +227,29 @@ SINGLE: dict[str, Any] = {
     "lambda with a fourth": lambda scope, receive, send, more=None: single(scope, receive, send),
     "marked": markcoroutinefunction(lambda *args: single(*args)),
     "wrapped": wrapper_of_single,
+    "wrapped, synchronous": passing_on(SynchronousInstance()),
+    "wrapped twice": passing_on(passing_on(single)),
+    "wrapped partial": passing_on(functools.partial(configured, {})),
+    "wrapped method": passing_on(DoubleInstance().method),
+    "wrapped hint": passing_on(HintedInstance()),
+    "wrapped, cached": functools.lru_cache(0)(lambda scope, receive, send: single(scope, receive, send)),
+    "partial of a wrapped one": functools.partial(passing_on(configured), {}),
+    "made from the old form": made_single(double),
+    "made from a class of the old form": made_single(DoubleClass),
+    "made from the old form, wrapped": passing_on(made_single(double)),
+    "decorated method": DecoratedMethods().single,
+    "decorated method, asynchronous": DecoratedMethods().asynchronous,
+    "decorated instance": DecoratedInstance(),
+    "instance, partial method": PartialMethodInstance(),
+    "class method": ClassMethods.single,
+    "static method": ClassMethods.static,
+    "SyncToAsync": sync_to_async(lambda *args: args, thread_sensitive=False),
+    "partial of a SyncToAsync": functools.partial(sync_to_async(lambda *args: args, thread_sensitive=False)),
+    "AsyncMock": mock.AsyncMock(return_value=(1, 2, 3)),
+    "partial of an AsyncMock": functools.partial(mock.AsyncMock(return_value=(1, 2, 3))),
+    "MagicMock": mock.MagicMock(side_effect=single),
+    "autospec": mock.create_autospec(SynchronousInstance(), side_effect=single),
+    "proxy": Forward(single),
     "awaitable class": AwaitableClass,
     "class of an async metaclass": ClassOfMeta,
     "annotated for checkers": AnnotatedForCheckers(),
@@ -159,6 +268,14 @@ DOUBLE: dict[str, Any] = {
     "partial of an instance": functools.partial(DoubleInstance()),
     "partial, configured by name": functools.partial(lambda scope, x: double(scope), x=1),
     "wrapped": wrapper_of_double,
+    "wrapped class": passing_on(DoubleClass),  # its dict has the __call__ of the class
+    "wrapped class, cached": functools.lru_cache(0)(DoubleClass),
+    "wrapped method": passing_on(ClassMethods.double),
+    "made from the new form": made_double(single),
+    "made from the new form, wrapped": passing_on(made_double(single)),
+    "decorated method": DecoratedMethods().double,
+    "class method": ClassMethods.double,
+    "proxy": Forward(double),
     "any arguments": anything,
     "one argument will do": lambda scope, receive=None, send=None: double(scope),
     "hint": hinted("_asgi_double_callable"),
@@ -208,6 +325,12 @@ def test_what_shows_no_signature_has_the_old_form() -> None:
     with pytest.raises(ValueError):
         inspect.signature(dict)
     assert is_double_callable(dict)
+
+
+@pytest.mark.parametrize("value", [None, "", object(), int, print, lambda: None, lambda scope, receive: None])
+def test_what_is_no_application_has_the_old_form(value: Any) -> None:
+    """As in upstream; what is wrong with it shows when it is called."""
+    assert is_double_callable(value)
 
 
 def test_nothing_is_called_to_find_out() -> None:

@@ -202,6 +202,19 @@ async def test_queues_hold_what_was_not_received() -> None:
     assert A is communicator.output_queue.get_nowait()
 
 
+@pytest.mark.parametrize("method", ["receive_output", "receive_nothing"])
+async def test_output_that_a_test_puts_there_itself_counts(method: str) -> None:
+    """It ends the wait as that of the application does."""
+    communicator = ApplicationCommunicator(echo, {})
+    call = asyncio.create_task(getattr(communicator, method)(None))
+    await asyncio.sleep(0)
+    communicator.output_queue.put_nowait(A)
+    done, _ = await asyncio.wait({call}, timeout=LIMIT)
+    assert done
+    assert (A if method == "receive_output" else False) == call.result()
+    communicator.stop()
+
+
 async def test_sending_does_not_run_the_application() -> None:
     """Django's tests send a request and a disconnect at one stroke."""
     received = []
@@ -421,6 +434,28 @@ async def test_no_time_at_all_is_enough_for_what_is_there() -> None:
     assert A == await communicator.receive_output(0)
 
 
+async def test_output_at_the_very_end_of_the_timeout_is_given() -> None:
+    async def application(scope: Any, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(A)  # 1, and 2: the timeout is over, in the same iteration of the loop; 3: the test goes on
+        await receive()
+
+    communicator = ApplicationCommunicator(application, {})
+    assert await communicator.receive_nothing(0)
+    await communicator.send_input(B)
+    assert A == await communicator.receive_output(0)
+    assert not communicator.future.done()
+    communicator.stop()
+
+
+async def test_crash_at_the_very_end_of_the_timeout_is_raised() -> None:
+    communicator = ApplicationCommunicator(crash_when_told, {})
+    assert await communicator.receive_nothing(0)
+    await communicator.send_input(B)
+    with pytest.raises(LookupError, match="crash"):
+        await communicator.receive_output(0)
+
+
 # Looking for nothing.
 
 
@@ -475,6 +510,26 @@ async def test_cancelled_test_does_not_wait_for_the_cleanup(method: str) -> None
     assert not communicator.future.done()
     application.go_on.set()
     await communicator.wait()
+
+
+@pytest.mark.parametrize("method", ["receive_output", "receive_nothing", "wait"])
+@pytest.mark.parametrize("timeout", [0, MISSED])
+async def test_undelivered_cancellation_of_the_test_is_raised(method: str, timeout: float) -> None:
+    """The timeout does not take it for its own, even if it is over at once."""
+    communicator = ApplicationCommunicator(echo, {})
+    assert await communicator.receive_nothing(0)
+
+    async def test() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel("of the test")
+        await getattr(communicator, method)(timeout)
+
+    call = asyncio.create_task(test())
+    await asyncio.wait({call}, timeout=LIMIT)
+    assert call.cancelled()
+    assert not communicator.future.done()
+    communicator.stop()
 
 
 @pytest.mark.parametrize("method", ["receive_output", "wait"])
