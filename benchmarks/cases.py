@@ -155,7 +155,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def serve(server: StatelessServer) -> None:
-    checker = asyncio.create_task(server.application_checker())  # upstream's arun would not end
+    checker = asyncio.create_task(server.application_checker())  # upstream's arun leaves the applications running
     await server.handle()
     for scope_id in list(server.application_instances):
         server.delete_application_instance(scope_id)
