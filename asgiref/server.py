@@ -68,6 +68,7 @@ class StatelessServer:
             subclasses with an ``application_checker`` of their own.
 
     Raises:
+        TypeError: if the application is not callable.
         ValueError: if ``max_applications`` is less than 1.
 
     Example: a server for three lines of chat, which ends with them.
@@ -104,13 +105,15 @@ class StatelessServer:
     def __init__(self, application: Callable[..., Any], max_applications: int = 1000) -> None:
         if max_applications < 1:
             raise ValueError(f"max_applications is {max_applications}; a server needs at least one")
+        if not callable(application):
+            raise TypeError(f"StatelessServer needs an ASGI application, not {application!r}")
         self.application = guarantee_single_callable(application)
         self.max_applications = max_applications
         self.application_instances = OrderedDict()
         # All tasks of applications, those of deleted instances too, until each has ended.
         self._tasks: set[asyncio.Task[Any]] = set()
-        # While application_checker runs: the instances that have failed, and None for no more.
-        self._failed: asyncio.Queue[tuple[BaseException, ApplicationInstance] | None] | None = None
+        # While application_checker runs: the instances that have failed, and with what.
+        self._failed: asyncio.Queue[tuple[BaseException, ApplicationInstance]] | None = None
         self._running = False
         # From the end of handle to the next run: no application is started.
         self._closing = False
@@ -171,8 +174,7 @@ class StatelessServer:
 
         Cancellation:
             The first signal cancels ``arun``, and this method returns when all has ended in
-            order. A second SIGINT ends the wait for ``handle`` with its cleanup cut short; a
-            second SIGTERM ends the process.
+            order. A second SIGINT cuts every cleanup short; a second SIGTERM ends the process.
 
         Raises:
             RuntimeError: where an event loop runs in this thread.
@@ -210,61 +212,68 @@ class StatelessServer:
 
         Equivalent to ``await self.handle()``, with ``application_checker`` running beside it.
         When ``handle`` has ended in any way, the applications are cancelled, and awaited however
-        long their cleanup takes; what they raise then is reported, too. After that no task is
-        left. The same server can be run again.
+        long their cleanup takes; what they raise then is reported, too. After that, no task that
+        the server has made is left. The same server can be run again.
 
         Thread and loop:
             On the running loop. A server runs once at a time.
 
         Cancellation:
-            Cancels ``handle``, lets that end, and then the applications. Being cancelled again
-            changes nothing.
+            The first one cancels ``handle``, lets that end, and then the applications. Each
+            further one is passed on to what still runs, so that it can cut a cleanup or a report
+            short.
 
         Raises:
-            BaseException: what ``handle`` raises, also in its cleanup. If ``application_exception``
-                raises, ``handle`` is cancelled, and that exception comes out here.
+            BaseException: what ``handle`` raises, also in its cleanup after a cancellation. If
+                ``application_exception`` raises, ``handle`` is cancelled, and that exception comes
+                out here; one that ``handle`` raises as well is its context.
             RuntimeError: if the server runs already.
         """
         __traceback_hide__ = True
         if self._running:
             raise RuntimeError("this server runs already; make another one, or wait for its end")
         self._running, self._closing = True, False
-        checker = asyncio.create_task(self.application_checker())
-        handle = asyncio.create_task(self.handle())
+        checker = asyncio.create_task(_call_later(self.application_checker))
+        handle = asyncio.create_task(_call_later(self.handle))
+        reports = None
         # One that just returns is a subclass's way to have none.
-        checker.add_done_callback(functools.partial(_cancel_if_failed, handle))
+        checker.add_done_callback(functools.partial(_cancel_unless_returned, handle))
         try:
             await asyncio.wait({handle})
         finally:
-            handle.cancel()
+            _cancel({handle})
             cancelled = await _wait_for_end({handle})
             self._closing = True
-            for task in self._tasks:
-                task.cancel()
+            _cancel(self._tasks)
             cancelled |= await _wait_for_end(self._tasks)
-            if self._failed is None:
-                checker.cancel()
-            else:
-                self._failed.put_nowait(None)
-            cancelled |= await _wait_for_end({checker})
+            reports = asyncio.create_task(self._wait_for_reports())
+            cancelled |= await _wait_for_end({reports, checker}, asyncio.FIRST_COMPLETED)
+            _cancel({reports, checker})
+            cancelled |= await _wait_for_end({reports, checker}) or handle.cancelled()
             self.application_instances.clear()
             self._running = False
-            cancelled |= handle.cancelled()
-            failed = handle if _failure_of(checker) is None else checker
             try:
-                if _failure_of(failed) is not None:
-                    failed.result()
+                try:
+                    _raise_failure(handle)
+                finally:
+                    _raise_failure(checker)
             finally:
-                del checker, handle, failed  # the exception has this frame in its traceback
+                del checker, handle, reports  # the exception has this frame in its traceback
         if cancelled:
             raise asyncio.CancelledError
+
+    async def _wait_for_reports(self) -> None:
+        if self._failed is not None:
+            await self._failed.join()
 
     async def application_checker(self) -> None:
         """Report the applications that fail, each as soon as it has ended.
 
         Equivalent to calling ``application_exception`` for each, one after the other, in the
-        order in which they ended. ``arun`` runs it. Where it does not run, asyncio logs what
-        nobody has asked for.
+        order in which they ended. ``arun`` runs it, and cancels it when all is reported. A
+        subclass may do more, and await this; or have one of its own, which looks at the
+        ``future`` of each of ``application_instances``: without this one, applications that have
+        ended stay there until they are deleted, or replaced when a message for them comes.
 
         Thread and loop:
             In a task of its own on the loop of ``arun``.
@@ -273,17 +282,22 @@ class StatelessServer:
             Exception: what ``application_exception`` raises.
         """
         __traceback_hide__ = True
-        failed: asyncio.Queue[tuple[BaseException, ApplicationInstance] | None] = asyncio.Queue()
+        failed: asyncio.Queue[tuple[BaseException, ApplicationInstance]] = asyncio.Queue()
         self._failed = failed
         try:
-            while (failure := await failed.get()) is not None:
-                await self.application_exception(*failure)
-                del failure  # not kept until the next one
+            while True:
+                failure = await failed.get()
+                try:
+                    await self.application_exception(*failure)
+                finally:
+                    del failure  # the next one may be long in coming, and an exception has this frame
+                    failed.task_done()
         finally:
             self._failed = None
             # Where a report itself has failed, or the loop ends under our feet.
-            while not failed.empty() and (failure := failed.get_nowait()) is not None:
-                await StatelessServer.application_exception(self, *failure)
+            while not failed.empty():
+                await StatelessServer.application_exception(self, *failed.get_nowait())
+                failed.task_done()
 
     async def application_exception(self, exception: BaseException, application_details: ApplicationInstance) -> None:
         """Report an application that has failed; subclasses may do it in their way.
@@ -328,28 +342,28 @@ class StatelessServer:
             it leaves in its queue is dropped.
 
         Raises:
-            RuntimeError: where no loop runs; when the server is ending, and ``handle`` has ended.
+            RuntimeError: where no loop runs; when ``handle`` has ended, and until the next run.
         """
         instances = self.application_instances
-        try:
-            instance = instances[scope_id]
-        except KeyError:
-            return self._start_application(scope_id, scope)["input_queue"]
+        instance = instances.get(scope_id)
+        if instance is None or instance["future"].done():
+            return self._start_application(scope_id, scope)
         instances.move_to_end(scope_id)
         instance["last_used"] = time.monotonic()
         return instance["input_queue"]
 
-    def _start_application(self, scope_id: Hashable, scope: Any) -> ApplicationInstance:
+    def _start_application(self, scope_id: Hashable, scope: Any) -> asyncio.Queue[Any]:
         if self._closing:
-            raise RuntimeError(f"the server is ending and starts no application for {scope_id!r}; let handle() wait")
+            raise RuntimeError(f"the server ends, or has ended, and starts no application for {scope_id!r}")
         loop = asyncio.get_running_loop()
         instances = self.application_instances
+        instances.pop(scope_id, None)  # one that has ended
         while (count := len(instances)) >= self.max_applications:
             self.delete_oldest_application_instance()
             if len(instances) >= count:
                 raise RuntimeError("delete_oldest_application_instance() has deleted none; it has to")
         queue: asyncio.Queue[Any] = asyncio.Queue()
-        task = loop.create_task(self._run_application(scope_id, scope, queue))
+        task = loop.create_task(self._run_application(scope_id, scope, queue.get))
         self._tasks.add(task)
         instance: ApplicationInstance = {
             "input_queue": queue,
@@ -359,29 +373,22 @@ class StatelessServer:
         }
         instances[scope_id] = instance
         task.add_done_callback(functools.partial(self._application_ended, scope_id, instance))
-        return instance
+        return queue
 
-    async def _run_application(self, scope_id: Hashable, scope: Any, queue: asyncio.Queue[Any]) -> Any:
+    async def _run_application(self, scope_id: Hashable, scope: Any, receive: Any) -> Any:
         __traceback_hide__ = True
         if scope_id not in self.application_instances:
             # Begun eagerly, by the task factory: it could call this server before it is registered.
             await asyncio.sleep(0)
-        try:
-            return await self.application(scope, queue.get, functools.partial(self.application_send, scope))
-        finally:
-            # Not in a callback of the task: a message that came before that would be given to nobody.
-            self._forget(scope_id, queue)
-
-    def _forget(self, scope_id: Hashable, queue: asyncio.Queue[Any]) -> None:
-        instance = self.application_instances.get(scope_id)
-        if instance is not None and instance["input_queue"] is queue:  # and not that of a successor
-            del self.application_instances[scope_id]
+        return await self.application(scope, receive, functools.partial(self.application_send, scope))
 
     def _application_ended(self, scope_id: Hashable, instance: ApplicationInstance, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if task.cancelled():
-            self._forget(scope_id, instance["input_queue"])  # before it began, perhaps
-        elif self._failed is not None and (exception := _failure_of(task)) is not None:
+        if self._failed is None:  # somebody else has to see it, in application_instances
+            return
+        if self.application_instances.get(scope_id) is instance:  # and not a successor
+            del self.application_instances[scope_id]
+        if (exception := _failure_of(task)) is not None:
             self._failed.put_nowait((exception, instance))
 
     def delete_application_instance(self, scope_id: Hashable) -> None:
@@ -397,7 +404,7 @@ class StatelessServer:
         instance = self.application_instances.pop(scope_id, None)
         if instance is None:
             raise KeyError(f"no application instance has the scope id {scope_id!r}")
-        instance["future"].cancel()
+        _cancel({instance["future"]})
 
     def delete_oldest_application_instance(self) -> None:
         """Forget the least recently used instance, and cancel its application.
@@ -414,28 +421,60 @@ class StatelessServer:
         self.delete_application_instance(next(iter(self.application_instances)))
 
 
+async def _call_later(function: Callable[[], Awaitable[Any]]) -> Any:
+    __traceback_hide__ = True
+    # In the task, and there not at once: of an eager task, SystemExit would come out where it is made.
+    await asyncio.sleep(0)
+    return await function()
+
+
 def _failure_of(task: asyncio.Task[Any]) -> BaseException | None:
     exception = None if task.cancelled() else task.exception()
     # The other two have come out of the event loop itself.
     return None if isinstance(exception, (KeyboardInterrupt, SystemExit)) else exception
 
 
-def _cancel_if_failed(other: asyncio.Task[Any], task: asyncio.Task[Any]) -> None:
-    if _failure_of(task) is not None:
-        other.cancel()
+def _raise_failure(task: asyncio.Task[Any]) -> None:
+    __traceback_hide__ = True
+    try:
+        if _failure_of(task) is not None:
+            task.result()
+    finally:
+        del task  # the exception has this frame in its traceback
 
 
-async def _wait_for_end(tasks: Iterable[asyncio.Task[Any]]) -> bool:
-    """Wait until *tasks* have ended and told so; return whether the caller was cancelled meanwhile."""
+def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        # A second cancellation would cut a cleanup short. One that has ended would lose its exception to asyncio's log.
+        if not task.done() and not task.cancelling():
+            task.cancel()
+
+
+def _cancel_unless_returned(other: asyncio.Task[Any], task: asyncio.Task[Any]) -> None:
+    if task.cancelled() or _failure_of(task) is not None:
+        _cancel({other})
+
+
+async def _wait_for_end(tasks: Iterable[asyncio.Task[Any]], return_when: str = asyncio.ALL_COMPLETED) -> bool:
+    """Wait until all of *tasks*, or one, have ended and told so; return whether the caller was cancelled meanwhile."""
     cancelled = False
     waiting = set(tasks)
     while waiting:
         # Also for those that are done: their callbacks, which registered earlier, run before this returns.
         try:
-            _, waiting = await asyncio.wait(waiting)
+            await asyncio.wait(waiting, return_when=return_when)
+            break
         except asyncio.CancelledError:
             cancelled = True
+            if _is_cancelled_again():
+                for task in waiting:
+                    task.cancel()
     return cancelled
+
+
+def _is_cancelled_again() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 1
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import json
 import os
 import queue
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from asgiref.local import Local
@@ -129,19 +130,25 @@ def nested_deeply(n: int) -> None:
 
 
 class EchoServer(StatelessServer):
-    """Gives *n* messages to applications that send each back, and goes on when all have come."""
+    """Gives messages to applications that send each back."""
 
-    def __init__(self, n: int, scopes: int, max_applications: int = 1000) -> None:
-        super().__init__(echo, max_applications)
-        self.n, self.scopes, self.left = n, scopes, n
+    def __init__(self) -> None:
+        super().__init__(echo)
+        self.checker: asyncio.Task[Any] | None = None
+        self.scopes = itertools.count()
+        self.left = 0
 
-    async def handle(self) -> None:
+    async def pass_on(self, scope_ids: Iterable[int]) -> None:
+        """Give a message to each of *scope_ids*, and wait until all have come back."""
+        if self.checker is None:  # as arun does, which leaves no instance for the next turn
+            self.checker = asyncio.create_task(self.application_checker())
         self.all_came = asyncio.Event()
-        for number in range(self.n):
-            self.get_or_create_application_instance(number % self.scopes, {"type": "echo"}).put_nowait(number)
-            if number % 100 == 99:
-                await asyncio.sleep(0)
-        await self.all_came.wait()
+        for scope_id in scope_ids:
+            self.get_or_create_application_instance(scope_id, {"type": "echo"}).put_nowait("message")
+            self.left += 1
+            if self.left == 100:
+                await self.all_came.wait()
+                self.all_came.clear()
 
     async def application_send(self, scope: Any, message: Any) -> None:
         self.left -= 1
@@ -154,22 +161,17 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
         await send(await receive())
 
 
-async def serve(server: StatelessServer) -> None:
-    checker = asyncio.create_task(server.application_checker())  # upstream's arun leaves the applications running
-    await server.handle()
-    for scope_id in list(server.application_instances):
-        server.delete_application_instance(scope_id)
-    checker.cancel()
+talk, crowd = EchoServer(), EchoServer()
 
 
 @case("StatelessServer, a message to one of 100 scopes and back")
 async def messages(n: int) -> None:
-    await serve(EchoServer(n, 100))
+    await talk.pass_on(number % 100 for number in range(n))
 
 
-@case("StatelessServer, a message to a new scope, 1,000 at once")
+@case("StatelessServer, a message to a new scope and back")
 async def new_scopes(n: int) -> None:
-    await serve(EchoServer(n, n))
+    await crowd.pass_on(itertools.islice(crowd.scopes, n))
 
 
 local, critical = Local(), Local(thread_critical=True)

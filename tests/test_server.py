@@ -267,6 +267,12 @@ async def test_a_subclass_that_makes_no_room_is_told_so() -> None:
     server.delete_application_instance("a")
 
 
+@pytest.mark.parametrize("application", [None, 42])
+def test_what_cannot_be_called_is_refused_at_once(application: Any) -> None:
+    with pytest.raises(TypeError, match="needs an ASGI application"):
+        StatelessServer(application)
+
+
 def test_outside_a_loop_no_application_is_started() -> None:
     server = Server(echo)
     with pytest.raises(RuntimeError, match="no running event loop"):
@@ -532,7 +538,7 @@ async def test_when_handle_fails_its_failure_is_raised_after_the_cleanup() -> No
 
 
 async def test_when_the_server_is_cancelled_handle_ends_first_and_then_the_applications() -> None:
-    """The cleanup of handle can still use the applications; a second cancellation changes nothing."""
+    """The cleanup of handle can still use the applications, and theirs is not cut short."""
     events: list[str] = []
     begun, cleaning_up, gate = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -555,14 +561,72 @@ async def test_when_the_server_is_cancelled_handle_ends_first_and_then_the_appli
     await within(begun.wait())
     task.cancel()
     await within(cleaning_up.wait())
-    task.cancel()
-    await asyncio.sleep(0)
     assert not task.done()
     gate.set()
     await within(asyncio.wait({task}))
     assert task.cancelled()
     assert ["last", "cleaning", "cleaned a"] == events
     assert before == asyncio.all_tasks()
+
+
+@pytest.mark.parametrize("who", ["handle", "application", "report"])
+async def test_a_second_cancellation_of_the_server_cuts_short_what_still_runs(who: str) -> None:
+    """The first one waits for it; it never ends by itself."""
+    stuck = asyncio.Event()
+
+    async def forever(here: str) -> None:
+        if who == here:
+            stuck.set()
+            await asyncio.Event().wait()
+
+    class Stuck(Server):
+        async def application_exception(self, exception: BaseException, application_details: Any) -> None:
+            await forever("report")
+
+    async def handle(server: Server) -> None:
+        await begin(server, "a")
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await forever("handle")
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await echo(scope, receive, send)
+        finally:
+            await forever("application")
+            raise LookupError
+
+    begun = asyncio.Event()
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(Stuck(application, handle).arun())
+    await within(begun.wait())
+    task.cancel()
+    await within(stuck.wait())
+    assert not task.done()
+    task.cancel()
+    await within(asyncio.wait({task}))
+    assert task.cancelled()
+    assert before == asyncio.all_tasks()
+
+
+async def test_a_cleanup_under_way_is_not_cancelled_by_the_end_of_the_server() -> None:
+    """Order: an application is evicted, and cleans up; handle returns; the cleanup goes on to its end."""
+    events: list[str] = []
+    cleaning_up, gate = asyncio.Event(), asyncio.Event()
+
+    async def cleanup() -> None:
+        cleaning_up.set()
+        await gate.wait()
+
+    async def handle(server: Server) -> None:
+        await begin(server, "a", "b")
+        await cleaning_up.wait()
+        asyncio.get_running_loop().call_later(0, gate.set)
+
+    await within(Server(cleaning(events, cleanup), handle, max_applications=1).arun())
+    assert ["cleaned a", "cleaned b"] == sorted(events)
 
 
 async def test_a_server_cancelled_while_it_ends_is_cancelled() -> None:
@@ -710,6 +774,147 @@ async def test_failures_behind_a_report_that_fails_are_logged(caplog: pytest.Log
     assert ["Exception inside application: b"] == [record.getMessage() for record in caplog.records]
 
 
+async def test_the_failure_of_handle_is_the_context_of_that_of_a_report() -> None:
+    """Neither of two failures is lost."""
+    cause = KeyError("the cause")
+
+    class Strict(Server):
+        async def application_exception(self, exception: BaseException, application_details: Any) -> None:
+            raise LookupError("no report")
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await echo(scope, receive, send)
+        finally:
+            raise ValueError
+
+    async def handle(server: Server) -> None:
+        await begin(server, "a")
+        raise cause
+
+    with pytest.raises(LookupError, match="no report") as caught:
+        await within(Strict(application, handle).arun())
+    assert caught.value.__context__ is cause
+
+
+async def test_a_report_that_is_cancelled_ends_the_server() -> None:
+    """It would go on without reports otherwise."""
+
+    class Cancelled(Server):
+        async def application_exception(self, exception: BaseException, application_details: Any) -> None:
+            raise asyncio.CancelledError
+
+    async def handle(server: Server) -> None:
+        server.give("a", "fail")
+        await asyncio.Event().wait()
+
+    with pytest.raises(asyncio.CancelledError):
+        await within(Cancelled(obey, handle).arun())
+
+
+async def test_no_failure_is_silenced_by_being_cancelled_afterwards() -> None:
+    """Order: an application fails; before the loop calls anybody, the server cancels it, deleted or at its end."""
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(str(context.get("exception"))))
+
+    class Without(Server):
+        async def application_checker(self) -> None:
+            return
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        asyncio.get_running_loop().call_soon(ends[scope["id"]])
+        raise ValueError(scope["id"])
+
+    async def handle(server: Server) -> None:
+        server.give("deleted")
+        server.give("ended")
+        await at_end.wait()
+
+    server = Without(application, handle)
+    at_end = asyncio.Event()
+    ends = {"deleted": lambda: server.delete_application_instance("deleted"), "ended": at_end.set}
+    await within(server.arun())
+    gc.collect()
+    assert ["deleted", "ended"] == sorted(told)
+
+
+async def test_a_subclass_may_await_the_checker_and_do_more() -> None:
+    """One that goes on after a failed report, and one with an endless companion, let the server end."""
+
+    class GoingOn(Server):
+        async def application_checker(self) -> None:
+            while True:
+                with contextlib.suppress(LookupError):
+                    await super().application_checker()
+
+        async def application_exception(self, exception: BaseException, application_details: Any) -> None:
+            await super().application_exception(exception, application_details)
+            raise LookupError
+
+    class Accompanied(Server):
+        async def application_checker(self) -> None:
+            await asyncio.gather(super().application_checker(), asyncio.Event().wait())
+
+    async def handle(server: Server) -> None:
+        for scope_id in "ab":
+            server.give(scope_id, "fail")
+            reported.append(await within(server.failures.get()))
+
+    for kind in (GoingOn, Accompanied):
+        reported: list[Any] = []
+        await within(kind(obey, handle).arun())
+        assert 2 == len(reported)
+
+
+async def test_a_subclass_may_look_for_ended_applications_itself() -> None:
+    """Without the checker of this class, they stay among the instances until a message starts another one."""
+
+    class Looking(Server):
+        async def application_checker(self) -> None:
+            await looked_at.wait()
+
+    async def handle(server: Server) -> None:
+        server.give("a", "fail")
+        task = await server.ended("a")
+        assert server.application_instances["a"]["future"] is task
+        assert isinstance(task.exception(), ValueError)
+        server.give("a", "another")
+        assert ({"id": "a"}, "another") == await server.sent.get()
+        looked_at.set()
+
+    looked_at = asyncio.Event()
+    await within(Looking(obey, handle).arun())
+
+
+@pytest.mark.parametrize("awaitable", [False, True])
+async def test_handle_may_be_any_function_that_returns_an_awaitable(awaitable: bool) -> None:
+    """What it raises in place of that comes out, and the server can run again."""
+
+    class Plain(Server):
+        def handle(self) -> Any:
+            if awaitable:
+                return asyncio.gather(begin(self, "a"))
+            raise LookupError
+
+    server = Plain(echo)
+    for _ in range(2):
+        with contextlib.nullcontext() if awaitable else pytest.raises(LookupError):
+            await within(server.arun())
+
+
+async def test_a_message_for_an_application_cancelled_before_its_first_step_starts_another() -> None:
+    """Order: it is cancelled; its task has ended, and called nobody yet; the message comes."""
+    server = Server(obey, never)
+    async with running(server):
+        server.give("a", "lost")
+        task = server.application_instances["a"]["future"]
+        task.cancel()
+        asyncio.get_running_loop().call_soon(server.give, "a", "next")
+        await within(asyncio.wait({task}))
+        assert ({"id": "a"}, "next") == await within(server.sent.get())
+
+
 async def test_a_subclass_may_do_without_the_checker_or_have_its_own() -> None:
     """One that returns at once, and one that never does, are both fine."""
 
@@ -736,9 +941,9 @@ async def test_without_the_checker_asyncio_tells_of_failures() -> None:
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
     server = Server(obey)
     server.give("a", ValueError("nobody asks"))
-    task = server.application_instances["a"]["future"]
-    await within(asyncio.wait({task}))
-    del task
+    await server.ended("a")
+    assert ["a"] == list(server.application_instances)
+    server.delete_application_instance("a")
     await asyncio.sleep(0)
     assert ["nobody asks"] == [str(error) for error in told]
 
@@ -750,7 +955,7 @@ async def test_an_ending_server_starts_no_application() -> None:
         try:
             await echo(scope, receive, send)
         finally:
-            with pytest.raises(RuntimeError, match="is ending and starts no application for 'b'") as caught:
+            with pytest.raises(RuntimeError, match="ends, or has ended, and starts no application for 'b'") as caught:
                 server.give("b")
             errors.append(caught.value)
 
@@ -846,10 +1051,25 @@ def test_a_server_leaves_no_reference_cycle() -> None:
         except LookupError:
             pass
 
+    class Strict(Server):
+        async def application_exception(self, exception: BaseException, application_details: Any) -> None:
+            raise LookupError
+
+    async def failing_report() -> None:
+        try:
+            await Strict(obey, lambda server: begin_and_wait(server)).arun()
+        except LookupError:
+            pass
+
+    async def begin_and_wait(server: Server) -> None:
+        server.give("a", "fail")
+        await asyncio.Event().wait()
+
     with asyncio.Runner() as runner:
-        runner.run(main())
-        with no_garbage():
-            runner.run(main())
+        for end in (main, failing_report):
+            runner.run(end())
+            with no_garbage():
+                runner.run(end())
 
 
 # Signals.
