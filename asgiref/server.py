@@ -443,10 +443,11 @@ def _raise_failure(task: asyncio.Task[Any]) -> None:
         del task  # the exception has this frame in its traceback
 
 
-def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+def _cancel(tasks: Iterable[asyncio.Task[Any]], *, again: bool = False) -> None:
+    """Cancel those of *tasks* that run and are not being cancelled yet, or *again*: that cuts a cleanup short."""
     for task in tasks:
-        # A second cancellation would cut a cleanup short. One that has ended would lose its exception to asyncio's log.
-        if not task.done() and not task.cancelling():
+        # For one that has ended, asyncio would no longer tell that nobody has asked for its exception.
+        if not task.done() and (again or not task.cancelling()):
             task.cancel()
 
 
@@ -467,8 +468,7 @@ async def _wait_for_end(tasks: Iterable[asyncio.Task[Any]], return_when: str = a
         except asyncio.CancelledError:
             cancelled = True
             if _is_cancelled_again():
-                for task in waiting:
-                    task.cancel()
+                _cancel(waiting, again=True)
     return cancelled
 
 

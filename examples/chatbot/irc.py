@@ -1,0 +1,281 @@
+"""The client side of IRC, as much as a bot needs: lines, names, and one connection.
+
+Nothing here knows of applications or of a database. All that comes in is bounded: a line
+that is longer than any that IRC allows is dropped while it is read, and what is not UTF-8 is
+replaced. All that goes out is one line, whatever a parameter contains.
+
+The rules are those of RFC 1459 and RFC 2812; what servers have agreed upon since then is
+collected at https://modern.ircdocs.horse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import string
+from dataclasses import dataclass
+
+__all__ = [
+    "Connection",
+    "Line",
+    "Pace",
+    "Refused",
+    "connect",
+    "encode",
+    "fold",
+    "hang_up",
+    "parse",
+    "read_line",
+    "split",
+]
+
+# In bytes, with CR LF: a line, and the tags that a server may put before it.
+LINE_LIMIT = 512
+READ_LIMIT = 8191 + LINE_LIMIT
+
+# What a server adds when it passes on a line, beside the nick: ":nick!user@host " with a user
+# of 11 bytes and a host of 63 at most.
+PREFIX_ALLOWANCE = len(":!@ ") + 11 + 63
+
+# In seconds: how long the server may take to let us in, or to take what we send, and how long
+# it may be silent before it is asked whether it is alive.
+PATIENCE = 30.0
+SILENCE = 120.0
+
+# How many nicks are tried.
+NICKS = 9
+
+# How names are compared, by the server's own word for it. What is one name there must be one
+# here, and what is two must be two: else one person could read another's notes.
+FOLDS = {
+    "ascii": str.maketrans(string.ascii_uppercase, string.ascii_lowercase),
+    "rfc1459": str.maketrans(string.ascii_uppercase + "[]\\~", string.ascii_lowercase + "{}|^"),
+    "strict-rfc1459": str.maketrans(string.ascii_uppercase + "[]\\", string.ascii_lowercase + "{}|"),
+}
+LINE_ENDS = str.maketrans("\r\n\0", "   ")
+
+
+class Refused(ConnectionError):
+    """The server does not let us in."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of IRC.
+
+    Attributes:
+        source: Who it is from, as ``nick!user@host`` or the name of a server; ``""`` if it does not tell.
+        command: A word in upper case, or three digits.
+        params: The parameters, the last one without its colon.
+    """
+
+    source: str
+    command: str
+    params: list[str]
+
+    @property
+    def nick(self) -> str:
+        """The nick of the person whom it is from; ``""`` if that is a server."""
+        nick, mark, _ = self.source.partition("!")
+        return nick if mark else ""
+
+
+def parse(data: bytes) -> Line:
+    """Read a line, without its end. What makes no sense gives a command that nobody knows."""
+    text = data.decode("utf-8", "replace").translate(LINE_ENDS).strip(" ")
+    if text.startswith("@"):  # tags, for which we have not asked
+        text = text.partition(" ")[2].lstrip(" ")
+    source = ""
+    if text.startswith(":"):
+        source, _, text = text[1:].partition(" ")
+    text, colon, last = text.partition(" :")
+    # Not split(): to IRC, other kinds of space are parts of a word.
+    command, *params = [word for word in text.split(" ") if word] or [""]
+    return Line(source, command.upper(), [*params, last] if colon else params)
+
+
+def encode(command: str, *params: str) -> bytes:
+    """Return a line, with CR LF. The last parameter may be any text; it cannot begin another line.
+
+    Raises:
+        ValueError: if another parameter is empty, has a space or a line end, or begins with a colon.
+    """
+    *words, last = params
+    for word in words:
+        if not word or " " in word.translate(LINE_ENDS) or word.startswith(":"):
+            raise ValueError(f"{word!r} can only be the last parameter")
+    return " ".join([command, *words, ":" + last.translate(LINE_ENDS)]).encode() + b"\r\n"
+
+
+def split(text: str, limit: int) -> list[str]:
+    """Cut *text* into pieces of up to *limit* bytes of UTF-8, at spaces where that is possible."""
+    data = text.translate(LINE_ENDS).encode()
+    pieces = []
+    while len(data) > limit:
+        cut = data.rfind(b" ", 1, limit + 1)
+        if cut < 0:
+            cut = limit
+            while data[cut] & 0b1100_0000 == 0b1000_0000:  # not the first byte of a character
+                cut -= 1
+        pieces.append(data[:cut].decode())
+        data = data[cut:].lstrip(b" ")
+    return [*pieces, data.decode()]
+
+
+def fold(name: str, mapping: str = "rfc1459") -> str:
+    """Return the form of a nick or channel in which equal names are equal, as *mapping* has it."""
+    return name.translate(FOLDS.get(mapping, FOLDS["ascii"]))
+
+
+async def read_line(reader: asyncio.StreamReader) -> bytes | None:
+    """Return the next line without its end, None when there is none. Lines beyond the reader's limit are dropped."""
+    too_long = False
+    while True:
+        try:
+            data = await reader.readuntil(b"\n")
+        except asyncio.LimitOverrunError as error:
+            await reader.readexactly(error.consumed)
+            too_long = True
+        except asyncio.IncompleteReadError:  # half a line is none
+            return None
+        else:
+            if not too_long:
+                return data.rstrip(b"\r\n")
+            too_long = False
+
+
+class Pace:
+    """Keeps to the rate at which servers take lines.
+
+    Servers charge a client two seconds for each line, and let it be ten seconds in debt
+    (RFC 1459, section 8.10). Some of them, ngIRCd for one, just read more slowly then;
+    others throw the client out.
+
+    Args:
+        seconds: For each line; 0 for a server that has no such rule.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._paid_until = 0.0
+
+    async def wait(self) -> None:
+        """Wait until one more line may be sent."""
+        if self.seconds:
+            now = asyncio.get_running_loop().time()
+            self._paid_until = max(self._paid_until, now) + self.seconds
+            await asyncio.sleep(self._paid_until - now - 5 * self.seconds)  # at once if that is negative
+
+
+class Connection:
+    """A connection to a server, made by ``connect``. It ends with an ``OSError`` from any method.
+
+    Attributes:
+        nick: The bot's own, as the server has it.
+        mapping: How the server compares names.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self.nick = ""
+        self.mapping = "rfc1459"  # what holds if the server does not tell
+
+    def fold(self, name: str) -> str:
+        return fold(name, self.mapping)
+
+    def room(self, command: str, target: str) -> int:
+        """Return how many bytes of text a line may have, so that others get it whole."""
+        own = len(f"{command} {target} :\r\n".encode()) + len(self.nick.encode())
+        return max(LINE_LIMIT - PREFIX_ALLOWANCE - own, 64)  # whatever the server lets people call themselves
+
+    async def register(self, nick: str, password: str | None) -> None:
+        if password is not None:
+            await self.send("PASS", password)
+        await self.send("NICK", nick)
+        await self.send("USER", "bot", "0", "*", "a bot")
+        attempts = 1
+        while True:
+            line = await self.receive()
+            match line:
+                case Line(command="001", params=[nick, *_]):
+                    self.nick = nick  # the server may have cut it
+                    return
+                case Line(command="433" | "436" | "437") if attempts < NICKS:  # in use, or not free yet
+                    attempts += 1
+                    # Old servers take nine characters.
+                    await self.send("NICK", f"{nick[:8]}{attempts}")
+                case Line(command="431" | "432" | "433" | "436" | "437" | "463" | "464" | "465"):
+                    raise Refused(f"the server says {' '.join(line.params[1:])!r}")
+
+    async def receive(self) -> Line:
+        """Return the next line. Those that keep the connection alive are answered on the way."""
+        asked = False
+        while True:
+            try:
+                async with asyncio.timeout(SILENCE):
+                    data = await read_line(self._reader)
+            except TimeoutError:
+                if asked:
+                    raise ConnectionResetError("the server is silent") from None
+                asked = True
+                await self.send("PING", "alive")
+                continue
+            if data is None:
+                raise ConnectionResetError("the server has closed the connection")
+            line = parse(data)
+            match line:
+                case Line(command="PING", params=[*_, token]):
+                    await self.send("PONG", token)
+                case Line(command="ERROR"):
+                    raise ConnectionResetError(f"the server says {' '.join(line.params)!r}")
+                case Line(command="005"):
+                    for word in line.params:
+                        if word.startswith("CASEMAPPING="):
+                            self.mapping = word.partition("=")[2]
+                case Line(command="NICK", params=[nick]) if self.fold(line.nick) == self.fold(self.nick):
+                    self.nick = nick  # a server may rename its clients
+            return line
+
+    async def send(self, command: str, *params: str) -> None:
+        if self._writer.is_closing():  # some loops do not take it then
+            raise ConnectionResetError("the connection is lost")
+        self._writer.write(encode(command, *params))
+        async with asyncio.timeout(PATIENCE):
+            await self._writer.drain()
+
+    async def close(self) -> None:
+        """Say good-bye, if there is still somebody to hear it, and close."""
+        if not self._writer.is_closing():
+            self._writer.write(encode("QUIT", "good-bye"))
+        await hang_up(self._writer)
+
+
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    """Close a connection; what has been written is given a second to get there."""
+    writer.close()
+    try:
+        async with asyncio.timeout(1):
+            await writer.wait_closed()
+    except OSError:
+        pass  # that is an end, too
+    finally:
+        writer.transport.abort()
+
+
+async def connect(
+    host: str, port: int, nick: str, *, password: str | None = None, tls: ssl.SSLContext | None = None
+) -> Connection:
+    """Connect and register. If *nick* is taken, the connection has another one.
+
+    Raises:
+        OSError: if that fails in any way, or takes too long; ``Refused`` if the server does not want us.
+    """
+    async with asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection(host, port, ssl=tls, limit=READ_LIMIT)
+        connection = Connection(reader, writer)
+        try:
+            await connection.register(nick, password)
+        except BaseException:
+            writer.transport.abort()
+            raise
+    return connection
