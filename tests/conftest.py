@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import threading
 import time
@@ -11,6 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 
 from .helpers import LIMIT, idle_workers
+
+# A shell that runs the suite in the background has it ignored, and the programs that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
