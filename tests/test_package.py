@@ -123,3 +123,12 @@ def test_examples_in_the_readme() -> None:
     result = doctest.testfile(str(ROOT / "README.rst"), module_relative=False)
     assert 0 == result.failed
     assert result.attempted
+
+
+def test_tests_that_the_security_page_names_exist() -> None:
+    named = re.findall(r"``(test_\w+)\.(test_\w+)``", (ROOT / "docs" / "security.rst").read_text())
+    missing = [
+        f"{file}.{test}" for file, test in named if f"def {test}(" not in (ROOT / "tests" / f"{file}.py").read_text()
+    ]
+    assert named
+    assert [] == missing
