@@ -1,0 +1,505 @@
+"""The reference: a sequential interpreter of programs that knows the rules and nothing of how they are kept.
+
+Threads and loops are names here. What runs at the same time is run one after the other,
+since it shares nothing. A program that the rules let wait for itself for ever, or whose
+outcome depends on chance, is ``Unfit``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from .programs import Block, Call, Collect, Gather, Held, Hold, Piece, Raise, Spawn, Write
+
+__all__ = ["ANY", "VARIABLES", "Look", "Outcome", "Trace", "Unfit", "expected_of"]
+
+VARIABLES = ["var.x", "var.y", "local.x", "local.y", "critical.x"]
+
+# What a function came to: "returned" with its name, or the name of an exception with a detail.
+Outcome = tuple[str, str]
+
+# The threads that live as long as the program. "main" is the one that runs it.
+LASTING = frozenset({"main", "the process-wide worker", "one"})
+
+
+class Unfit(Exception):
+    """This program cannot be judged."""
+
+
+class _Any:
+    def __repr__(self) -> str:
+        return "ANY"
+
+
+# Stands for a value that depends on what the thread did before.
+ANY: Any = _Any()
+
+
+@dataclasses.dataclass
+class Look:
+    """What a function sees at one point."""
+
+    thread: Any
+    loop: Any
+    # What sys.exc_info() shows.
+    handled: Any
+    values: dict[str, Any]
+    # Other threads that cannot be this one.
+    others: frozenset[str] = frozenset()
+
+
+# By the name of the function: looks and outcomes of calls, in their order.
+Trace = dict[str, list[Any]]
+
+
+class Failure(Exception):
+    def __init__(self, kind: str, detail: str = "") -> None:
+        self.outcome: Outcome = kind, detail
+
+
+class Mailbox:
+    def __init__(self, flow: Flow, outer: Mailbox | None) -> None:
+        self.thread, self.outer, self.serving = flow.thread, outer, True
+        # What is handled further down the stack of that thread.
+        self.handled = flow.handled
+
+
+class Loop:
+    def __init__(self, name: str, thread: str, handled: Any = None) -> None:
+        self.name, self.thread, self.running = name, thread, True
+        # What is handled further down the stack of its thread.
+        self.handled = handled
+        # The mailboxes of the threads that are blocked on it, and whether there may be others.
+        self.blocked: list[Mailbox] = []
+        self.shared = False
+
+
+class Manager:
+    """A block of one of the two context managers."""
+
+    def __init__(self, name: str, executor: str = "") -> None:
+        self.name, self.executor, self.ended = name, executor, False
+        self.loop: Loop | None = None
+
+
+class Strand:
+    """A line of things that happen one after the other."""
+
+    def __init__(self) -> None:
+        self.spawned: list[tuple[Loop, Callable[[str, Flow], None]]] = []
+
+
+@dataclasses.dataclass
+class BridgedCall:
+    """One call of ``sync_to_async``."""
+
+    cancelled: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+    """Where execution is."""
+
+    thread: str
+    # What the variables are; besides those of the program, "ancestor", "sensitive" and "single".
+    context: dict[Any, Any]
+    strand: Strand
+    # The loop that runs in this thread.
+    loop: Loop | None = None
+    # The loop from which the bridged call that this thread runs came.
+    home: Loop | None = None
+    handled: Any = None
+    is_async: bool = False
+    # Threads with a part in this, of which each is another one.
+    chain: frozenset[str] = LASTING
+    alone: bool = True
+    bridged: BridgedCall | None = None
+    on_hold: Callable[[Flow], None] | None = None
+
+    def but(self, **changes: Any) -> Flow:
+        return dataclasses.replace(self, **changes)
+
+    def apart(self, context: dict[Any, Any], strand: Strand, handled: Any) -> Flow:
+        """Return the flow of a new task that runs when others do too."""
+        return self.but(context=context, strand=strand, handled=handled, alone=False)
+
+
+def expected_of(program: Piece, eager_loops: frozenset[str] = frozenset()) -> Trace:
+    """Return what *program* must do; raises ``Unfit`` where that cannot be told."""
+    return _Reference(eager_loops).run(program)
+
+
+class _Reference:
+    def __init__(self, eager_loops: frozenset[str]) -> None:
+        self.eager_loops = eager_loops
+        self.trace: Trace = {}
+        self.managers = 0
+        # What each thread does: it runs something (None) or serves a mailbox, the innermost last.
+        self.busy: dict[str, list[Mailbox | None]] = {"main": [None]}
+        # Values of the thread-critical Local on each thread.
+        self.critical: dict[str, dict[str, Any]] = {}
+
+    def run(self, program: Piece) -> Trace:
+        flow = Flow("main", {}, Strand())
+        self.note(program.name, self.outcome_of(lambda: self.piece(program, flow)))
+        return self.trace
+
+    def note(self, name: str, what: Any) -> None:
+        self.trace.setdefault(name, []).append(what)
+
+    def outcome_of(self, function: Callable[[], str]) -> Outcome:
+        try:
+            return "returned", function()
+        except Failure as failure:
+            return failure.outcome
+
+    # Functions and steps
+
+    def piece(self, piece: Piece, flow: Flow) -> str:
+        flow = flow.but(is_async=piece.is_async)
+        self.look(piece.name, flow)
+        if piece.is_async and flow.handled is not None:
+            # Python forgets it in coroutines that wait inside the except block, once one of them has
+            # been resumed with an exception.
+            flow = flow.but(handled=ANY)
+        for step in piece.steps:
+            self.step(step, flow, piece.name)
+        return piece.name
+
+    def look(self, name: str, flow: Flow) -> None:
+        values = {variable: self.read(variable, flow) for variable in VARIABLES}
+        loop = flow.loop.name if flow.loop is not None else None
+        self.note(name, Look(flow.thread, loop, flow.handled, values, flow.chain - {flow.thread}))
+
+    def read(self, variable: str, flow: Flow) -> Any:
+        if variable != "critical.x":
+            return flow.context.get(variable)
+        if flow.loop is not None:
+            return flow.context.get((flow.loop, variable))
+        if not flow.alone:
+            return ANY
+        # A worker may have been leased before.
+        return self.critical.get(flow.thread, {}).get(variable, None if flow.thread in LASTING else ANY)
+
+    def step(self, step: Any, flow: Flow, name: str) -> None:
+        if isinstance(step, Raise):
+            raise Failure(step.kind, name if step.kind == "Oops" else "")
+        if isinstance(step, Write):
+            self.write(step.variable, step.value, flow)
+        elif isinstance(step, Call):
+            self.note(name, self.caught(step, flow, name))
+        elif isinstance(step, Block):
+            self.block(step, flow, name)
+        elif isinstance(step, Gather):
+            self.gather(step, flow, name)
+        elif isinstance(step, Spawn):
+            self.spawn(step, flow)
+        elif isinstance(step, Collect):
+            self.end_spawned(flow.loop, flow, "released")
+        elif isinstance(step, Held):
+            self.held(step, flow, name)
+        elif isinstance(step, Hold):
+            assert flow.on_hold is not None
+            flow.on_hold(flow)
+        self.look(name, flow)
+
+    def write(self, variable: str, value: int | None, flow: Flow) -> None:
+        if variable != "critical.x":
+            _write(flow.context, variable, value)
+        elif flow.loop is not None:
+            _write(flow.context, (flow.loop, variable), value)
+        else:
+            self.critical.setdefault(flow.thread, {})[variable] = value
+
+    def caught(self, call: Call, flow: Flow, name: str) -> Outcome:
+        if call.handling:
+            flow = flow.but(handled=("Oops", f"handled by {name}"))
+        try:
+            return "returned", self.call(call, flow, name)
+        except Failure as failure:
+            if call.catch not in (failure.outcome[0], "BaseException"):
+                raise
+            return failure.outcome
+
+    def call(self, call: Call, flow: Flow, name: str) -> str:
+        if call.by in ("call", "await"):
+            try:
+                return self.piece(call.piece, flow)
+            except Failure as failure:
+                if flow.is_async and failure.outcome[0] == "StopIteration":
+                    raise Failure("RuntimeError", "StopIteration") from None
+                raise
+        if call.by == "create_task":
+            context = {} if call.context else flow.context.copy()
+            return self.piece(call.piece, flow.but(context=context, handled=self.handled_in_task(flow)))
+        if call.by == "sync_to_async":
+            return self.sync_to_async(call.piece, call.executor, call.context, flow)
+        if flow.loop is not None:
+            raise Failure("RuntimeError", "await")
+        if call.by == "run":
+            return self.run_loop(call, flow)
+        return self.async_to_sync(call, flow)
+
+    def handled_in_task(self, flow: Flow) -> Any:
+        """Return what a new task finds being handled; an eager one begins on the stack of the one that makes it."""
+        assert flow.loop is not None
+        eager = flow.loop.name.split()[0] in self.eager_loops
+        return ANY if eager and flow.handled is not None else flow.loop.handled
+
+    # From asynchronous to synchronous code
+
+    def sync_to_async(self, piece: Piece, executor: str, context: str, flow: Flow) -> str:
+        assert flow.loop is not None
+        mailbox = None
+        if executor == "":
+            thread, mailbox = self.route(flow)
+        elif executor == "one":
+            thread = "one"
+        else:
+            thread = f"the {executor} thread of {piece.name}"
+        if thread == flow.loop.thread:
+            raise Failure("RuntimeError", "deadlock")
+        doing = self.busy.setdefault(thread, [])
+        if doing and (mailbox is None or doing[-1] is not mailbox):
+            raise Unfit("it waits for a thread that waits for it")
+        inner = {} if context == "empty" else flow.context.copy()
+        snapshot = inner.copy()
+        bridged = BridgedCall()
+        inner_flow = flow.but(
+            thread=thread,
+            loop=None,
+            home=flow.loop,
+            context=inner,
+            handled=flow.handled if flow.handled is not None or mailbox is None else mailbox.handled,
+            chain=flow.chain | {thread},
+            bridged=bridged,
+        )
+        doing.append(None)
+        outcome = self.outcome_of(functools.partial(self.piece, piece, inner_flow))
+        doing.pop()
+        if bridged.cancelled:
+            raise Failure("CancelledError")
+        if context == "":
+            _carry(snapshot, inner, flow.context)
+        if outcome[0] == "StopIteration":
+            raise Failure("RuntimeError", "StopIteration")
+        return _result(outcome)
+
+    def route(self, flow: Flow) -> tuple[str, Mailbox | None]:
+        """Return the thread for thread-sensitive code, and the mailbox through which it gets it."""
+        ancestor = flow.context.get("ancestor")
+        while ancestor is not None:
+            if ancestor.serving:
+                return ancestor.thread, ancestor
+            ancestor = ancestor.outer
+        manager = flow.context.get("sensitive")
+        if manager is not None and manager.executor:
+            if manager.ended:
+                raise Failure("RuntimeError", "ended")
+            return manager.executor, None
+        if manager is not None and not manager.ended:
+            return f"the worker of {manager.name}", None
+        assert flow.loop is not None
+        if flow.loop.blocked:
+            if flow.loop.shared and not flow.alone:
+                raise Unfit("which thread blocked on the loop last is chance")
+            return flow.loop.blocked[-1].thread, flow.loop.blocked[-1]
+        return "the process-wide worker", None
+
+    # From synchronous to asynchronous code
+
+    def async_to_sync(self, call: Call, flow: Flow) -> str:
+        context = flow.context.copy()
+        outer = context.get("ancestor")
+        context["ancestor"] = mailbox = Mailbox(flow, outer)
+        snapshot = context.copy()
+        loop, kind = self.loop_for(call, flow)
+        inner = flow.but(
+            thread=loop.thread,
+            loop=loop,
+            home=None,
+            context=context,
+            handled=loop.handled if flow.handled is None else flow.handled,
+            chain=flow.chain | {flow.thread, loop.thread},
+        )
+        self.busy[flow.thread].append(mailbox)
+        if kind != "home":
+            loop.blocked.append(mailbox)
+        try:
+            return self.piece(call.piece, inner)
+        finally:
+            if kind == "fresh":
+                self.end_loop(loop, flow)
+            if kind != "home":
+                loop.blocked.remove(mailbox)
+            self.busy[flow.thread].pop()
+            mailbox.serving = False
+            _carry(snapshot, context, flow.context)
+
+    def loop_for(self, call: Call, flow: Flow) -> tuple[Loop, str]:
+        home = flow.home if flow.home is not None and flow.home.running else None
+        if home is not None and call.by != "force_new_loop":
+            return home, "home"
+        manager = flow.context.get("single")
+        if manager is not None and not manager.ended:
+            if manager.loop is None:
+                manager.loop = Loop(f"loop of {manager.name}", f"the loop thread of {manager.name}")
+                self.busy[manager.loop.thread] = [None]
+            manager.loop.shared |= not flow.alone
+            if manager.loop is not home:
+                return manager.loop, "kept"
+        fresh = Loop(f"loop of {call.piece.name}", f"the loop thread of {call.piece.name}")
+        self.busy[fresh.thread] = [None]
+        return fresh, "fresh"
+
+    def run_loop(self, call: Call, flow: Flow) -> str:
+        loop = Loop(f"{call.loop} of {call.piece.name}", flow.thread, flow.handled)
+        self.busy[flow.thread].append(None)
+        inner = flow.but(loop=loop, context=flow.context.copy())
+        try:
+            return self.piece(call.piece, inner)
+        finally:
+            self.end_loop(loop, flow)
+            self.busy[flow.thread].pop()
+
+    def end_loop(self, loop: Loop, flow: Flow) -> None:
+        self.end_spawned(loop, flow, "cancelled")
+        loop.running = False
+
+    # Blocks
+
+    def block(self, block: Block, flow: Flow, name: str) -> None:
+        key = "single" if block.manager.startswith("Async") else "sensitive"
+        executor = "one" if "executor" in block.manager else ""
+        before = flow.context.get(key)
+        ancestor = flow.context.get("ancestor")
+        manager = None
+        if executor or before is None or before.ended:
+            self.managers += 1
+            manager = Manager(f"{block.manager} number {self.managers}", executor)
+            flow.context[key] = manager
+            if executor:
+                _write(flow.context, "ancestor", None)
+        try:
+            self.look(name, flow)
+            for step in block.steps:
+                self.step(step, flow, name)
+        finally:
+            if manager is not None:
+                manager.ended = True
+                _write(flow.context, key, before)
+                if executor:
+                    _write(flow.context, "ancestor", ancestor)
+                if manager.loop is not None:
+                    self.end_kept_loop(manager.loop, flow)
+
+    def end_kept_loop(self, loop: Loop, flow: Flow) -> None:
+        if flow.loop is not None:
+            if any(of is loop for of, _ in flow.strand.spawned):
+                raise Unfit("nobody waits for the tasks that end with that loop")
+            loop.running = False
+            return
+        mailbox = Mailbox(flow, None)
+        loop.blocked.append(mailbox)
+        self.busy[flow.thread].append(mailbox)
+        self.end_loop(loop, flow)
+        self.busy[flow.thread].pop()
+        mailbox.serving = False
+        loop.blocked.remove(mailbox)
+
+    # Tasks
+
+    def gather(self, gather: Gather, flow: Flow, name: str) -> None:
+        strands = [Strand() for _ in gather.pieces]
+        outcomes = []
+        for piece, strand in zip(gather.pieces, strands, strict=True):
+            task = flow.apart(flow.context.copy(), strand, self.handled_in_task(flow))
+            outcomes.append(self.outcome_of(functools.partial(self.piece, piece, task)))
+        for strand in strands:
+            flow.strand.spawned += strand.spawned
+        self.note(name, outcomes)
+        failures = [outcome for outcome in outcomes if outcome[0] != "returned"]
+        if failures and gather.raises:
+            raise Failure(*failures[0])
+
+    def spawn(self, spawn: Spawn, flow: Flow) -> None:
+        assert flow.loop is not None
+        context = {} if spawn.context else flow.context.copy()
+        piece, task = spawn.piece, flow.apart(context, Strand(), flow.loop.handled)
+
+        def end(how: str, end_of: Flow) -> None:
+            self.note(piece.name, how)
+            late = task.but(chain=end_of.chain | {end_of.thread})
+            self.note(piece.name, self.outcome_of(functools.partial(self.piece, piece, late)))
+
+        flow.strand.spawned.append((flow.loop, end))
+
+    def end_spawned(self, loop: Loop | None, flow: Flow, how: str) -> None:
+        mine = [end for of, end in flow.strand.spawned if of is loop]
+        flow.strand.spawned = [entry for entry in flow.strand.spawned if entry[0] is not loop]
+        for end in mine:
+            end(how, flow)
+
+    # Gates
+
+    def held(self, held: Held, flow: Flow, name: str) -> None:
+        context, handled = flow.context.copy(), self.handled_in_task(flow)
+        reached = []
+
+        def on_hold(where: Flow) -> None:
+            reached.append(where)
+            if held.queued is not None:
+                try:
+                    thread, _ = self.route(flow)
+                except Failure as failure:
+                    raise Unfit("that thread is not held") from failure
+                if thread != where.thread or where.loop is not None:
+                    raise Unfit("that thread is not held")
+            if held.meanwhile is not None:
+                own = context if held.shared else flow.context.copy()
+                other = flow.apart(own, flow.strand, handled)
+                self.note(name, self.outcome_of(functools.partial(self.piece, held.meanwhile, other)))
+            if held.cancels:
+                if where.loop is not None:
+                    raise Failure("CancelledError")
+                assert where.bridged is not None
+                where.bridged.cancelled = True
+
+        task = flow.apart(context, flow.strand, handled).but(on_hold=on_hold)
+        try:
+            outcome = self.caught(held.call, task, name)
+        except Failure as failure:
+            outcome = failure.outcome
+        self.note(name, outcome)
+        self.look(f"{held.call.piece.name}'s task", task)
+        if held.queued is not None:
+            if not reached:
+                raise Unfit("nothing is held")
+            if held.queued_is_cancelled:
+                self.note(name, ("CancelledError", ""))
+            else:
+                queued = flow.apart(flow.context.copy(), flow.strand, handled)
+                self.note(name, self.outcome_of(functools.partial(self.sync_to_async, held.queued, "", "", queued)))
+
+
+def _result(outcome: Outcome) -> str:
+    if outcome[0] != "returned":
+        raise Failure(*outcome)
+    return outcome[1]
+
+
+def _write(context: dict[Any, Any], key: Any, value: Any) -> None:
+    if value is None:
+        context.pop(key, None)
+    else:
+        context[key] = value
+
+
+def _carry(snapshot: dict[Any, Any], callee: dict[Any, Any], caller: dict[Any, Any]) -> None:
+    """Bring what the callee changed to the caller, and only that."""
+    for key in snapshot.keys() | callee.keys():
+        if snapshot.get(key) is not callee.get(key):
+            _write(caller, key, callee.get(key))

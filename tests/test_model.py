@@ -1,0 +1,114 @@
+"""Random programs over the bridge do what the rules say; see ``tests/model``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, reject, settings
+
+from .conftest import LOOP_FACTORIES
+from .helpers import LIMIT
+from .model.checking import check
+from .model.programs import Piece, programs, smaller, write_program
+from .model.reference import Unfit, expected_of
+from .model.running import Hung, MainThread
+
+LOOPS = list(LOOP_FACTORIES)
+EAGER_LOOPS = frozenset({"asyncio-eager"})
+
+# For the deep run: how long, in minutes, or how many programs; and where the random numbers start.
+MINUTES = float(os.environ.get("ASGIREF_MODEL_MINUTES", 0))
+PROGRAMS = int(os.environ.get("ASGIREF_MODEL_PROGRAMS", 0))
+SEED = int(os.environ.get("ASGIREF_MODEL_SEED", 0)) or time.time_ns()
+
+
+@contextlib.contextmanager
+def programs_judged() -> Iterator[Callable[[Piece], None]]:
+    """Give a function that runs a program and raises where it does other than it must, or ``Unfit``."""
+    main = MainThread(LOOP_FACTORIES, LIMIT / 2)
+
+    def judge(program: Piece) -> None:
+        expected = expected_of(program, EAGER_LOOPS)
+        check(expected, main.run(program))
+
+    try:
+        yield judge
+    finally:
+        main.close()
+
+
+@pytest.mark.slow
+def test_programs_do_what_the_rules_say() -> None:
+    """Whatever is nested in whatever: threads, loops, values, results and exceptions are those of the rules."""
+    with programs_judged() as judge:
+
+        @settings(
+            max_examples=1000,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate, Phase.shrink],
+            print_blob=True,
+            report_multiple_bugs=False,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        )
+        @given(programs(LOOPS))
+        def judge_each(program: Piece) -> None:
+            try:
+                judge(program)
+            except Unfit:
+                reject()
+
+        judge_each()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MINUTES and not PROGRAMS, reason="tox -e deep runs it for long")
+def test_many_programs_do_what_the_rules_say() -> None:
+    """The same without Hypothesis, which takes longer to draw a program than that takes to run."""
+    choices = random.Random(SEED)
+    begun = told = time.monotonic()
+    done = functions = 0
+    with programs_judged() as judge:
+        while (not PROGRAMS or done < PROGRAMS) and (not MINUTES or time.monotonic() < begun + 60 * MINUTES):
+            program = write_program(choices.randrange, LOOPS)
+            if program.size < 4:  # half of them, and soon all the same
+                continue
+            try:
+                judge(program)
+            except Unfit:
+                continue
+            except (AssertionError, Hung) as error:
+                smallest, why = smallest_failing(judge, program, error)
+                pytest.fail(f"after {done} programs of seed {SEED}:\n{smallest}\n{why}")
+            done, functions = done + 1, functions + program.size
+            if time.monotonic() > told + 60:
+                told = time.monotonic()
+                print(f"{done} programs so far")
+    seconds = time.monotonic() - begun
+    print(f"{done} programs of {functions} functions without a fault, in {seconds:.0f} s, seed {SEED}")
+
+
+def error_of(judge: Callable[[Piece], None], program: Piece) -> Exception | None:
+    try:
+        judge(program)
+    except Unfit:
+        pass
+    except (AssertionError, Hung) as error:
+        return error.with_traceback(None)
+    return None
+
+
+def smallest_failing(judge: Callable[[Piece], None], program: Piece, error: Exception) -> tuple[Piece, Exception]:
+    """Leave out what is not needed for the fault; where that depends on chance, each try is made thrice."""
+    for candidate in smaller(program):
+        for _ in range(3):
+            found = error_of(judge, candidate)
+            if found is not None:
+                return smallest_failing(judge, candidate, found)
+    return program, error
