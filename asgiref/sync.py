@@ -522,7 +522,7 @@ def _loss_check(loop: asyncio.AbstractEventLoop, call: LoopCall, outcome: Awaite
 class _InnerCalls(list[AwaitedOutcome[Any]]):
     """The ``async_to_sync`` calls for which one bridged call waits; what to cancel when its caller is cancelled."""
 
-    # The executor of the call's own, where a ThreadSensitiveContext was given one.
+    # The executor that runs the call, where a ThreadSensitiveContext was given it, and so the promise of one thread.
     promised_executor: Any = None
 
 
@@ -618,7 +618,7 @@ class SyncToAsync(Generic[P, R]):
             self._give_to_default_executor(call, loop)
             return
         executor: Any = None
-        for executor in self._executors(loop, inner_calls, args) if self._thread_sensitive else [self._executor]:
+        for executor in self._executors(loop, args) if self._thread_sensitive else [self._executor]:
             if isinstance(executor, JobExecutor):
                 if executor.belongs_to_this_thread:
                     raise self._deadlock(loop)
@@ -627,11 +627,14 @@ class SyncToAsync(Generic[P, R]):
             else:
                 if executor is self._executor_that_runs_this() or _routing.has_no_other_thread(executor):
                     raise self._deadlock(loop)
+                context = self.thread_sensitive_context.get(None) if self._thread_sensitive else None
+                if isinstance(context, ThreadSensitiveContext) and executor is context._executor:
+                    inner_calls.promised_executor = executor
                 call.submit_to(executor)
                 return
         raise RuntimeError(f"{_name_of(self.func)} cannot run: {executor!r} has been shut down")
 
-    def _executors(self, loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls, args: tuple[Any, ...]) -> list[Any]:
+    def _executors(self, loop: asyncio.AbstractEventLoop, args: tuple[Any, ...]) -> list[Any]:
         """Return the executors that may run thread-sensitive code called here, best first."""
         ancestor = local.peek(AsyncToSync.executors, "current")
         context = self.thread_sensitive_context.get(None)
@@ -639,18 +642,16 @@ class SyncToAsync(Generic[P, R]):
         shared = self._shared_executor(args)
         if ancestor is None and context is None and blocked_on_loop is None:  # as for most calls
             return [shared]
-        of_context = None if context is None else self._executor_of(context, inner_calls)
+        of_context = None if context is None else self._executor_of(context)
         return _routing.thread_sensitive_executors(ancestor, of_context, blocked_on_loop, shared)
 
     def _shared_executor(self, args: tuple[Any, ...]) -> Any:
         """Return the executor for thread-sensitive code, called with *args*, that nothing encloses."""
         return self.single_thread_executor
 
-    def _executor_of(self, context: Any, inner_calls: _InnerCalls) -> Executor | None:
-        if isinstance(context, ThreadSensitiveContext):
-            if context._ended:
-                return None if context._executor is None else _ENDED_CONTEXT
-            inner_calls.promised_executor = context._executor
+    def _executor_of(self, context: Any) -> Executor | None:
+        if isinstance(context, ThreadSensitiveContext) and context._ended:
+            return None if context._executor is None else _ENDED_CONTEXT
         executor = self.context_to_thread_executor.get(context)
         if executor is None:
             executor = self.context_to_thread_executor.setdefault(context, _workers.WorkerExecutor())

@@ -244,6 +244,19 @@ async def test_own_executor_block_is_entered_once(own: concurrent.futures.Execut
         await context.__aenter__()
 
 
+async def test_own_executor_can_be_waited_for_on_another_thread_of_the_block(own: concurrent.futures.Executor) -> None:
+    """A call of the block that a waiting thread runs, in place of the executor, has nothing to do with that one."""
+
+    async def ask() -> str:
+        return await sync_to_async(lambda: "fine", thread_sensitive=False, executor=own)()
+
+    async def below() -> str:
+        return await sync_to_async(lambda: asyncio.run(ask()))()
+
+    async with ThreadSensitiveContext(executor=own):
+        assert "fine" == await sync_to_async(async_to_sync(below), thread_sensitive=False)()
+
+
 async def test_late_call_from_a_block_with_an_own_executor_is_refused(own: concurrent.futures.Executor) -> None:
     go_on = asyncio.Event()
 
