@@ -235,7 +235,6 @@ class StatelessServer:
         self._running, self._closing = True, False
         checker = asyncio.create_task(_call_later(self.application_checker))
         handle = asyncio.create_task(_call_later(self.handle))
-        reports = None
         # One that just returns is a subclass's way to have none.
         checker.add_done_callback(functools.partial(_cancel_unless_returned, handle))
         try:

@@ -56,6 +56,10 @@ class Server(StatelessServer):
     def give(self, scope_id: Any, message: Any = "message") -> None:
         self.get_or_create_application_instance(scope_id, {"id": scope_id}).put_nowait(message)
 
+    def clear(self) -> None:
+        for scope_id in list(self.application_instances):
+            self.delete_application_instance(scope_id)
+
     async def ended(self, scope_id: Any) -> asyncio.Task[Any]:
         """Wait until the application of *scope_id* has ended; return its task."""
         task = self.application_instances[scope_id]["future"]
@@ -208,8 +212,7 @@ async def test_a_clock_that_is_set_back_does_not_change_who_goes(monkeypatch: py
     for scope_id in "abac":
         server.give(scope_id)
     assert ["a", "c"] == list(server.application_instances)
-    for scope_id in "ac":
-        server.delete_application_instance(scope_id)
+    server.clear()
 
 
 async def test_max_applications_may_be_lowered_while_it_runs() -> None:
@@ -219,8 +222,7 @@ async def test_max_applications_may_be_lowered_while_it_runs() -> None:
     server.max_applications = 2
     server.give("f")
     assert ["e", "f"] == list(server.application_instances)
-    for scope_id in "ef":
-        server.delete_application_instance(scope_id)
+    server.clear()
 
 
 @pytest.mark.parametrize("number", [0, -1])
@@ -251,8 +253,7 @@ async def test_a_subclass_chooses_who_goes() -> None:
     for scope_id in "abcd":
         server.give(scope_id)
     assert ["a", "d"] == list(server.application_instances)
-    for scope_id in "ad":
-        server.delete_application_instance(scope_id)
+    server.clear()
 
 
 async def test_a_subclass_that_makes_no_room_is_told_so() -> None:
