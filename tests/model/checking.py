@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from .reference import ANY, Look, Trace
 
 __all__ = ["check"]
+
+# Where asyncio's tasks are written in Python, as on PyPy, what they handle themselves shows through.
+SHOWS_HANDLED = sys.implementation.name == "cpython"
 
 
 def check(expected: Trace, actual: Trace) -> None:
@@ -25,7 +29,9 @@ def check(expected: Trace, actual: Trace) -> None:
                 looks.append((name, must, was))
                 _same_thing(threads, must.thread, was.thread, f"{name} ran on another thread: {must}, {was}")
                 _same_thing(loops, must.loop, was.loop, f"{name} ran on another loop: {must}, {was}")
-                assert must.handled is ANY or must.handled == was.handled, f"in {name}, {must}, {was}"
+                assert must.handled is ANY or must.handled == was.handled or not SHOWS_HANDLED, (
+                    f"in {name}, {must}, {was}"
+                )
                 for variable, value in must.values.items():
                     assert value is ANY or value == was.values[variable], f"{variable} in {name}: {must}, {was}"
     for name, must, was in looks:

@@ -429,13 +429,14 @@ def smaller(program: Piece) -> Iterator[Piece]:
 
 
 def _step_lists(part: Any) -> Iterator[list[Any]]:
+    parts: list[Any]
     if isinstance(part, Piece | Block):
         yield part.steps
         parts = part.steps
+    elif isinstance(part, Gather):
+        parts = part.pieces
     else:
-        parts = [
-            *[getattr(part, name, None) for name in ("piece", "call", "meanwhile", "queued")],
-            *getattr(part, "pieces", []),
-        ]
+        parts = [getattr(part, name) for name in ("piece", "call", "meanwhile", "queued") if hasattr(part, name)]
     for inner in parts:
-        yield from _step_lists(inner)
+        if inner is not None:
+            yield from _step_lists(inner)
