@@ -139,7 +139,7 @@ class EchoServer(StatelessServer):
         self.left = 0
 
     async def pass_on(self, scope_ids: Iterable[int]) -> None:
-        """Give a message to each of *scope_ids*, and wait until all have come back."""
+        """Give a message to each of *scope_ids*, a hundred at a time, and wait until these have come back."""
         if self.checker is None:  # as arun does, which leaves no instance for the next turn
             self.checker = asyncio.create_task(self.application_checker())
         self.all_came = asyncio.Event()

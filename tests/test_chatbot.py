@@ -16,6 +16,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -1098,7 +1099,7 @@ def test_thousands_of_lines() -> None:
 
     async def talk(peer: Peer) -> list[str]:
         peer.send(*[f"/notes forget {number + 100}" for number in range(lines)])
-        return [(await peer.reader.readline()).decode() for _ in range(lines)]
+        return [f"{await peer.line()}\n" for _ in range(lines)]
 
     async def main() -> None:
         async with room(":memory:") as port, contextlib.AsyncExitStack() as stack:
@@ -1117,7 +1118,7 @@ def test_thousands_of_lines() -> None:
 
 @contextlib.contextmanager
 def program(path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """Run ``python -m examples.chatbot``; it has to end in the block."""
+    """Run ``python -m examples.chatbot``; it has to end in the block, and is ended after twice the limit of a wait."""
     paths = [str(Path(asgiref.__file__).parent.parent), str(ROOT)]
     with subprocess.Popen(
         [sys.executable, "-u", "-m", "examples.chatbot", "--database", str(path), *options],
@@ -1127,9 +1128,14 @@ def program(path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
+        # Reading its output has no limit of its own.
+        timer = threading.Timer(2 * LIMIT, process.kill)
+        timer.start()
         try:
             yield process
         finally:
+            timer.cancel()
+            timer.join()
             process.kill()
 
 
@@ -1272,7 +1278,7 @@ def ngircd(directory: Path, port: int) -> Iterator[None]:
             yield
         finally:
             process.kill()
-            process.wait()
+            process.wait(LIMIT)
 
 
 async def irc_client(port: int, nick: str) -> Peer:

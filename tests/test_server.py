@@ -503,7 +503,7 @@ async def begin(server: Server, *scope_ids: str) -> None:
     """Start applications, and wait until each has begun."""
     for scope_id in scope_ids:
         server.give(scope_id)
-        await server.sent.get()
+        await within(server.sent.get())
 
 
 async def test_when_handle_returns_all_applications_have_cleaned_up() -> None:
