@@ -30,7 +30,7 @@ from ._forks import after_fork_in_child
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["AwaitedOutcome", "JobExecutor", "LoopCall", "Outcome", "ThreadCall", "deliver_on"]
+__all__ = ["AwaitedOutcome", "JobExecutor", "LoopCall", "Outcome", "SubmittedCall", "ThreadCall", "deliver_on"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,13 +65,13 @@ class JobExecutor(Executor):
         raise NotImplementedError
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        call = _SubmittedCall(fn, args, kwargs)
+        call = SubmittedCall(fn, args, kwargs)
         if not self.post(call):
             raise RuntimeError(f"{self!r} serves no thread any more and takes no new calls")
         return call.future
 
 
-class _SubmittedCall:
+class SubmittedCall:
     """A call whose outcome goes into a ``concurrent.futures.Future``."""
 
     __slots__ = ("_args", "_fn", "_kwargs", "future")

@@ -133,9 +133,13 @@ class KeptLoop:
         with lock:
             if not self.usable:
                 return False
-            self._enter(mailbox)
-            # Ahead of the callback that ends the loop, so whatever was accepted is started.
-            self.loop.call_soon_threadsafe(call.start, self.loop, context=contextvars.Context())
+            try:
+                self._enter(mailbox)
+                # Ahead of the callback that ends the loop, so whatever was accepted is started.
+                self.loop.call_soon_threadsafe(call.start, self.loop, context=contextvars.Context())
+            except BaseException:  # an interrupt: the caller will not know which loop to leave
+                self.leave(mailbox)
+                raise
         return True
 
     def _enter(self, mailbox: CurrentThreadExecutor) -> None:
@@ -145,20 +149,27 @@ class KeptLoop:
     def leave(self, mailbox: CurrentThreadExecutor) -> None:
         """Note that the thread of *mailbox* is no longer blocked."""
         with lock:
-            self._blocked.remove(mailbox)
+            with contextlib.suppress(ValueError):
+                self._blocked.remove(mailbox)
             if self._blocked and not self._end.settled:
                 self._mailboxes[self.loop] = self._blocked[-1]
             else:
                 self._mailboxes.pop(self.loop, None)
 
     def close(self, mailbox: CurrentThreadExecutor | None) -> None:
-        """Cancel what still runs and end the loop; stop *mailbox* when that is done."""
+        """Cancel what still runs and end the loop; stop *mailbox* when that is done.
+
+        After an interrupt this can be done again.
+        """
+        if self._generation is not _forks.generation:
+            return
         with lock:
             self._closing = True
             self._waits_for_end = mailbox
             if mailbox is not None:
                 self._enter(mailbox)
-        self.loop.call_soon_threadsafe(self._end_loop, context=contextvars.Context())
+        with contextlib.suppress(RuntimeError):  # it is closed already
+            self.loop.call_soon_threadsafe(self._end_loop, context=contextvars.Context())
 
     def _end_loop(self) -> None:
         self._ended = True
@@ -171,9 +182,11 @@ class KeptLoop:
             with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
                 loop = runner.get_loop()
                 while not self._ended:
-                    # Neither a SystemExit of one task nor a stray stop() ends the others' loop.
-                    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+                    # Neither an exit of one task nor a stray stop() ends the others' loop.
+                    try:
                         loop.run_forever()
+                    except (KeyboardInterrupt, SystemExit) as error:
+                        self._pass_on(error)
         except BaseException as error:  # of ending the loop: what asyncio.run would raise
             self._closing = True
             self._end.set_exception(error)
@@ -181,6 +194,15 @@ class KeptLoop:
             self._end.set_result(None)
         with lock:
             self._mailboxes.pop(self.loop, None)
+
+    def _pass_on(self, error: BaseException) -> None:
+        """Raise *error*, which a task let out, in a blocked thread: best in the main thread, whose Ctrl-C it may be."""
+        main = threading.main_thread().ident
+        with lock:
+            of_main = [mailbox for mailbox in self._blocked if mailbox.owner == main]
+            for mailbox in reversed(of_main or self._blocked):
+                if mailbox.post(_Interruption(error)):
+                    return
 
     def report(self) -> None:
         if self._waits_for_end is not None:
@@ -191,3 +213,19 @@ class KeptLoop:
 
     def raise_if_it_ended_badly(self) -> None:
         self._end.take()
+
+
+class _Interruption(Outcome[None]):
+    """A job that interrupts the thread which runs it."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.set_exception(error)
+
+    def run(self) -> None:
+        self.take()
+
+    def report(self) -> None:
+        pass
+
+    def abandon(self, error: BaseException) -> None:
+        pass

@@ -17,6 +17,8 @@ from . import _forks
 from ._jobs import JobExecutor
 
 if TYPE_CHECKING:
+    import asyncio
+    import weakref
     from collections.abc import Callable
     from concurrent.futures import Future
 
@@ -60,8 +62,10 @@ class CurrentThreadExecutor(JobExecutor):
         while isinstance(old_executor, CurrentThreadExecutor) and not old_executor.serving:
             old_executor = old_executor.outer
         self.outer: CurrentThreadExecutor | None = old_executor
-        self._owner = threading.get_ident()
+        self.owner = threading.get_ident()
         self._generation = _forks.generation
+        # The loop whose default executor this thread belongs to, where the executor does not show that.
+        self.lends_to: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._jobs: deque[Job] = deque()
         self._wake_ups: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -76,7 +80,7 @@ class CurrentThreadExecutor(JobExecutor):
 
     @property
     def belongs_to_this_thread(self) -> bool:  # type: ignore[override]
-        return self._owner == threading.get_ident() and self.run_in_place is None
+        return self.owner == threading.get_ident() and self.run_in_place is None
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run ``fn(*args, **kwargs)`` on the thread that serves.
@@ -115,7 +119,7 @@ class CurrentThreadExecutor(JobExecutor):
             BaseException: whatever interrupts the wait, such as ``KeyboardInterrupt``; calls
                 that have not begun then get a ``RuntimeError``.
         """
-        self._owner = threading.get_ident()
+        self.owner = threading.get_ident()
         future.add_done_callback(lambda future: self.stop())
         try:
             self.serve()

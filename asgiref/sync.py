@@ -29,7 +29,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from . import _forks, _loops, _routing, _workers, local
+from . import _forks, _lending, _loops, _routing, _workers, local
 from ._carry import ExceptionMarks, changes_since
 from ._jobs import AwaitedOutcome, JobExecutor, LoopCall, ThreadCall
 from .current_thread_executor import CurrentThreadExecutor
@@ -115,6 +115,8 @@ class ThreadSensitiveContext:
         self._ended = False
         self._ineffective_entries = 0
         self._ancestor: Any = None
+        # Of the threads that are blocked above a block with an executor.
+        self.hidden_mailboxes: list[CurrentThreadExecutor] = []
 
     async def __aenter__(self) -> ThreadSensitiveContext:
         if self._executor is not None:
@@ -134,9 +136,10 @@ class ThreadSensitiveContext:
             raise RuntimeError(
                 "this ThreadSensitiveContext(executor=...) has been entered before; make a new one for each block"
             )
+        self._ancestor = local.peek(AsyncToSync.executors, "current")
+        self.hidden_mailboxes = _lending.blocked_above(self._ancestor, SyncToAsync.thread_sensitive_context.get(None))
         self.token = SyncToAsync.thread_sensitive_context.set(self)
         SyncToAsync.context_to_thread_executor[self] = executor
-        self._ancestor = local.peek(AsyncToSync.executors, "current")
         if self._ancestor is not None:
             AsyncToSync.executors.current = None
 
@@ -220,18 +223,28 @@ class AsyncSingleThreadContext:
         if self.token is None:
             return
         token, self.token = self.token, None
-        with contextlib.suppress(ValueError):  # left in another context than it was entered in
-            AsyncToSync.async_single_thread_context.reset(token)
-        with _loops.lock:
-            kept, self._kept_loop = self._kept_loop, None
-        if kept is None or not kept.usable:
-            return
+        try:
+            with contextlib.suppress(ValueError):  # left in another context than it was entered in
+                AsyncToSync.async_single_thread_context.reset(token)
+            with _loops.lock:  # whoever holds it may be starting the loop
+                kept = self._kept_loop
+            if kept is not None and kept.usable:
+                self._close(kept)
+        except BaseException:
+            # An interrupt may have come before the loop was told to end.
+            if self._kept_loop is not None:
+                self._kept_loop.close(None)
+            raise
+        finally:
+            self._kept_loop = None
+
+    def _close(self, kept: _loops.KeptLoop) -> None:
         if asyncio._get_running_loop() is not None:
             kept.close(None)
             return
         mailbox = CurrentThreadExecutor(None)
-        kept.close(mailbox)
         try:
+            kept.close(mailbox)
             mailbox.serve()
         except BaseException:
             mailbox.close(run_rest=False)
@@ -312,6 +325,8 @@ class AsyncToSync(Generic[P, R]):
         contexts = [context]
         outcome: AwaitedOutcome[R] = AwaitedOutcome(mailbox.stop)
         inner_calls = SyncToAsync.threadlocal.__dict__.get("task_context")
+        if inner_calls is not None:
+            mailbox.lends_to = getattr(inner_calls, "default_executor_of", None)
         coroutine = self.main_wrap(outcome, sys.exc_info(), inner_calls, contexts, awaitable)
         try:
             self._run_to_end(coroutine, context, outcome, mailbox, inner_calls)
@@ -524,6 +539,8 @@ class _InnerCalls(list[AwaitedOutcome[Any]]):
 
     # The executor that runs the call, where a ThreadSensitiveContext was given it, and so the promise of one thread.
     promised_executor: Any = None
+    # The loop in whose default executor the call runs, where that does not show its threads.
+    default_executor_of: weakref.ref[asyncio.AbstractEventLoop] | None = None
 
 
 class SyncToAsync(Generic[P, R]):
@@ -615,7 +632,7 @@ class SyncToAsync(Generic[P, R]):
         self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls, args: tuple[Any, ...]
     ) -> None:
         if not self._thread_sensitive and self._executor is None:
-            self._give_to_default_executor(call, loop)
+            self._give_to_default_executor(call, loop, inner_calls)
             return
         executor: Any = None
         for executor in self._executors(loop, args) if self._thread_sensitive else [self._executor]:
@@ -630,6 +647,9 @@ class SyncToAsync(Generic[P, R]):
                 context = self.thread_sensitive_context.get(None) if self._thread_sensitive else None
                 if isinstance(context, ThreadSensitiveContext) and executor is context._executor:
                     inner_calls.promised_executor = executor
+                if not self._thread_sensitive:
+                    blocked = self._blocked_above()
+                    executor = _lending.lending_executor(executor, loop, blocked, default=False) or executor
                 call.submit_to(executor)
                 return
         raise RuntimeError(f"{_name_of(self.func)} cannot run: {executor!r} has been shut down")
@@ -668,19 +688,30 @@ class SyncToAsync(Generic[P, R]):
             "async_to_sync, or call the function directly"
         )
 
-    def _give_to_default_executor(self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop) -> None:
-        if threading.main_thread().is_alive():
-            executor = getattr(loop, "_default_executor", None)
-            if isinstance(executor, Executor):
-                # asyncio's own loops show it. Without the future that the loop would wrap
-                # around the executor's, the result comes one turn of the loop earlier.
-                call.submit_to(executor)
-            else:
-                call.submit_to_default_executor(loop)
-        else:  # the interpreter is ending, and pools refuse work
+    def _give_to_default_executor(
+        self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls
+    ) -> None:
+        if not threading.main_thread().is_alive():  # the interpreter is ending, and pools refuse work
             worker = _workers.WorkerExecutor()
             worker.post(call)
             worker.shutdown(wait=False)
+            return
+        # asyncio's own loops show it. Without the future that the loop would wrap around the
+        # executor's, the result comes one turn of the loop earlier.
+        executor = getattr(loop, "_default_executor", None)
+        if not hasattr(executor, "_threads"):
+            inner_calls.default_executor_of = weakref.ref(loop)
+        lending = _lending.lending_executor(executor, loop, self._blocked_above(), default=True)
+        if lending is not None:
+            call.submit_to(lending)
+        elif isinstance(executor, Executor):
+            call.submit_to(executor)
+        else:
+            call.submit_to_default_executor(loop)
+
+    def _blocked_above(self) -> list[CurrentThreadExecutor]:
+        ancestor, context = local.peek(AsyncToSync.executors, "current"), self.thread_sensitive_context.get(None)
+        return _lending.blocked_above(ancestor, context)
 
     @overload
     def __get__(self, parent: None, objtype: Any = None) -> SyncToAsync[P, R]: ...

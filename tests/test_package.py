@@ -26,6 +26,7 @@ ALLOWED = {
     "_jobs": {"_forks", "local"},
     "current_thread_executor": {"_forks", "_jobs"},
     "_routing": {"current_thread_executor"},
+    "_lending": {"_jobs", "current_thread_executor"},
     "_workers": {"_forks", "_jobs"},
     "_loops": {"_forks", "_jobs", "_workers", "current_thread_executor"},
     "_wsgi_environ": set[str](),
@@ -37,7 +38,17 @@ ALLOWED = {
     "timeout": set[str](),
     "typing": set[str](),
     "wsgi": {"_workers", "_wsgi_connection", "_wsgi_environ", "_wsgi_response", "sync"},
-    "sync": {"_carry", "_forks", "_jobs", "_loops", "_routing", "_workers", "current_thread_executor", "local"},
+    "sync": {
+        "_carry",
+        "_forks",
+        "_jobs",
+        "_lending",
+        "_loops",
+        "_routing",
+        "_workers",
+        "current_thread_executor",
+        "local",
+    },
 }
 
 
