@@ -19,6 +19,7 @@ import concurrent.futures.thread  # noqa: F401
 import contextvars
 import functools
 import threading
+import time
 import weakref
 from collections import deque
 from concurrent.futures import Executor, Future
@@ -34,6 +35,9 @@ __all__ = ["AwaitedOutcome", "JobExecutor", "LoopCall", "Outcome", "SubmittedCal
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+# When a call began; in debug mode, the clock of ``_watch`` is in its place.
+clock = time.monotonic
 
 
 if TYPE_CHECKING:
@@ -147,6 +151,7 @@ class AwaitedOutcome(Outcome[R]):
     def __init__(self, thread_goes_on: Callable[[], None]) -> None:
         # None where something else, the end of a fresh loop, is what the thread waits for.
         self.thread_goes_on: Callable[[], None] | None = thread_goes_on
+        self.began = clock()
 
     def set_result(self, result: R) -> None:
         super().set_result(result)
@@ -185,6 +190,7 @@ class ThreadCall(Outcome[R]):
         # or the caller, to take it back.
         self._call = [(function, args)]
         self._generation = _forks.generation
+        self.began = clock()
 
     # On the thread:
 

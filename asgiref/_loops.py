@@ -108,7 +108,7 @@ class KeptLoop:
     def start(cls, mailboxes: Mailboxes) -> KeptLoop | None:
         """Return a loop that runs, or None where Python starts no thread any more."""
         kept = cls(mailboxes)
-        executor = _workers.WorkerExecutor(background=True)
+        executor = _workers.KeptLoopExecutor()
         try:
             accepted = executor.post(kept)
             executor.shutdown(wait=False)

@@ -21,6 +21,7 @@ import asyncio
 import atexit
 import contextlib
 import contextvars
+import itertools
 import queue
 import sys
 import threading
@@ -38,7 +39,17 @@ if TYPE_CHECKING:
 
     from ._jobs import Job
 
-__all__ = ["WorkerExecutor", "WorkerPool", "is_suspended_here", "loop_suspended", "run_in_place"]
+__all__ = [
+    "ContextExecutor",
+    "FreshLoopExecutor",
+    "KeptLoopExecutor",
+    "ProcessExecutor",
+    "WorkerExecutor",
+    "WorkerPool",
+    "is_suspended_here",
+    "loop_suspended",
+    "run_in_place",
+]
 
 # Seconds for which an idle worker stays. A guess: longer than the pauses of a site with little traffic.
 IDLE_TIME = 10.0
@@ -46,6 +57,8 @@ IDLE_TIME = 10.0
 # Every worker that lives, and the idle ones among them. A forked child starts with none.
 _workers: set[_Worker] = set()
 _idle: list[_Worker] = []
+
+_numbers = itertools.count(1)
 
 # Of a thread that runs a job in place, at the interpreter's end: the loops that are held up by it.
 _here = threading.local()
@@ -58,6 +71,27 @@ def _start_afresh() -> None:
     _idle = []
 
 
+class _WorkerThread(threading.Thread):
+    """A thread whose name, put together when it is read, says what it works for."""
+
+    # What kind of executor leases it.
+    serves: type[WorkerExecutor] | None = None
+
+    @property
+    def name(self) -> str:
+        # What the system shows has to be short, since it keeps 15 bytes: the prefix and the number.
+        own = super().name.replace("asgiref", "asgiref worker", 1)
+        serves = self.serves
+        return f"{own}: {'idle' if serves is None else serves.purpose}"
+
+    @name.setter
+    def name(self, name: str) -> None:
+        threading.Thread.name.__set__(self, name)  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace(super().name, self.name, 1)
+
+
 class _Worker:
     """A thread and the queue of its jobs, each with the executor that leases the worker.
 
@@ -68,9 +102,7 @@ class _Worker:
         self.jobs: queue.SimpleQueue[tuple[WorkerExecutor, Job] | threading.Event | None] = queue.SimpleQueue()
         self.jobs_done = 0
         self.idle_since = time.monotonic()
-        # Whether it works for a background executor.
-        self.background = False
-        self.thread = threading.Thread(target=self._work, name="asgiref worker", daemon=True)
+        self.thread = _WorkerThread(target=self._work, name=f"asgiref {next(_numbers)}", daemon=True)
         # Where threads inherit contexts, this one must not keep its first caller's.
         contextvars.Context().run(self.thread.start)
         self.ident = self.thread.ident
@@ -106,7 +138,7 @@ class _Worker:
             del executor, item, job  # a waiting thread keeps nothing of a user's alive
 
     def go_idle(self) -> None:
-        self.background = False
+        self.thread.serves = None
         self.idle_since = time.monotonic()
         _idle.append(self)
 
@@ -123,12 +155,14 @@ class _Worker:
 
 
 class WorkerExecutor(JobExecutor):
-    """An executor of one thread, leased from the pool with the first job until ``shutdown``.
+    """An executor of one thread, leased from the pool with the first job until ``shutdown``."""
 
-    Args:
-        background: For jobs that last: the interpreter does not wait for them when it
-            ends, and they are refused, rather than run in place, once it starts no threads.
-    """
+    # Part of the thread's name.
+    purpose = "one call"
+
+    # For jobs that last: the interpreter does not wait for them when it ends, and they are
+    # refused, rather than run in place, once it starts no threads.
+    background = False
 
     # As a ThreadPoolExecutor has it; see also _threads.
     _max_workers = 1
@@ -137,8 +171,7 @@ class WorkerExecutor(JobExecutor):
     # attribute away, which only one thread can do.
     _worker: _Worker | None = None
 
-    def __init__(self, *, background: bool = False) -> None:
-        self._background = background
+    def __init__(self) -> None:
         # An item for each job that was accepted and is not done.
         self._unfinished: list[None] = []
         self._shut_down = False
@@ -162,7 +195,7 @@ class WorkerExecutor(JobExecutor):
             return False
         worker = self._worker or self._lease()
         if worker is None:
-            if self._background:
+            if self.background:
                 return False
             run_in_place(job)
             return True
@@ -198,10 +231,10 @@ class WorkerExecutor(JobExecutor):
         worker = _lease()
         if worker is None:
             return None
+        worker.thread.serves = type(self)
         leased: _Worker = self.__dict__.setdefault("_worker", worker)
         if leased is not worker:  # another thread was faster
             worker.go_idle()
-        leased.background = self._background
         return leased
 
     def _give_back_if_done(self) -> None:
@@ -219,6 +252,27 @@ class WorkerExecutor(JobExecutor):
         # Nobody kept this executor, jobs included, so its worker is free.
         if self._worker is not None:
             self._worker.jobs.put(None)
+
+
+class ProcessExecutor(WorkerExecutor):
+    purpose = "thread-sensitive code of the process"
+
+
+class ContextExecutor(WorkerExecutor):
+    purpose = "ThreadSensitiveContext"
+
+
+class FreshLoopExecutor(WorkerExecutor):
+    purpose = "event loop of async_to_sync"
+
+
+class KeptLoopExecutor(WorkerExecutor):
+    purpose = "event loop of AsyncSingleThreadContext"
+    background = True
+
+
+class _PoolExecutor(WorkerExecutor):
+    purpose = "WSGI pool"
 
 
 def _complain() -> None:
@@ -300,7 +354,7 @@ class WorkerPool(JobExecutor):
     def _lease_worker(self) -> None:
         service = _QueueService(self)
         try:
-            executor = WorkerExecutor()
+            executor = _PoolExecutor()
             executor.post(service)
             executor.shutdown(wait=False)
         except BaseException:
@@ -416,7 +470,7 @@ def _wait_for_running_jobs() -> None:
     done = -1
     while done != (done := sum(worker.jobs_done for worker in _workers.copy())):  # they may have led to others
         for worker in _workers.copy() - set(_idle):
-            if not worker.background:
+            if not (worker.thread.serves or WorkerExecutor).background:
                 reached = threading.Event()
                 worker.jobs.put(reached)
                 while not reached.wait(1) and worker.thread.is_alive():

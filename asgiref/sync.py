@@ -20,6 +20,7 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import os
 import sys
 import threading
 import time
@@ -29,7 +30,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from . import _forks, _lending, _loops, _routing, _workers, local
+from . import _forks, _jobs, _lending, _loops, _routing, _workers, local
 from ._carry import ExceptionMarks, changes_since
 from ._jobs import AwaitedOutcome, JobExecutor, LoopCall, ThreadCall
 from .current_thread_executor import CurrentThreadExecutor
@@ -38,18 +39,24 @@ from .local import Local
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from _typeshed import SupportsWrite
+
     from ._jobs import Job
+    from ._stuck import BridgeCall
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 __all__ = [
     "AsyncSingleThreadContext",
     "AsyncToSync",
+    "BridgeCall",
     "SyncToAsync",
     "ThreadSensitiveContext",
     "async_to_sync",
+    "bridge_calls",
     "iscoroutinefunction",
     "markcoroutinefunction",
+    "print_bridge_calls",
     "sync_to_async",
 ]
 
@@ -62,6 +69,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 # How long, in seconds, a thread bears with a loop that stopped, but was not closed, while
 # it ran the thread's coroutine: somebody may run it again. A guess.
 STOPPED_LOOP_PATIENCE = 2.0
+
+# In asyncio's debug mode, a call that takes longer, in seconds, is logged; read anew each time.
+slow_bridge_call_duration = 5.0
 
 if sys.version_info >= (3, 12):
     iscoroutinefunction = inspect.iscoroutinefunction
@@ -441,7 +451,7 @@ class AsyncToSync(Generic[P, R]):
             kept = block.post(call, mailbox, unless_on=self._home_loop() if self.force_new_loop else None)
             if kept is not None:
                 return kept
-        executor = _workers.WorkerExecutor()
+        executor = _workers.FreshLoopExecutor()
         executor.post(_loops.FreshLoop(call, outcome, mailbox, self.loop_thread_executors))
         executor.shutdown(wait=False)
         return None
@@ -553,7 +563,7 @@ class SyncToAsync(Generic[P, R]):
     # ``main_event_loop_pid`` and ``task_context``.
     threadlocal = threading.local()
     # Where thread-sensitive code runs if nothing encloses it.
-    single_thread_executor: Executor = _workers.WorkerExecutor()
+    single_thread_executor: Executor = _workers.ProcessExecutor()
     # The enclosing ThreadSensitiveContext, or an object of somebody else's in its place.
     thread_sensitive_context: contextvars.ContextVar[Any] = contextvars.ContextVar("thread_sensitive_context")
     # Its executor, put here with the first call.
@@ -674,7 +684,7 @@ class SyncToAsync(Generic[P, R]):
             return None if context._executor is None else _ENDED_CONTEXT
         executor = self.context_to_thread_executor.get(context)
         if executor is None:
-            executor = self.context_to_thread_executor.setdefault(context, _workers.WorkerExecutor())
+            executor = self.context_to_thread_executor.setdefault(context, _workers.ContextExecutor())
         return executor
 
     def _executor_that_runs_this(self) -> Executor | None:
@@ -929,6 +939,60 @@ def sync_to_async(
         return lambda func: SyncToAsync(func, thread_sensitive=thread_sensitive, executor=executor, context=context)
     return SyncToAsync(func, thread_sensitive=thread_sensitive, executor=executor, context=context)
 
+
+def bridge_calls() -> list[BridgeCall]:
+    """Return all ``sync_to_async`` and ``async_to_sync`` calls that are in flight in this process.
+
+    They are found by looking at all threads and tasks: calls that nobody looks at pay
+    nothing for it. What runs meanwhile goes on, so a call may have ended when you read of it.
+
+    Any thread may call this, also one that runs an event loop, and a signal handler. It
+    waits for nothing, calls no code of yours, and keeps no reference to what it saw.
+
+    Returns:
+        A list of ``BridgeCall``, the one that began first at the front.
+
+    >>> @sync_to_async
+    ... def look():
+    ...     return [(call.direction, call.function, call.state) for call in bridge_calls()]
+    >>> for call in async_to_sync(look)():
+    ...     print(*call)
+    async_to_sync look running
+    sync_to_async look running
+    """
+    from . import _stuck
+
+    return _stuck.bridge_calls()
+
+
+def print_bridge_calls(file: SupportsWrite[str] | None = None) -> None:
+    """Print what ``bridge_calls`` finds, with the stacks of both sides of each call.
+
+    Args:
+        file: Where to print, in place of ``sys.stderr``.
+
+    >>> print_bridge_calls(sys.stdout)
+    no bridge call is in flight
+    """
+    from . import _stuck
+
+    print(_stuck.described(_stuck.bridge_calls()), end="", file=sys.stderr if file is None else file)
+
+
+def __getattr__(name: str) -> Any:
+    # The class comes with the first look, so that the import of this module does not pay for it.
+    if name == "BridgeCall":
+        from ._stuck import BridgeCall
+
+        return BridgeCall
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# As asyncio decides whether its loops are in debug mode.
+if sys.flags.dev_mode or (not sys.flags.ignore_environment and os.environ.get("PYTHONASYNCIODEBUG")):
+    from ._watch import Watch
+
+    _jobs.clock = Watch(lambda: slow_bridge_call_duration).clock
 
 if TYPE_CHECKING:
 

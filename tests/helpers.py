@@ -58,8 +58,9 @@ def wait_for(event: threading.Event) -> None:
 
 
 def idle_workers() -> set[threading.Thread]:
-    """Return the threads in the pool, and the one that serves the whole process."""
-    threads = {worker.thread for worker in _workers._idle}
+    """Return the threads in the pool, the one that serves the whole process, and that of debug mode."""
+    threads: set[threading.Thread] = {worker.thread for worker in _workers._idle}
+    threads |= {thread for thread in threading.enumerate() if thread.name == "asgiref watch"}
     executor = SyncToAsync.single_thread_executor
     return threads | getattr(executor, "_threads", set())
 

@@ -28,6 +28,9 @@ ALLOWED = {
     "_routing": {"current_thread_executor"},
     "_lending": {"_jobs", "current_thread_executor"},
     "_workers": {"_forks", "_jobs"},
+    "_look": {"_forks", "_workers"},
+    "_stuck": {"_look"},
+    "_watch": {"_forks", "_stuck"},
     "_loops": {"_forks", "_jobs", "_workers", "current_thread_executor"},
     "_wsgi_environ": set[str](),
     "_wsgi_connection": {"_workers", "sync"},
@@ -39,15 +42,8 @@ ALLOWED = {
     "typing": set[str](),
     "wsgi": {"_workers", "_wsgi_connection", "_wsgi_environ", "_wsgi_response", "sync"},
     "sync": {
-        "_carry",
-        "_forks",
-        "_jobs",
-        "_lending",
-        "_loops",
-        "_routing",
-        "_workers",
-        "current_thread_executor",
-        "local",
+        *("_carry", "_forks", "_jobs", "_lending", "_loops", "_routing", "_stuck", "_watch", "_workers"),
+        *("current_thread_executor", "local"),
     },
 }
 
@@ -90,11 +86,14 @@ def test_public_surface() -> None:
     assert [
         "AsyncSingleThreadContext",
         "AsyncToSync",
+        "BridgeCall",
         "SyncToAsync",
         "ThreadSensitiveContext",
         "async_to_sync",
+        "bridge_calls",
         "iscoroutinefunction",
         "markcoroutinefunction",
+        "print_bridge_calls",
         "sync_to_async",
     ] == sync.__all__
 
