@@ -149,8 +149,8 @@ class KeptLoop:
     def leave(self, mailbox: CurrentThreadExecutor) -> None:
         """Note that the thread of *mailbox* is no longer blocked."""
         with lock:
-            with contextlib.suppress(ValueError):
-                self._blocked.remove(mailbox)
+            # Along with those whose threads were interrupted on the way here.
+            self._blocked = [each for each in self._blocked if each is not mailbox and each.serving]
             if self._blocked and not self._end.settled:
                 self._mailboxes[self.loop] = self._blocked[-1]
             else:

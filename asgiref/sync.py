@@ -16,6 +16,7 @@ rebind them.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread
 import contextlib
 import contextvars
 import functools
@@ -701,7 +702,9 @@ class SyncToAsync(Generic[P, R]):
     def _give_to_default_executor(
         self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls
     ) -> None:
-        if not threading.main_thread().is_alive():  # the interpreter is ending, and pools refuse work
+        # Pools refuse work from the moment on when the interpreter begins to end. That is before
+        # the calls that their threads run are waited for, and so well before the main thread has ended.
+        if concurrent.futures.thread._shutdown:
             worker = _workers.WorkerExecutor()
             worker.post(call)
             worker.shutdown(wait=False)
@@ -971,6 +974,7 @@ def print_bridge_calls(file: SupportsWrite[str] | None = None) -> None:
     Args:
         file: Where to print, in place of ``sys.stderr``.
 
+    >>> import sys
     >>> print_bridge_calls(sys.stdout)
     no bridge call is in flight
     """

@@ -19,20 +19,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
+# As it is before a test puts another of these in its place.
+_new_event_loop = asyncio.new_event_loop
+
 
 def _debugging_loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
+    loop = _new_event_loop()
     loop.set_debug(True)
     loop.slow_callback_duration = 60  # seconds; slowness is no fault on a shared machine
     return loop
 
 
-LOOP_FACTORIES: dict[str, LoopFactory] = {"asyncio": asyncio.new_event_loop, "asyncio-debug": _debugging_loop}
+LOOP_FACTORIES: dict[str, LoopFactory] = {"asyncio": _new_event_loop, "asyncio-debug": _debugging_loop}
 
 if sys.version_info >= (3, 12):
 
     def _eager_loop() -> asyncio.AbstractEventLoop:
-        loop = asyncio.new_event_loop()
+        loop = _new_event_loop()
         loop.set_task_factory(asyncio.eager_task_factory)
         return loop
 

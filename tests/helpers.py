@@ -118,8 +118,9 @@ def output_of(code: str, *options: str, **environment: str) -> list[str]:
 
 
 # A hang prints all stacks, well before the limit.
-PRELUDE = """
+PRELUDE = f"""
 import asyncio, atexit, faulthandler, os, signal, sys, threading, time
+sys.path.insert(0, {str(Path(asgiref.__file__).parent.parent)!r})  # -I ignores the environment
 from asgiref.local import Local
 from asgiref.sync import *
 from asgiref.sync import AsyncToSync, SyncToAsync

@@ -25,6 +25,7 @@ ROOT_PATH = "/site"
 
 _UVICORN = "uvicorn --host {host} --port {port} --lifespan on --timeout-keep-alive 60 tests.wsgi_apps:asgi"
 _HYPERCORN = "hypercorn --workers 0 --keep-alive 60 --bind {host}:{port} tests.wsgi_apps:asgi"
+_GUNICORN = "gunicorn --preload --workers 2 --no-control-socket --bind {host}:{port}"
 
 # The modules that each needs, and what follows ``python -m``.
 ASGI_SERVERS = {
@@ -38,6 +39,11 @@ ASGI_SERVERS = {
 WSGI_SERVERS = {
     "wsgiref": ((), "tests.wsgi_apps {host} {port}"),
     "waitress": (("waitress",), "waitress --listen {host}:{port} --threads 16 tests.wsgi_apps:wsgi"),
+}
+# These load the application, which has bridged by then, before they fork the processes that serve it.
+PRELOADING_SERVERS = {
+    "gunicorn": (("gunicorn",), _GUNICORN + " --worker-class gthread --threads 4 tests.preloaded:wsgi"),
+    "gunicorn-asgi": (("gunicorn",), _GUNICORN + " --worker-class asgi tests.preloaded:asgi"),
 }
 UNIX_SERVERS = {
     "uvicorn": (("uvicorn",), "uvicorn --uds {path} --root-path {root_path} tests.wsgi_apps:asgi"),
@@ -77,7 +83,7 @@ class Server:
 @contextlib.contextmanager
 def serving(name: str, directory: Path) -> Iterator[Server]:
     """Run the server *name*, which has to end by itself when it is told to; skip the test if it is not installed."""
-    modules, command = (ASGI_SERVERS | WSGI_SERVERS)[name]
+    modules, command = (ASGI_SERVERS | WSGI_SERVERS | PRELOADING_SERVERS)[name]
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]

@@ -1,13 +1,24 @@
-"""Forks, signals and the end of the interpreter: each in a process of its own."""
+"""Forks, signals, exits and the end of the interpreter, in processes of their own."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
+import importlib.util
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
-from .helpers import output_of, run_python
+from asgiref.sync import AsyncSingleThreadContext, async_to_sync, sync_to_async
+
+from .conftest import LOOP_FACTORIES, LoopFactory
+from .helpers import LIMIT, ROOT, Thread, output_of, run_python
+from .servers import HOST, PRELOADING_SERVERS, serving
 
 pytestmark = [
     pytest.mark.slow,
@@ -54,14 +65,38 @@ def in_child(work):
 """
 
 
+# For the interpreter itself: each kind of loop in place of the usual one.
+EACH_LOOP = """
+factories = [asyncio.new_event_loop]
+def eager_loop(new_event_loop=asyncio.new_event_loop):
+    loop = new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
+if hasattr(asyncio, "eager_task_factory"):
+    factories.append(eager_loop)
+try:
+    import uvloop
+except ImportError:
+    pass
+else:
+    factories.append(uvloop.new_event_loop)
+def on_each_loop(function):
+    for factory in factories:
+        asyncio.new_event_loop = asyncio.events.new_event_loop = factory
+        function()
+"""
+
+
 @needs_fork
 def test_child_bridges_after_a_fork_with_workers_running() -> None:
     code = """
 both_ways()
-print(in_child(both_ways), in_child(lambda: sys.exit(in_child(both_ways)) if in_child(both_ways) else None))
-both_ways()
+def grandchildren():
+    assert 0 == in_child(both_ways)
+    both_ways()
+on_each_loop(lambda: print(in_child(both_ways), in_child(grandchildren), both_ways()))
 """
-    assert ["0 0"] == output_of(BRIDGES + code)
+    assert {"0 0 1"} == {*output_of(BRIDGES + EACH_LOOP + code)}
 
 
 @needs_fork
@@ -142,19 +177,116 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 @needs_fork
-def test_multiprocessing_by_fork() -> None:
-    code = """
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_multiprocessing(method: str) -> None:
+    """The process that forks, be it this one or the server, has bridged by then."""
+    code = f"""
 import multiprocessing
-def main():
-    both_ways()
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=both_ways) for _ in range(3)]
-    for process in processes: process.start()
-    for process in processes: process.join(20)
-    print([process.exitcode for process in processes])
-main()
+sys.path.insert(0, {str(ROOT)!r})
+from tests import preloaded
+context = multiprocessing.get_context({method!r})
+context.set_forkserver_preload(["tests.preloaded"])
+processes = [context.Process(target=preloaded.work) for _ in range(3)]
+for process in processes: process.start()
+for process in processes: process.join(20)
+print([process.exitcode for process in processes])
 """
-    assert ["[0, 0, 0]"] == output_of(BRIDGES + code)
+    assert ["[0, 0, 0]"] == output_of(code, "-W", "ignore::DeprecationWarning")
+
+
+@needs_fork
+@pytest.mark.parametrize("name", PRELOADING_SERVERS)
+def test_server_that_forks_after_it_has_bridged(name: str, tmp_path: Path) -> None:
+    with serving(name, tmp_path) as server:
+
+        def ask(number: int) -> list[str]:
+            return httpx.get(f"http://{HOST}:{server.address[1]}/?{number}", timeout=LIMIT).text.split()
+
+        answers = [thread.get() for thread in [Thread(ask, number) for number in range(8)]]
+    assert [str(number) for number in range(8)] == [answer[0] for answer in answers]
+    assert all(parent != process for _, parent, process in answers)
+
+
+@needs_fork
+@pytest.mark.skipif(importlib.util.find_spec("django") is None, reason="Django is not installed")
+def test_parallel_test_runner_of_django() -> None:
+    code = """
+import django, multiprocessing
+from django import conf, http, test, urls
+multiprocessing.set_start_method("fork")
+conf.settings.configure(
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+    INSTALLED_APPS=["django.contrib.contenttypes"],
+    ROOT_URLCONF=__name__,
+)
+django.setup()
+from django.contrib.contenttypes.models import ContentType
+from django.test.runner import DiscoverRunner
+parent = os.getpid()
+async def view(request):
+    return http.HttpResponse(str(await ContentType.objects.acount()))
+urlpatterns = [urls.path("", view)]
+class Tests(test.TestCase):
+    def setUp(self):
+        assert os.getpid() != parent
+    async def test_database(self):
+        assert 1 == await ContentType.objects.acount() == await sync_to_async(ContentType.objects.count)()
+    async def test_asgi(self):
+        assert b"1" == (await self.async_client.get("/")).content
+    def test_wsgi(self):
+        assert b"1" == self.client.get("/").content
+class SameTests(Tests):
+    pass
+both_ways()
+sys.exit(DiscoverRunner(parallel=2, verbosity=0, interactive=False).run_tests(["__main__"]))
+"""
+    process = run_python(BRIDGES + code, "-W", "ignore::DeprecationWarning")
+    assert 0 == process.returncode, process.stderr
+    assert "Ran 6 tests" in process.stderr
+
+
+@needs_fork
+def test_child_bridges_wherever_in_the_library_other_threads_were() -> None:
+    """They are stopped at each line that they come to, the workers among them, and there the main thread forks."""
+    code = """
+import asgiref, queue
+from pathlib import Path
+stopped, go_on, places = queue.SimpleQueue(), queue.SimpleQueue(), set()
+modules = ["_jobs", "_loops", "_workers", "current_thread_executor"]  # whose objects several threads use
+files = {str(Path(asgiref.__file__).with_name(module + ".py")) for module in modules}
+def trace(frame, event, argument):
+    place = frame.f_code.co_filename, frame.f_lineno
+    if place[0] not in files:
+        return None
+    if place not in places:
+        places.add(place)
+        stopped.put(place)
+        go_on.get(timeout=20)
+    return trace
+async def inner():
+    local.value = 1
+    async with ThreadSensitiveContext():
+        await sync_to_async(int)()
+async def main():
+    await sync_to_async(async_to_sync(inner))()
+def child():
+    threading.settrace(None)
+    with AsyncSingleThreadContext():
+        async_to_sync(main)()
+    async_to_sync(main)()
+def other():
+    both_ways()
+    stopped.put(None)
+threading.settrace(trace)
+threading.Thread(target=other).start()
+while (place := stopped.get(timeout=20)) is not None:
+    if status := in_child(child):
+        print(*place, status, flush=True)
+    go_on.put(None)
+assert len(places) > 200, len(places)
+os._exit(0)  # a worker may have come to another place
+"""
+    assert [] == output_of(BRIDGES + code)
 
 
 @needs_fork
@@ -178,6 +310,70 @@ with AsyncSingleThreadContext():
     print(in_child(both_ways))
     go_on.set()
     thread.join()
+"""
+    assert ["0"] == output_of(BRIDGES + code)
+
+
+@needs_fork
+def test_child_leaves_a_mailbox_alone_that_another_thread_was_locking() -> None:
+    """1. A thread posts, and holds the lock of the mailbox. 2. The program forks below it. 3. The child bridges."""
+    code = """
+class Lock:
+    def __enter__(self):
+        lock.acquire()
+        inside.set()
+        go_on.wait()
+    def __exit__(self, *exc_info):
+        lock.release()
+lock, inside, go_on = threading.Lock(), threading.Event(), threading.Event()
+def fork(mailbox):
+    def child():
+        both_ways()
+        assert not mailbox.post(None)
+    print(in_child(child))
+    go_on.set()
+async def main():
+    mailbox = AsyncToSync.executors.current
+    mailbox._lock = Lock()
+    thread = threading.Thread(target=mailbox.submit, args=(int,))
+    thread.start()
+    inside.wait()
+    await sync_to_async(fork, thread_sensitive=False)(mailbox)
+    thread.join()
+async_to_sync(main)()
+"""
+    assert ["0"] == output_of(BRIDGES + code)
+
+
+@needs_fork
+def test_child_uses_a_loop_that_another_thread_was_about_to_wake() -> None:
+    """1. A result is about to wake a loop, which has stopped. 2. The program forks. 3. The child runs that loop."""
+    code = """
+loop = asyncio.new_event_loop()
+begun, waking, go_on = threading.Event(), threading.Event(), threading.Event()
+def work():
+    begun.set()
+    go_on.wait()
+async def main():
+    global task
+    task = asyncio.create_task(sync_to_async(work)())
+    await asyncio.to_thread(begun.wait)
+loop.run_until_complete(main())
+wake = loop.call_soon_threadsafe
+def slow_wake(*arguments, **options):
+    waking.set()
+    go_on_waking.wait()
+    wake(*arguments, **options)
+go_on_waking = threading.Event()
+loop.call_soon_threadsafe = slow_wake
+go_on.set()
+waking.wait()
+loop.call_soon_threadsafe = wake
+print(in_child(lambda: loop.run_until_complete(sync_to_async(int)())))
+go_on_waking.set()
+loop.run_until_complete(task)
+loop.run_until_complete(loop.shutdown_default_executor())
+loop.close()
 """
     assert ["0"] == output_of(BRIDGES + code)
 
@@ -283,6 +479,107 @@ except KeyboardInterrupt:
     assert ["interrupted True"] == output_of(CTRL_C + code)
 
 
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="its own locks and queues cannot be interrupted safely")
+def test_interrupt_at_each_place_where_one_can_come() -> None:
+    """It is raised, and when the coroutine has ended, if that was begun; nothing hangs then or later.
+
+    Python looks for signals when a function is entered and when one of C's has returned; and they break off waiting.
+    """
+    code = """
+import collections
+class Interrupt(BaseException): pass
+counts = collections.Counter()
+unraisable = []
+sys.unraisablehook = unraisable.append  # of a finalizer that was hit
+async def main():
+    counts["begun"] += 1
+    try:
+        await sync_to_async(int)()
+    finally:
+        try:
+            await sync_to_async(int)()
+        finally:
+            counts["ended"] += 1
+async def nested():
+    await sync_to_async(async_to_sync(main))()
+def fresh():
+    async_to_sync(nested)()
+block = AsyncSingleThreadContext()
+def kept():
+    async_to_sync(main)()
+def whole_block():
+    with AsyncSingleThreadContext():
+        async_to_sync(main)()
+def interrupt_at(number):
+    def profile(frame, event, argument):
+        nonlocal number
+        # What takes and gives back a lock for a with statement cannot be interrupted by a signal.
+        if event == "call" or event in ("c_call", "c_return") and argument.__name__ not in (
+            "__enter__", "__exit__", "setprofile"
+        ):
+            number -= 1
+            if number == 0:
+                sys.setprofile(None)
+                counts["hit"] += 1
+                raise Interrupt
+    return profile
+def check(function):
+    number = counts["hit"] = 0
+    while counts["hit"] == number:
+        number += 1
+        interrupted = False
+        sys.setprofile(interrupt_at(number))
+        try:
+            function()
+        except Interrupt:
+            interrupted = True
+        finally:
+            sys.setprofile(None)
+        problems = []
+        if counts["begun"] != counts["ended"]:
+            problems.append(counts)
+        if counts["hit"] == number and not interrupted and not unraisable:
+            problems.append("it was not raised")
+        unraisable.clear()
+        function()
+        if AsyncToSync.loop_thread_executors:
+            problems.append(AsyncToSync.loop_thread_executors)
+        if SyncToAsync.threadlocal.__dict__.get("main_event_loop") is not None:
+            problems.append(SyncToAsync.threadlocal.__dict__)
+        if problems:
+            print(function.__name__, number, *problems)
+    assert number > 100, number
+    print(function.__name__)
+check(fresh)
+check(whole_block)
+with AsyncSingleThreadContext():
+    check(kept)
+"""
+    assert ["fresh", "whole_block", "kept"] == output_of(BRIDGES + code, "-W", "ignore")  # of what is never awaited
+
+
+def test_interrupt_while_the_loop_ends() -> None:
+    """The coroutine has ended, so it is raised at once."""
+    code = """
+async def linger():
+    try:
+        await asyncio.sleep(20)
+    finally:
+        threading.Timer(0.05, interrupt).start()
+        await asyncio.sleep(20)
+async def main():
+    asyncio.get_running_loop().linger = asyncio.create_task(linger())
+    await asyncio.sleep(0)
+begin = time.monotonic()
+try:
+    async_to_sync(main)()
+except KeyboardInterrupt:
+    print(async_to_sync(sync_to_async(int))(), time.monotonic() - begin < 10, flush=True)
+    os._exit(0)
+"""
+    assert ["0 True"] == output_of(CTRL_C + code)
+
+
 def test_exception_of_a_signal_handler_interrupts_too() -> None:
     code = """
 class TimeLimit(Exception): pass
@@ -294,6 +591,154 @@ except TimeLimit:
     print("limited")
 """
     assert ["cleaned up on MainThread", "limited"] == output_of(CTRL_C + code)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("entrance", ["fresh loop", "kept loop", "running loop"])
+@pytest.mark.parametrize("factory", LOOP_FACTORIES.values(), ids=LOOP_FACTORIES)
+def test_exit_goes_up_through_three_bridges(
+    factory: LoopFactory, entrance: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same object comes out of each, wherever it was raised; no loop and no worker takes harm."""
+    monkeypatch.setattr(asyncio, "new_event_loop", factory)
+    monkeypatch.setattr(asyncio.events, "new_event_loop", factory)
+    raised = error("why")
+    came_out: list[BaseException] = []
+
+    def fail() -> None:
+        raise raised
+
+    async def fail_on_loop() -> None:
+        raise raised
+
+    async def call(function: Any, sensitive: bool) -> None:
+        """Let the exception go by, but for the task that was entered from outside."""
+        loop, neighbour = asyncio.get_running_loop(), asyncio.create_task(asyncio.sleep(0, "went on"))
+        try:
+            await sync_to_async(function, thread_sensitive=sensitive)()
+        except error as caught:
+            came_out.append(caught)
+            raise
+        finally:
+            assert "went on" == await neighbour
+            assert loop is await sync_to_async(async_to_sync(running_loop))()
+
+    async def enter(function: Any, sensitive: bool) -> None:
+        try:
+            await call(function, sensitive)
+        except error:
+            pass
+
+    for bottom in (fail, async_to_sync(fail_on_loop)):
+        for sensitive in (True, False):
+            function: Any = bottom
+            for _ in range(2):
+                function = functools.partial(async_to_sync(call), function, sensitive)
+            with AsyncSingleThreadContext() if entrance == "kept loop" else contextlib.nullcontext():
+                if entrance == "running loop":
+                    asyncio.run(enter(function, sensitive))
+                else:
+                    with pytest.raises(error) as caught:
+                        async_to_sync(call)(function, sensitive)
+                    assert raised is caught.value
+    assert [raised] * 12 == came_out
+
+
+async def running_loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
+
+
+@needs_fork
+def test_exit_in_bridged_code_ends_the_program_with_its_status() -> None:
+    """Each in a forked child, which goes all the way that an interpreter goes at its end."""
+    code = """
+async def leave():
+    sys.exit(3)
+async def from_thread():
+    await sync_to_async(sys.exit, thread_sensitive=False)(3)
+async def deeply():
+    await sync_to_async(async_to_sync(leave))()
+def in_block():
+    with AsyncSingleThreadContext():
+        async_to_sync(deeply)()
+both_ways()
+faulthandler.cancel_dump_traceback_later()  # the end of an interpreter waits for it, even if it stayed in the parent
+ways = [async_to_sync(leave), async_to_sync(from_thread), async_to_sync(deeply), in_block]
+ways += [lambda function=function: asyncio.run(function()) for function in (leave, from_thread, deeply)]
+for way in ways:
+    pid = os.fork()
+    if not pid:
+        signal.alarm(15)
+        way()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+    assert ["3"] * 7 == output_of(BRIDGES + code)
+
+
+def test_exit_with_work_that_runs_waits_and_was_cancelled() -> None:
+    """What runs is waited for, and so is what waits behind it; what was cancelled is not begun."""
+    code = """
+begun, go_on = threading.Event(), threading.Event()
+def work():
+    begun.set()
+    go_on.wait()
+    print("done", flush=True)
+async def main():
+    tasks = [asyncio.create_task(sync_to_async(function)()) for function in (
+        work, lambda: print("waited", flush=True), lambda: print("cancelled", flush=True)
+    )]
+    await asyncio.to_thread(begun.wait)
+    tasks[2].cancel()
+    await asyncio.wait(tasks[2:])
+    loop.stop()
+loop = asyncio.new_event_loop()
+loop.create_task(main())
+loop.run_forever()
+atexit.register(go_on.set)
+"""
+    assert ["done", "waited"] == output_of(code, "-W", "ignore")
+
+
+def test_exit_while_daemon_threads_bridge() -> None:
+    """The process ends, and no thread breaks down before that."""
+    code = """
+async def inner():
+    async with ThreadSensitiveContext():
+        return await sync_to_async(int)()
+async def main():
+    await sync_to_async(async_to_sync(inner))()
+bridged = threading.Semaphore(0)
+def bridge():
+    while True:
+        async_to_sync(main)()
+        with AsyncSingleThreadContext():
+            async_to_sync(main)()
+        asyncio.run(main())
+        bridged.release()
+for _ in range(4): threading.Thread(target=bridge, daemon=True).start()
+for _ in range(20): bridged.acquire()
+"""
+    assert [] == output_of(code, "-X", "dev")
+
+
+@pytest.mark.parametrize("used_before", [False, True])
+def test_bridging_in_calls_of_a_pool_that_outlive_the_program(used_before: bool) -> None:
+    """Pools refuse work then, though the main thread, which waits for what they run, has not ended yet."""
+    code = f"""
+from concurrent.futures import ThreadPoolExecutor
+pool = ThreadPoolExecutor()
+def late():
+    try:
+        while True:
+            pool.submit(int)
+            time.sleep(0.01)
+    except RuntimeError:
+        print(both_ways(), flush=True)
+if {used_before}:
+    both_ways()
+pool.submit(late)
+"""
+    assert ["1"] == output_of(BRIDGES + code)
 
 
 @pytest.mark.parametrize("used_before", [False, True])
@@ -407,14 +852,17 @@ loop.run_until_complete(main())
     assert 0 == process.returncode
 
 
-@pytest.mark.parametrize("options", [["-X", "dev", "-W", "error"], ["-O"], []])
+@pytest.mark.parametrize("options", [["-X", "dev", "-W", "error"], ["-O"], ["-OO"], ["-I"], []], ids=" ".join)
 def test_interpreter_options(options: list[str]) -> None:
     environment = {} if options else {"PYTHONASYNCIODEBUG": "1"}
-    assert ["1"] == output_of(
-        BRIDGES.replace('simplefilter("ignore"', 'simplefilter("error"') + "print(both_ways())", *options, **environment
-    )
+    code = BRIDGES.replace('simplefilter("ignore"', 'simplefilter("error"') + EACH_LOOP
+    lines = output_of(code + "on_each_loop(lambda: print(both_ways()))", *options, **environment)
+    assert {"1"} == {*lines}
 
 
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="the option is new in Python 3.14")
 def test_threads_that_inherit_contexts() -> None:
-    assert ["1"] == output_of(BRIDGES + "print(both_ways())", "-X", "thread_inherit_context=1")
+    lines = output_of(
+        BRIDGES + EACH_LOOP + "on_each_loop(lambda: print(both_ways()))", "-X", "thread_inherit_context=1"
+    )
+    assert {"1"} == {*lines}

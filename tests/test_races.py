@@ -103,6 +103,27 @@ def test_result_that_comes_just_before_the_queue_is_emptied() -> None:
     assert (1, 1) == (one.deliveries, two.deliveries)
 
 
+def test_queue_that_is_emptied_just_after_a_result_relied_on_the_wake_up() -> None:
+    """1. The loop is woken. 2. Another result finds it so. 3. The loop empties the queue: that result was in it."""
+    loop: Any = Loop()
+    results = _jobs._Deliveries()
+    one, two = done_call(loop), done_call(loop)
+    results.put(loop, one)
+
+    class Waking:
+        def acquire(self, blocking: bool) -> bool:
+            acquired = waking.acquire(blocking=blocking)
+            loop.run_next()
+            return acquired
+
+        def release(self) -> None:
+            waking.release()
+
+    waking, results._waking = results._waking, Waking()  # type: ignore[assignment]
+    results.put(loop, two)
+    assert (1, 1) == (one.deliveries, two.deliveries)
+
+
 def test_result_that_comes_while_the_queue_is_being_emptied() -> None:
     """1. The loop delivers a result. 2. Another comes meanwhile. 3. It is delivered, now or with its own wake-up."""
     loop: Any = Loop()
@@ -158,17 +179,24 @@ def test_loops_in_two_threads_do_not_share_a_context() -> None:
     assert 1 == first.get()
 
 
+def test_result_that_comes_while_another_finds_the_loop_closed() -> None:
+    """1. A result is to wake the loop. 2. Another relies on that. 3. The loop is closed. 4. Neither is kept."""
+
+    class ClosingLoop(Loop):
+        def call_soon_threadsafe(self, callback: Callable[..., Any], *arguments: Any, context: Any = None) -> None:
+            if not self.closed:
+                self.closed = True
+                results.put(loop, done_call(loop))
+            super().call_soon_threadsafe(callback, *arguments)
+
+    loop: Any = ClosingLoop()
+    results = _jobs._Deliveries()
+    results.put(loop, done_call(loop))
+    assert not results._queue
+    assert not results._waking.locked()
+
+
 # A call taken back against a call begun:
-
-
-def test_thread_call_is_run_or_taken_back_never_both() -> None:
-    ran: list[int] = []
-    for taken_back_first in (True, False):
-        call: ThreadCall[None] = ThreadCall(Loop(), lambda: ran.append(1))  # type: ignore[arg-type]
-        for step in (call._take_back, call.run) if taken_back_first else (call.run, call._take_back):
-            step()
-        assert taken_back_first is not call.settled
-    assert [1] == ran
 
 
 def make_loop_call() -> tuple[LoopCall, AwaitedOutcome[None], Any]:
@@ -199,6 +227,22 @@ class Interleaved(list[Any]):
     def __delitem__(self, index: Any) -> None:
         self._interleave()
         super().__delitem__(index)
+
+    def clear(self) -> None:
+        self._interleave()
+        super().clear()
+
+
+@pytest.mark.parametrize("run_first", [True, False])
+def test_thread_call_is_run_or_taken_back_never_both(run_first: bool) -> None:
+    """1. A thread is about to run the call, or the caller to take it back. 2. The other does. 3. The first is late."""
+    ran: list[int] = []
+    call: ThreadCall[None] = ThreadCall(Loop(), lambda: ran.append(1))  # type: ignore[arg-type]
+    first, second = (call.run, call._take_back) if run_first else (call._take_back, call.run)
+    call._call = Interleaved(call._call[0], first)
+    second()
+    assert [1] * run_first == ran
+    assert run_first is call.settled
 
 
 def test_loop_call_taken_back_just_before_it_starts() -> None:
@@ -316,11 +360,17 @@ def test_cancellation_from_another_thread_between_start_and_task() -> None:
 
     task = Task()
 
+    class Claimed(list[Any]):
+        def pop(self, *arguments: Any) -> Any:
+            item = super().pop(*arguments)
+            assert call.cancel()
+            return item
+
     class StartingLoop(Loop):
         def create_task(self, coroutine: Any) -> Any:
-            assert call.cancel()
             return task
 
+    call._coroutine = Claimed([coroutine])
     loop = StartingLoop()
     call.start(loop)  # type: ignore[arg-type]
     assert 0 == task.cancellations
@@ -590,6 +640,59 @@ def test_block_that_ends_before_its_loop_has_begun() -> None:
             wait_for(posted)
     with pytest.raises(asyncio.CancelledError):
         caller.get()
+
+
+def test_block_that_ends_just_before_its_loop_is_given_a_call() -> None:
+    """1. A call has found the loop of its block. 2. The block ends. 3. The call is refused there: a fresh loop."""
+    found, ended = threading.Event(), threading.Event()
+    post = KeptLoop.post
+
+    def late_post(self: KeptLoop, *arguments: Any) -> bool:
+        if threading.current_thread() is not threading.main_thread():
+            found.set()
+            wait_for(ended)
+        return post(self, *arguments)
+
+    async def loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KeptLoop, "post", late_post)
+        with AsyncSingleThreadContext():
+            kept = async_to_sync(loop)()
+            caller = in_block(async_to_sync(loop))
+            wait_for(found)
+        ended.set()
+        assert kept is not caller.get()
+
+
+def test_interrupt_while_the_loop_of_a_block_is_given_a_call() -> None:
+    """1. The loop is given a call. 2. The thread is interrupted before it knows. 3. Its mailbox counts no more."""
+
+    async def mailbox() -> Any:
+        return AsyncToSync.loop_thread_executors[asyncio.get_running_loop()]
+
+    async def look_when_the_other_has_left(left: threading.Event) -> Any:
+        waiting.set()
+        await asyncio.to_thread(wait_for, left)
+        return AsyncToSync.executors.current, await mailbox()
+
+    def interrupted_post(self: KeptLoop, *arguments: Any) -> None:
+        post(self, *arguments)
+        raise KeyboardInterrupt
+
+    post = KeptLoop.post
+    left, waiting = threading.Event(), threading.Event()
+    with AsyncSingleThreadContext():
+        other = in_block(async_to_sync(look_when_the_other_has_left), left)
+        wait_for(waiting)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(KeptLoop, "post", interrupted_post)
+            async_to_sync(mailbox)()
+        async_to_sync(mailbox)()
+        left.set()
+        own, of_loop = other.get()
+        assert own is of_loop
 
 
 def test_thread_that_is_let_go_by_the_end_of_a_block_leaves_no_trace() -> None:
