@@ -77,7 +77,8 @@ class Call:
     def function(self) -> str:
         attributes = getattr(self.wrapper, "__dict__", {})
         # From functools.update_wrapper().
-        name, function = attributes.get("__qualname__"), attributes.get("__wrapped__")
+        name: Any = attributes.get("__qualname__")
+        function: Any = attributes.get("__wrapped__")
         while name is None and type(function) is partial:
             function = function.func
             name = getattr(function, "__qualname__", None)
@@ -217,7 +218,7 @@ class Look:
         ):
             executor = each if executor is None else executor
         call.queue = f"the queue of {'an executor' if executor is None else type(executor).__qualname__}"
-        if issubclass(type(executor), ThreadPoolExecutor):
+        if executor is not None and issubclass(type(executor), ThreadPoolExecutor):
             call.queue += f" with {executor._max_workers} threads"
             running = [each for thread in _again(list, executor._threads) for each in self._running_on(thread.ident)]
             if len(running) == executor._max_workers:

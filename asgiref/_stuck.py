@@ -158,6 +158,7 @@ def _waiting_side(look: Look, call: Call) -> Iterator[FrameSummary]:
 
 def _working_side(look: Look, call: Call) -> Iterator[FrameSummary]:
     seen: set[Any] = set()
+    latest = call
     below: Call | None = call
     while below is not None and below not in seen:
         seen.add(below)

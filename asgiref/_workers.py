@@ -85,7 +85,7 @@ class _WorkerThread(threading.Thread):
         return f"{own}: {'idle' if serves is None else serves.purpose}"
 
     @name.setter
-    def name(self, name: str) -> None:
+    def name(self, name: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         threading.Thread.name.__set__(self, name)  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:

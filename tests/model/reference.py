@@ -385,6 +385,7 @@ class _Reference:
         if kind != "home":
             loop.blocked.append(mailbox)
         loop.awaited.append(mailbox)
+        outcome: Any = None
         try:
             outcome = self.outcome_of(functools.partial(self.piece, call.piece, inner))
         except Frozen:
