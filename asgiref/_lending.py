@@ -65,7 +65,8 @@ def lending_executor(
         return None
     owners: set[int | None] = set()
     if (threads := getattr(executor, "_threads", None)) is not None:
-        owners = {getattr(thread, "ident", None) for thread in list(threads)}
+        with contextlib.suppress(TypeError):  # of an executor that calls something else so
+            owners = {getattr(thread, "ident", None) for thread in list(threads)}
     elif default:
         owners = {mailbox.owner for mailbox in blocked if mailbox.lends_to is not None and mailbox.lends_to() is loop}
     lenders = [mailbox for mailbox in blocked if mailbox.owner in owners]
@@ -124,9 +125,12 @@ class _OfferedCall(functools.partial[Any]):
 
     def turned_down(self, accepted: Future[Any] | asyncio.Future[Any]) -> None:
         """Note that the executor is done with the call, which it may have been without running it."""
-        if accepted.cancelled():
-            with contextlib.suppress(IndexError):
-                self.untaken.pop().future.cancel()
+        with contextlib.suppress(IndexError):
+            untaken = self.untaken.pop()
+            if accepted.cancelled() or (error := accepted.exception()) is None:
+                untaken.future.cancel()
+            else:
+                untaken.abandon(error)
 
 
 def _offer(reference: weakref.ref[_OfferedCall], mailboxes: list[CurrentThreadExecutor]) -> None:

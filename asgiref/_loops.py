@@ -172,8 +172,9 @@ class KeptLoop:
             self.loop.call_soon_threadsafe(self._end_loop, context=contextvars.Context())
 
     def _end_loop(self) -> None:
-        self._ended = True
-        self.loop.stop()
+        if not self._ended:  # told twice, after an interrupt: the second would break off the tasks' cleanup
+            self._ended = True
+            self.loop.stop()
 
     # As a job, on the worker:
 

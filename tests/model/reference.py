@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from .programs import Block, Call, Collect, Gather, Held, Hold, Leave, Piece, Raise, Spawn, Write
+from .programs import Block, Call, Collect, Gather, Held, Hold, Piece, Raise, Spawn, Write
 
 __all__ = ["ANY", "VARIABLES", "Look", "Outcome", "Trace", "Unfit", "expected_of"]
 
@@ -60,49 +60,29 @@ class Failure(Exception):
         self.outcome: Outcome = kind, detail
 
 
-class Frozen(Exception):
-    """The coroutine never goes on, since its loop was closed."""
-
-
-# They end the run of a loop when they leave one of its tasks.
-END_THE_LOOP = frozenset({"SystemExit", "KeyboardInterrupt"})
-
-
 class Mailbox:
     def __init__(self, flow: Flow, outer: Mailbox | None) -> None:
         self.thread, self.outer, self.serving = flow.thread, outer, True
         # What is handled further down the stack of that thread.
         self.handled = flow.handled
-        # Whether the loop left, for which the thread waits.
-        self.lost = False
 
 
 class Loop:
-    def __init__(self, name: str, thread: str, handled: Any = None, leaves: str = "") -> None:
+    def __init__(self, name: str, thread: str, handled: Any = None) -> None:
         self.name, self.thread, self.running = name, thread, True
         # What is handled further down the stack of its thread.
         self.handled = handled
         # The mailboxes of the threads that are blocked on it, and whether there may be others.
         self.blocked: list[Mailbox] = []
         self.shared = False
-        # What becomes of it at the Leave below, and what has become of it; whether the Leave was
-        # reached, and with the next coroutine for it, it leaves.
-        self.leaves, self.left, self.leaves_soon = leaves, "", False
-        # On the way to the Leave: the mailboxes of the threads that wait for one of its coroutines, and the blocks.
-        self.awaited: list[Mailbox] = []
-        self.blocks: list[Manager] = []
-        # The thread that goes on alone when the loop is closed.
-        self.left_alone = ""
 
 
 class Manager:
     """A block of one of the two context managers."""
 
-    def __init__(self, name: str, executor: str, bridged: BridgedCall | None) -> None:
+    def __init__(self, name: str, executor: str = "") -> None:
         self.name, self.executor, self.ended = name, executor, False
         self.loop: Loop | None = None
-        # The call in which the block is.
-        self.bridged = bridged
 
 
 class Strand:
@@ -138,8 +118,6 @@ class Flow:
     alone: bool = True
     bridged: BridgedCall | None = None
     on_hold: Callable[[Flow], None] | None = None
-    # The loop that leaves at the next Leave.
-    leaving: Loop | None = None
 
     def but(self, **changes: Any) -> Flow:
         return dataclasses.replace(self, **changes)
@@ -163,9 +141,6 @@ class _Reference:
         self.busy: dict[str, list[Mailbox | None]] = {"main": [None]}
         # Values of the thread-critical Local on each thread.
         self.critical: dict[str, dict[str, Any]] = {}
-        # The context that is called "kept", and whether some function runs in it.
-        self.kept: dict[Any, Any] = {}
-        self.kept_is_entered = False
 
     def run(self, program: Piece) -> Trace:
         flow = Flow("main", {}, Strand())
@@ -229,8 +204,6 @@ class _Reference:
         elif isinstance(step, Hold):
             assert flow.on_hold is not None
             flow.on_hold(flow)
-        elif isinstance(step, Leave):
-            self.leave(step, flow)
         self.look(name, flow)
 
     def write(self, variable: str, value: int | None, flow: Flow) -> None:
@@ -261,7 +234,7 @@ class _Reference:
                 raise
         if call.by == "create_task":
             context = {} if call.context else flow.context.copy()
-            return self.task(call.piece, flow.but(context=context, handled=self.handled_in_task(flow)))
+            return self.piece(call.piece, flow.but(context=context, handled=self.handled_in_task(flow)))
         if call.by == "sync_to_async":
             return self.sync_to_async(call.piece, call.executor, call.context, flow)
         if flow.loop is not None:
@@ -269,14 +242,6 @@ class _Reference:
         if call.by == "run":
             return self.run_loop(call, flow)
         return self.async_to_sync(call, flow)
-
-    def task(self, piece: Piece, flow: Flow) -> str:
-        try:
-            return self.piece(piece, flow)
-        except Failure as failure:
-            if failure.outcome[0] in END_THE_LOOP:
-                raise Unfit("it ends the loop at any point of what else that runs") from None
-            raise
 
     def handled_in_task(self, flow: Flow) -> Any:
         """Return what a new task finds being handled; an eager one begins on the stack of the one that makes it."""
@@ -300,12 +265,7 @@ class _Reference:
         doing = self.busy.setdefault(thread, [])
         if doing and (mailbox is None or doing[-1] is not mailbox):
             raise Unfit("it waits for a thread that waits for it")
-        if context == "kept":
-            if self.kept_is_entered:
-                raise Failure("RuntimeError", "entered")
-            inner = self.kept
-        else:
-            inner = {} if context == "empty" else flow.context.copy()
+        inner = {} if context == "empty" else flow.context.copy()
         snapshot = inner.copy()
         bridged = BridgedCall()
         inner_flow = flow.but(
@@ -318,28 +278,12 @@ class _Reference:
             bridged=bridged,
         )
         doing.append(None)
-        self.kept_is_entered |= context == "kept"
         outcome = self.outcome_of(functools.partial(self.piece, piece, inner_flow))
-        self.kept_is_entered &= context != "kept"
-        if flow.loop.left_alone == "":
-            doing.pop()
+        doing.pop()
         if bridged.cancelled:
-            flow.loop.running = True
             raise Failure("CancelledError")
-        if flow.loop.leaves_soon:
-            self.lose(flow.loop)
-        if flow.loop.left == "closed":
-            raise Frozen
         if context == "":
             _carry(snapshot, inner, flow.context)
-        if flow.loop.left == "stopped" and flow.loop.awaited:
-            # It is cancelled when it goes on, whether or not it has had the result before.
-            for variable in VARIABLES:
-                if snapshot.get(variable) is not inner.get(variable):
-                    flow.context[variable] = ANY
-            raise Failure("CancelledError")
-        if flow.loop.left == "stopped":
-            flow.loop.running, flow.loop.left = True, ""
         if outcome[0] == "StopIteration":
             raise Failure("RuntimeError", "StopIteration")
         return _result(outcome)
@@ -384,31 +328,21 @@ class _Reference:
         self.busy[flow.thread].append(mailbox)
         if kind != "home":
             loop.blocked.append(mailbox)
-        loop.awaited.append(mailbox)
-        outcome: Any = None
         try:
-            outcome = self.outcome_of(functools.partial(self.piece, call.piece, inner))
-        except Frozen:
-            pass
-        loop.awaited.pop()
-        if kind == "fresh":
-            self.end_loop(loop, flow)
-        if kind != "home":
-            loop.blocked.remove(mailbox)
-        self.busy[flow.thread].pop()
-        mailbox.serving = False
-        if mailbox.lost:
-            raise Failure("RuntimeError", "left")
-        _carry(snapshot, context, flow.context)
-        return _result(outcome)
+            return self.piece(call.piece, inner)
+        finally:
+            if kind == "fresh":
+                self.end_loop(loop, flow)
+            if kind != "home":
+                loop.blocked.remove(mailbox)
+            self.busy[flow.thread].pop()
+            mailbox.serving = False
+            _carry(snapshot, context, flow.context)
 
     def loop_for(self, call: Call, flow: Flow) -> tuple[Loop, str]:
         home = flow.home if flow.home is not None and flow.home.running else None
         if home is not None and call.by != "force_new_loop":
-            if not home.leaves_soon:
-                return home, "home"
-            self.lose(home)
-            home = None
+            return home, "home"
         manager = flow.context.get("single")
         if manager is not None and not manager.ended:
             if manager.loop is None:
@@ -422,66 +356,14 @@ class _Reference:
         return fresh, "fresh"
 
     def run_loop(self, call: Call, flow: Flow) -> str:
-        loop = Loop(f"{call.loop} of {call.piece.name}", flow.thread, flow.handled, call.leaves)
+        loop = Loop(f"{call.loop} of {call.piece.name}", flow.thread, flow.handled)
         self.busy[flow.thread].append(None)
-        inner = flow.but(loop=loop, context=flow.context.copy(), leaving=loop)
+        inner = flow.but(loop=loop, context=flow.context.copy())
         try:
-            outcome = self.outcome_of(functools.partial(self.piece, call.piece, inner))
-        except Frozen:
-            outcome = "RuntimeError", "never ended"
-        if loop.left not in ("closed", "cancelled"):
-            self.end_spawned(loop, flow, "cancelled")
-        loop.running = False
-        if loop.left_alone:
-            self.busy[loop.left_alone].pop()
-        self.busy[flow.thread].pop()
-        return _result(outcome)
-
-    def leave(self, leave: Leave, flow: Flow) -> None:
-        loop = flow.leaving
-        assert loop is not None
-        if loop.leaves == "paused":
-            return
-        if loop.leaves == "cancelled":
-            loop.left = "cancelled"
-            if flow.loop is not None:
-                raise Failure("CancelledError")
-            self.leave_alone(flow, loop)
-            return
-        if flow.loop is not loop and loop.awaited:  # those who wait give up while this goes on
-            self.judge_blocks(flow, loop)
-        if leave.late and flow.home is loop:
-            loop.leaves_soon = True
-            return
-        self.lose(loop)
-        if flow.loop is not loop:
-            return
-        if loop.left == "closed":
-            raise Frozen
-        if loop.awaited:
-            raise Failure("CancelledError")
-        loop.running, loop.left = True, ""
-
-    def leave_alone(self, flow: Flow, loop: Loop) -> None:
-        """Note that the function goes on when all that waits for it has been cancelled, and the loop was closed."""
-        assert flow.bridged is not None
-        if flow.home is not loop:
-            raise Unfit("when its loop ends is chance")
-        if any(mailbox.thread == flow.thread for mailbox in loop.awaited):
-            raise Unfit("the loop waits for its thread")
-        self.judge_blocks(flow, loop)
-        flow.bridged.cancelled = True
-        loop.running, loop.left_alone = False, flow.thread
-
-    def judge_blocks(self, flow: Flow, loop: Loop) -> None:
-        if any(manager.bridged is not flow.bridged for manager in loop.blocks):
-            raise Unfit("a block around it may have ended by then")
-
-    def lose(self, loop: Loop) -> None:
-        """Stop or close *loop* under those who wait for it."""
-        loop.running, loop.leaves_soon, loop.left = False, False, loop.leaves
-        for mailbox in loop.awaited:
-            mailbox.lost = True
+            return self.piece(call.piece, inner)
+        finally:
+            self.end_loop(loop, flow)
+            self.busy[flow.thread].pop()
 
     def end_loop(self, loop: Loop, flow: Flow) -> None:
         self.end_spawned(loop, flow, "cancelled")
@@ -497,38 +379,28 @@ class _Reference:
         manager = None
         if executor or before is None or before.ended:
             self.managers += 1
-            manager = Manager(f"{block.manager} number {self.managers}", executor, flow.bridged)
+            manager = Manager(f"{block.manager} number {self.managers}", executor)
             flow.context[key] = manager
-            if flow.leaving is not None:
-                flow.leaving.blocks.append(manager)
             if executor:
                 _write(flow.context, "ancestor", None)
-        failure = None
         try:
             self.look(name, flow)
             for step in block.steps:
                 self.step(step, flow, name)
-        except Failure as caught:
-            failure = caught
-        except Frozen:
-            if manager is not None and manager.loop is not None:
-                self.forsake(manager.loop, flow)
-            raise
-        if manager is not None:
-            manager.ended = True
-            if flow.leaving is not None:
-                flow.leaving.blocks.remove(manager)
-            _write(flow.context, key, before)
-            if executor:
-                _write(flow.context, "ancestor", ancestor)
-            if manager.loop is not None:
-                self.end_kept_loop(manager.loop, flow)
-        if failure is not None:
-            raise failure
+        finally:
+            if manager is not None:
+                manager.ended = True
+                _write(flow.context, key, before)
+                if executor:
+                    _write(flow.context, "ancestor", ancestor)
+                if manager.loop is not None:
+                    self.end_kept_loop(manager.loop, flow)
 
     def end_kept_loop(self, loop: Loop, flow: Flow) -> None:
         if flow.loop is not None:
-            self.forsake(loop, flow)
+            if any(of is loop for of, _ in flow.strand.spawned):
+                raise Unfit("nobody waits for the tasks that end with that loop")
+            loop.running = False
             return
         mailbox = Mailbox(flow, None)
         loop.blocked.append(mailbox)
@@ -538,11 +410,6 @@ class _Reference:
         mailbox.serving = False
         loop.blocked.remove(mailbox)
 
-    def forsake(self, loop: Loop, flow: Flow) -> None:
-        if any(of is loop for of, _ in flow.strand.spawned):
-            raise Unfit("nobody waits for the tasks that end with that loop")
-        loop.running = False
-
     # Tasks
 
     def gather(self, gather: Gather, flow: Flow, name: str) -> None:
@@ -550,7 +417,7 @@ class _Reference:
         outcomes = []
         for piece, strand in zip(gather.pieces, strands, strict=True):
             task = flow.apart(flow.context.copy(), strand, self.handled_in_task(flow))
-            outcomes.append(self.outcome_of(functools.partial(self.task, piece, task)))
+            outcomes.append(self.outcome_of(functools.partial(self.piece, piece, task)))
         for strand in strands:
             flow.strand.spawned += strand.spawned
         self.note(name, outcomes)
@@ -566,7 +433,7 @@ class _Reference:
         def end(how: str, end_of: Flow) -> None:
             self.note(piece.name, how)
             late = task.but(chain=end_of.chain | {end_of.thread})
-            self.note(piece.name, self.outcome_of(functools.partial(self.task, piece, late)))
+            self.note(piece.name, self.outcome_of(functools.partial(self.piece, piece, late)))
 
         flow.strand.spawned.append((flow.loop, end))
 
