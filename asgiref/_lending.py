@@ -3,15 +3,18 @@
 The threads of an executor may all be blocked in ``async_to_sync`` while what they wait for
 has yet to run in that same executor. So a call with ``thread_sensitive=False`` is offered to
 the blocked threads that it comes from, those among them that belong to its executor: it
-runs where it was meant to run, and never on the main thread. That happens only when it has
-been left waiting for a while, so that calls keep to free threads where there are any.
+runs where it was meant to run, and never on the main thread. That happens only when all
+threads of the executor have been seen blocked so. A thread that lends itself no longer runs
+what its call sends to it, so as long as another can come to the work, that one is waited for.
 """
 
 from __future__ import annotations
 
+import concurrent.futures.thread
 import contextlib
 import contextvars
 import functools
+import sys
 import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,14 +25,15 @@ from .current_thread_executor import CurrentThreadExecutor
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+    from types import FrameType
 
 __all__ = ["LendingExecutor", "blocked_above", "lending_executor"]
 
 R = TypeVar("R")
 
-# Seconds after which a call counts as left waiting. A guess: longer than a free thread takes to
-# come to it. A thread that lends itself too early does no harm, since it is one of the executor's.
-LEFT_WAITING = 0.01
+# Seconds between two looks at whether a call is left waiting, at first and at most. Guesses:
+# longer than a free thread takes to come to a call, short beside what a program takes that blocks so.
+FIRST_LOOK, LAST_LOOK = 0.005, 0.1
 
 
 def blocked_above(ancestor: Any, context: Any) -> list[CurrentThreadExecutor]:
@@ -72,35 +76,79 @@ def lending_executor(
     lenders = [mailbox for mailbox in blocked if mailbox.owner in owners]
     if not lenders:
         return None
-    submit = functools.partial(loop.run_in_executor, None) if executor is None else executor.submit
-    return LendingExecutor(submit, loop, lenders)
+    return LendingExecutor(executor, loop, lenders)
 
 
 class LendingExecutor:
     """Stands for an executor in one call of a coroutine of *loop* for which threads of that executor wait.
 
     Args:
-        submit: The executor's ``submit``, or what does the same and returns a future of either kind.
+        executor: The executor, or None for the loop's default one.
         mailboxes: Of the threads that may lend themselves.
     """
 
-    def __init__(
-        self,
-        submit: Callable[[Callable[[], object]], Future[Any] | asyncio.Future[Any]],
-        loop: asyncio.AbstractEventLoop,
-        mailboxes: list[CurrentThreadExecutor],
-    ) -> None:
-        self._submit, self._loop, self._mailboxes = submit, loop, mailboxes
+    def __init__(self, executor: Any, loop: asyncio.AbstractEventLoop, mailboxes: list[CurrentThreadExecutor]) -> None:
+        self._executor, self._loop, self._mailboxes = executor, loop, mailboxes
 
     def submit(self, call: Callable[[], R]) -> Future[R]:
         offered = _OfferedCall(call)
         future: Future[R] = offered.untaken[0].future
-        self._submit(offered).add_done_callback(offered.turned_down)
+        accepted: Future[Any] | asyncio.Future[Any]
+        if self._executor is None:
+            accepted = self._loop.run_in_executor(None, offered)
+        else:
+            accepted = self._executor.submit(offered)
+        accepted.add_done_callback(offered.turned_down)
         # By reference: the timer keeps nothing of a call that is long done.
-        self._loop.call_later(
-            LEFT_WAITING, _offer, weakref.ref(offered), self._mailboxes, context=contextvars.Context()
-        )
+        self._look_later(weakref.ref(offered), FIRST_LOOK, False)
         return future
+
+    def _look_later(self, reference: weakref.ref[_OfferedCall], pause: float, starved: bool) -> None:
+        self._loop.call_later(pause, self._look, reference, pause, starved, context=contextvars.Context())
+
+    def _look(self, reference: weakref.ref[_OfferedCall], pause: float, starved_before: bool) -> None:
+        offered = reference()
+        if offered is None or not offered.untaken:
+            return
+        starved = is_starved(_pool_of(self._mailboxes[-1].owner) if self._executor is None else self._executor)
+        # Twice, since between two jobs each thread looks blocked for a moment.
+        if not (starved and starved_before):
+            self._look_later(reference, FIRST_LOOK if starved else min(2 * pause, LAST_LOOK), starved)
+            return
+        # To all of them, since any may be held up by another job that it runs.
+        for mailbox in self._mailboxes:
+            mailbox.post(_LentTime(reference, mailbox))
+
+
+def is_starved(executor: Any) -> bool:
+    """Tell whether no thread of *executor* can come to its queue, because each of them serves a mailbox and waits.
+
+    Where the executor does not show its threads as a ``ThreadPoolExecutor`` does, the answer is no.
+    """
+    threads, limit = getattr(executor, "_threads", None), getattr(executor, "_max_workers", None)
+    if not threads or not isinstance(limit, int) or len(threads) < limit:
+        return False
+    frames = sys._current_frames()
+    try:
+        return all([_waits_in_mailbox(frames.get(thread.ident)) for thread in list(threads)])
+    finally:
+        del frames  # which has the frame of this function in it
+
+
+def _waits_in_mailbox(frame: FrameType | None) -> bool:
+    # PyPy's queues are written in Python.
+    while frame is not None and frame.f_globals.get("__name__") in ("queue", "_queue", "threading"):
+        frame = frame.f_back
+    return frame is not None and frame.f_code is CurrentThreadExecutor.serve.__code__
+
+
+def _pool_of(thread: int) -> Any:
+    """Return the executor for which *thread* works, found by its outermost frames, or None."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None and frame.f_code is not concurrent.futures.thread._worker.__code__:
+        frame = frame.f_back
+    reference = None if frame is None else frame.f_locals.get("executor_reference")
+    return None if reference is None else reference()
 
 
 class _OfferedCall(functools.partial[Any]):
@@ -133,25 +181,17 @@ class _OfferedCall(functools.partial[Any]):
                 untaken.abandon(error)
 
 
-def _offer(reference: weakref.ref[_OfferedCall], mailboxes: list[CurrentThreadExecutor]) -> None:
-    offered = reference()
-    if offered is None or not offered.untaken:
-        return
-    # To all of them, since any may be held up by another job that it runs.
-    for mailbox in mailboxes:
-        mailbox.post(_LentTime(offered, mailbox))
-
-
 class _LentTime:
     """A job: run an offered call, if nobody has, while the thread would only wait."""
 
-    def __init__(self, offered: _OfferedCall, mailbox: CurrentThreadExecutor) -> None:
-        self._offered, self._mailbox = offered, mailbox
+    def __init__(self, reference: weakref.ref[_OfferedCall], mailbox: CurrentThreadExecutor) -> None:
+        self._reference, self._mailbox = reference, mailbox
 
     def run(self) -> None:
+        offered = self._reference()
         # A thread that no longer waits leaves the call to its executor, which has a free thread with that.
-        if self._mailbox.serving:
-            self._offered()
+        if offered is not None and self._mailbox.serving:
+            offered()
 
     def report(self) -> None:
         pass

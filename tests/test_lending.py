@@ -8,6 +8,7 @@ import functools
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures.thread import BrokenThreadPool
 from typing import Any, TypeVar
 
 import pytest
@@ -117,8 +118,92 @@ def test_blocked_thread_that_came_by_other_ways_lends_itself() -> None:
         assert ("pool_0", "pool_0") == async_to_sync(main)()
 
 
+async def test_busy_thread_is_waited_for_while_another_is_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call that waits for what the blocked thread has yet to do must not be given to that very thread."""
+    looks: list[bool] = []
+    looked = asyncio.Event()
+    is_starved = _lending.is_starved
+
+    def look(executor: Any) -> bool:
+        looks.append(is_starved(executor))
+        if len(looks) == 3:
+            looked.set()
+        return looks[-1]
+
+    monkeypatch.setattr(_lending, "is_starved", look)
+    monkeypatch.setattr(_lending, "FIRST_LOOK", 0)
+    Pool(2)
+    busy, release, done = threading.Event(), threading.Event(), threading.Event()
+
+    def occupy() -> None:
+        busy.set()
+        wait_for(release)
+
+    async def ask() -> None:
+        loop = asyncio.get_running_loop()
+        occupied = loop.run_in_executor(None, occupy)
+        await sync_to_async(wait_for)(busy)
+        waiting = asyncio.ensure_future(anywhere(wait_for)(done))
+        await looked.wait()
+        # On the blocked thread, which has to be there for it.
+        await sync_to_async(done.set)()
+        release.set()
+        await waiting
+        await occupied
+
+    await asyncio.wait_for(anywhere(async_to_sync(ask))(), LIMIT)
+    assert not any(looks[:3])
+
+
+async def test_pool_that_may_start_another_thread_is_not_starved() -> None:
+    pool = Pool(2)
+    starved: list[bool] = []
+
+    async def ask() -> None:
+        starved.append(_lending.is_starved(pool))
+
+    await anywhere(async_to_sync(ask))()
+    assert [False] == starved
+
+
+@pytest.mark.parametrize("threads", [4, None, {"name": "thread"}, [object()]])
+async def test_executor_with_other_things_for_threads(threads: object) -> None:
+    class Odd(Executor):
+        _threads = threads
+
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            return pool.submit(fn, *args, **kwargs)
+
+    pool, odd = ThreadPoolExecutor(1), Odd()
+
+    async def ask() -> str:
+        return await sync_to_async(str, thread_sensitive=False, executor=odd)("result")
+
+    assert "result" == await asyncio.wait_for(anywhere(async_to_sync(ask))(), LIMIT)
+    pool.shutdown()
+
+
+async def test_executor_that_breaks_is_heard() -> None:
+    """It fails calls that it has accepted, without running them."""
+    started: list[int] = []
+
+    def start() -> None:
+        started.append(1)
+        if len(started) > 1:
+            raise LookupError("no second thread")
+
+    pool = ThreadPoolExecutor(2, initializer=start)
+
+    async def ask() -> None:
+        await sync_to_async(thread_name, thread_sensitive=False, executor=pool)()
+
+    with pytest.raises(BrokenThreadPool):
+        await asyncio.wait_for(sync_to_async(async_to_sync(ask), thread_sensitive=False, executor=pool)(), LIMIT)
+    pool.shutdown()
+
+
 async def test_call_keeps_to_a_free_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lending, "LEFT_WAITING", 10 * LIMIT)
+    monkeypatch.setattr(_lending, "FIRST_LOOK", 10 * LIMIT)
     Pool(2)
 
     async def ask() -> str:
@@ -130,7 +215,7 @@ async def test_call_keeps_to_a_free_thread(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_thread_outside_the_executor_does_not_lend_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """The main thread waits while the executor is busy, and keeps free of what was not meant for it."""
-    monkeypatch.setattr(_lending, "LEFT_WAITING", 0)
+    monkeypatch.setattr(_lending, "FIRST_LOOK", 0)
     release, busy = threading.Event(), threading.Event()
 
     def occupy() -> None:
@@ -169,7 +254,7 @@ async def test_executor_of_the_callers_own(size: int) -> None:
 
 
 async def test_executor_that_shows_no_threads_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lending, "LEFT_WAITING", 0)
+    monkeypatch.setattr(_lending, "FIRST_LOOK", 0)
 
     class Opaque(Executor):
         def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -183,7 +268,7 @@ async def test_executor_that_shows_no_threads_is_left_alone(monkeypatch: pytest.
 
 
 async def test_outcomes_are_those_of_any_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lending, "LEFT_WAITING", 0)
+    monkeypatch.setattr(_lending, "FIRST_LOOK", 0)
     Pool(1)
     variable = contextvars.ContextVar("variable", default="unset")
 
@@ -237,15 +322,21 @@ class Lent:
 
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(_lending, "LEFT_WAITING", 0)
+    monkeypatch.setattr(_lending, "FIRST_LOOK", 0)
+    monkeypatch.setattr(_lending, "is_starved", lambda executor: True)
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()
 
 
 def turn(loop: asyncio.AbstractEventLoop) -> None:
-    """Let *loop* come to its timers."""
-    loop.run_until_complete(asyncio.wait_for(asyncio.sleep(0), LIMIT))
+    """Let *loop* look twice."""
+
+    async def two_looks() -> None:
+        for _ in range(4):
+            await asyncio.sleep(0)
+
+    loop.run_until_complete(two_looks())
 
 
 def test_executor_comes_first(loop: asyncio.AbstractEventLoop) -> None:
@@ -333,7 +424,7 @@ def test_executor_that_drops_a_call_which_runs_elsewhere(loop: asyncio.AbstractE
 
 
 async def test_cancelled_call_never_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lending, "LEFT_WAITING", 10 * LIMIT)
+    monkeypatch.setattr(_lending, "FIRST_LOOK", 10 * LIMIT)
     Pool(1)
     ran: list[int] = []
 
@@ -351,7 +442,7 @@ async def test_cancelled_call_never_runs(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lending, "LEFT_WAITING", 0)
+    monkeypatch.setattr(_lending, "FIRST_LOOK", 0)
 
     def fail() -> None:
         raise LookupError

@@ -34,7 +34,7 @@ SEED = int(os.environ.get("ASGIREF_MODEL_SEED", time.time_ns() if DEEP else 1))
 def programs_judged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Piece], None]]:
     """Give a function that runs a program and raises where it does other than it must, or ``Unfit``."""
     # The executors are large enough, and on a busy machine a free thread may be late: none is to be helped.
-    monkeypatch.setattr(_lending, "LEFT_WAITING", 10 * LIMIT)
+    monkeypatch.setattr(_lending, "FIRST_LOOK", 10 * LIMIT)
     main = MainThread(LOOP_FACTORIES, LIMIT / 2)
 
     def judge(program: Piece) -> None:
