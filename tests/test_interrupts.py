@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from .helpers import output_of
@@ -26,6 +28,9 @@ def interrupted_at(count, scenario):
     def profile(frame, event, argument):
         nonlocal left
         # Python looks for signals as a function begins, and when a built-in one has returned.
+        # What takes and gives back a lock for a with statement is the language's to protect.
+        if event == "c_return" and argument.__name__ in ("__enter__", "__exit__"):
+            return
         if event in ("call", "c_return") and frame.f_code.co_filename.startswith(PACKAGE):
             left -= 1
             if not left:
@@ -85,6 +90,7 @@ SCENARIOS = {
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.implementation.name == "pypy", reason="its own locks and queues cannot be interrupted safely")
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
 def test_interrupt_at_each_point(scenario: str) -> None:
     assert ["True"] == output_of(SWEEP + f"sweep({scenario}, 'result')")
