@@ -417,6 +417,28 @@ async def test_cancellation_that_meets_the_result_ends_the_wait() -> None:
             await task
 
 
+async def test_result_that_comes_between_the_cancellation_and_its_handling() -> None:
+    """1. A wait is cancelled. 2. The result comes, and others after it. 3. The caller waits on: the result is there."""
+
+    class Cancelling(AwaitedOutcome[None]):
+        def cancel(self) -> bool:
+            return True
+
+    fake: Any = Loop()
+    loop = asyncio.get_running_loop()
+    results, other = _jobs._Deliveries(), done_call(fake)
+    call: ThreadCall[None] = ThreadCall(fake, lambda: None)
+    call.waiter = loop.create_future()
+    call.waiter.cancel()
+    results.put(fake, call)
+    results.put(fake, other)
+    fake.run_next()
+    assert 1 == other.deliveries
+    waiter = call.survives_cancellation(loop, [Cancelling(lambda: None)])
+    assert waiter is not None
+    assert waiter.done()
+
+
 # Workers and their pool:
 
 
