@@ -1,0 +1,38 @@
+"""Blocks that have a thread of their own for thread-sensitive code."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asgiref.sync import ThreadSensitiveContext
+
+from .cases import case
+from .sync_to_async import sensitive
+
+ONE = "ThreadSensitiveContext with one call"
+MANY = "ThreadSensitiveContext with one call, 50 at once"
+EMPTY = "ThreadSensitiveContext with no call"
+
+
+async def block_with_a_call() -> None:
+    async with ThreadSensitiveContext():
+        await sensitive()
+
+
+@case(ONE)
+async def one(n: int) -> None:
+    for _ in range(n):
+        await block_with_a_call()
+
+
+@case(MANY, batch=50)
+async def many(n: int) -> None:
+    for _ in range(n):
+        await asyncio.gather(*[block_with_a_call() for _ in range(50)])
+
+
+@case(EMPTY)
+async def empty(n: int) -> None:
+    for _ in range(n):
+        async with ThreadSensitiveContext():
+            pass

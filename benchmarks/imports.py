@@ -1,0 +1,35 @@
+"""How long it takes to start Python and to import the bridge.
+
+Without ``site``, since what that does depends on what else is installed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import asgiref
+
+from .cases import case
+
+IMPORT = "import asgiref.sync"
+ASYNCIO = "import asyncio"
+
+PYTHON = getattr(sys, "_base_executable", sys.executable)  # the one outside of virtual environments
+
+
+def start(statement: str, n: int) -> None:
+    code = f"import sys; sys.path.append({str(Path(asgiref.__file__).parent.parent)!r}); {statement}"
+    for _ in range(n):
+        subprocess.run([PYTHON, "-I", "-S", "-c", code], check=True)
+
+
+@case(IMPORT)
+def import_bridge(n: int) -> None:
+    start("import asgiref.sync", n)
+
+
+@case(IMPORT, ASYNCIO)
+def import_asyncio(n: int) -> None:
+    start("import asyncio", n)
