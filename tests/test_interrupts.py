@@ -133,3 +133,30 @@ def test_exits_of_background_tasks_reach_the_thread_that_waits_for_their_loop() 
         "SystemExit left",
         "goes on",
     ] == output_of(IN_BLOCK)
+
+ENDING_BLOCK = """
+interrupted, cleaned_up = threading.Event(), threading.Event()
+async def work():
+    try:
+        await asyncio.sleep(20)
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+        while not interrupted.is_set():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+        cleaned_up.set()
+async def main():
+    global task
+    task = asyncio.ensure_future(work())
+    await asyncio.sleep(0)
+try:
+    with AsyncSingleThreadContext():
+        async_to_sync(main)()
+except KeyboardInterrupt:
+    interrupted.set()
+print(cleaned_up.wait(20))
+"""
+
+
+def test_interrupt_while_a_block_ends_lets_its_tasks_clean_up() -> None:
+    assert ["True"] == output_of(ENDING_BLOCK)
