@@ -134,6 +134,7 @@ def test_exits_of_background_tasks_reach_the_thread_that_waits_for_their_loop() 
         "goes on",
     ] == output_of(IN_BLOCK)
 
+
 ENDING_BLOCK = """
 interrupted, cleaned_up = threading.Event(), threading.Event()
 async def work():
