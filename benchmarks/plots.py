@@ -11,7 +11,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from .cases import HERE, UPSTREAM
 from .growth import CALLS, CONTEXTS, calls_name, contexts_name
@@ -56,6 +56,11 @@ def draw(run: Run, directory: Path) -> None:
                     dots(drawn, {name: result for name, result in rows.items() if result.unit == unit}, unit)
 
 
+def files(family: str, directory: Path) -> list[Path]:
+    """Return the plots of *family* that are found below *directory*."""
+    return sorted(directory.glob(f"*/{file_name(family)}*.svg"))
+
+
 def file_name(family: str) -> str:
     return family.lower().replace(" ", "_")
 
@@ -85,6 +90,7 @@ def dots(drawn: Figure, rows: dict[str, Result], unit: str) -> None:
         unit, f"{unit}; less is better"
     ))  # fmt: skip
     axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     drawn.legend(loc="outside upper center", ncols=3)
 
 
@@ -109,6 +115,7 @@ def lines(drawn: Figure, rows: dict[str, Result]) -> None:
         axes.set_xlabel(label)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(ScalarFormatter())
+            axis.set_minor_formatter(NullFormatter())
     drawn.axes[0].set_ylabel("microseconds for each")
     drawn.legend(loc="outside upper center", ncols=4)
 

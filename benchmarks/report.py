@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from . import plots
 from .cases import HERE
 from .run import Result, Run
 from .targets import TARGETS, Target
@@ -66,7 +67,7 @@ def judge(run: Run) -> Iterator[tuple[Target, Cost]]:
 def update(file: Path, runs: Sequence[Run]) -> None:
     """Replace what stands between the marks in *file*, which are comments, by what *runs* have found."""
     text = file.read_text()
-    for mark, lines in ((FACTS, facts_rst(runs)), (JUDGED, targets_rst(runs)), (COSTS, costs_rst(runs))):
+    for mark, lines in ((FACTS, facts_rst(runs)), (JUDGED, targets_rst(runs)), (COSTS, costs_rst(runs, file.parent))):
         begin, end = f".. begin {mark}\n", f".. end {mark}\n"
         before, begun, rest = text.partition(begin)
         _, ended, after = rest.partition(end)
@@ -97,7 +98,8 @@ def targets_rst(runs: Sequence[Run]) -> Iterator[str]:
     yield from table_rst(["work", "against", "target", *both("measured, Python", "met", runs)], rows)
 
 
-def costs_rst(runs: Sequence[Run]) -> Iterator[str]:
+def costs_rst(runs: Sequence[Run], directory: Path) -> Iterator[str]:
+    """Return the lines of the tables, each below the plots of its family that are found below *directory*."""
     for family in dict.fromkeys(family for run in runs for family in run.families):
         found = [run.families.get(family, {}) for run in runs]
         rows = []
@@ -110,6 +112,8 @@ def costs_rst(runs: Sequence[Run]) -> Iterator[str]:
                 rows.append([label, way, *cells])
                 label = ""
         yield from (family, "~" * len(family), "")
+        for plot in plots.files(family, directory):
+            yield from (".. raw:: html", f"   :file: {plot.relative_to(directory)}", "")
         yield from table_rst(["work", "way", *both("Python", "way / here", runs)], rows)
 
 
