@@ -29,7 +29,7 @@ def _begin_generation() -> None:
 
 def after_fork_in_child(renew: Callable[[], None]) -> None:
     """Call *renew* in each forked child, on its only thread, before the fork returns."""
-    if hasattr(os, "register_at_fork"):  # not on Windows, which cannot fork either
+    if hasattr(os, "register_at_fork"):  # pragma: no branch: not on Windows, which cannot fork either
         os.register_at_fork(after_in_child=renew)
 
 

@@ -58,7 +58,7 @@ class FreshLoop:
     def report(self) -> None:
         self._mailbox.stop()
 
-    def abandon(self, error: BaseException) -> None:
+    def abandon(self, error: BaseException) -> None:  # pragma: no cover: no worker abandons a job
         self.report()
 
 
@@ -209,7 +209,7 @@ class KeptLoop:
         if self._waits_for_end is not None:
             self._waits_for_end.stop()
 
-    def abandon(self, error: BaseException) -> None:
+    def abandon(self, error: BaseException) -> None:  # pragma: no cover: no worker abandons a job
         self.report()
 
     def raise_if_it_ended_badly(self) -> None:
@@ -225,7 +225,7 @@ class _Interruption(Outcome[None]):
     def run(self) -> None:
         self.take()
 
-    def report(self) -> None:
+    def report(self) -> None:  # pragma: no cover: run() interrupts the thread first
         pass
 
     def abandon(self, error: BaseException) -> None:

@@ -110,7 +110,8 @@ class _Worker:
 
     def _work(self) -> None:
         generation = _forks.generation
-        while generation is _forks.generation:  # a job that forks returns here in the child
+        # A job that forks returns here in the child, which nothing can measure: the frame is from before the fork.
+        while generation is _forks.generation:  # pragma: no branch
             try:
                 item = self.jobs.get(timeout=IDLE_TIME)
             except queue.Empty:
@@ -129,7 +130,7 @@ class _Worker:
             except BaseException:
                 _complain()
             self.jobs_done += 1
-            if generation is _forks.generation:
+            if generation is _forks.generation:  # pragma: no branch: as above
                 executor.job_done()
             try:
                 job.report()
@@ -428,7 +429,8 @@ class _QueueService:
             except BaseException:
                 _complain()
             self._last = job
-            if generation is not _forks.generation:  # a job that forked returns here in the child
+            # A job that forked returns here in the child, in a frame from before the fork.
+            if generation is not _forks.generation:  # pragma: no cover
                 return
 
     def report(self) -> None:
@@ -440,7 +442,7 @@ class _QueueService:
             except BaseException:
                 _complain()
 
-    def abandon(self, error: BaseException) -> None:
+    def abandon(self, error: BaseException) -> None:  # pragma: no cover: no worker abandons a job
         self.report()
 
 

@@ -139,7 +139,8 @@ class CurrentThreadExecutor(JobExecutor):
         """Run jobs until ``stop`` is called, or until *check*, asked now and then, says that it never will be."""
         pause = FIRST_CHECK
         while not self._stopped:
-            if self._generation is not _forks.generation:
+            # Where the fork was in here, nothing can measure what the child does: the frame is from before.
+            if self._generation is not _forks.generation:  # pragma: no cover
                 raise RuntimeError(
                     "this process was forked inside a blocked async_to_sync call, and the event loop that the call "
                     "waits for stayed in the parent; end the child with os._exit() before that call returns"

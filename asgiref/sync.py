@@ -622,7 +622,7 @@ class SyncToAsync(Generic[P, R]):
         call.waiter = waiter = loop.create_future()
         self._give_to_thread(call, loop, inner_calls, args)
         try:
-            while waiter is not None:
+            while True:
                 try:
                     await waiter
                     break
@@ -632,7 +632,7 @@ class SyncToAsync(Generic[P, R]):
                         raise
         finally:
             call.waiter = None
-            if call.settled:
+            if call.settled:  # pragma: no branch: else an exception goes on from here, which is no branch to a line
                 if local.THREADS_INHERIT:
                     local.arrive(context)
                 if snapshot is not None and (changes := changes_since(snapshot, context)) is not None:

@@ -440,6 +440,44 @@ def test_neither_an_exit_nor_a_stop_ends_the_loop_of_others() -> None:
         assert loop is async_to_sync(running_loop)()
 
 
+def test_exit_in_the_cleanup_of_a_background_task_comes_out_of_the_block() -> None:
+    """As it would come out of ``asyncio.run``."""
+    begun = threading.Event()
+
+    async def work() -> None:
+        try:
+            begun.set()
+            await asyncio.sleep(LIMIT)
+        finally:
+            raise SystemExit(3)
+
+    async def main() -> None:
+        tasks.append(asyncio.create_task(work()))
+
+    tasks: list[asyncio.Task[None]] = []
+    with pytest.raises(SystemExit, match="3"), AsyncSingleThreadContext():
+        async_to_sync(main)()
+        wait_for(begun)
+    assert isinstance(tasks[0].exception(), SystemExit)
+
+
+async def test_block_that_is_left_twice() -> None:
+    """The second time changes nothing."""
+    block = ThreadSensitiveContext()
+    async with block:
+        await block.__aexit__(None, None, None)
+        assert SyncToAsync.thread_sensitive_context.get(None) is None
+
+
+def test_single_thread_block_that_is_left_twice() -> None:
+    """The second time changes nothing."""
+    block = AsyncSingleThreadContext()
+    with block:
+        loop = async_to_sync(running_loop)()
+        block.__exit__(None, None, None)
+        assert loop.is_closed()
+
+
 # What others do with the class attributes:
 
 

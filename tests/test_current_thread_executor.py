@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref.sync import sync_to_async
 
 from .helpers import LIMIT, Thread, wait_for
 
@@ -83,6 +84,14 @@ def test_cancelled_call_is_not_run() -> None:
     first.result(LIMIT)
     done.set_result(None)
     thread.get()
+
+
+async def test_call_for_a_thread_that_serves_no_more_is_refused() -> None:
+    executor, future, thread = serving()
+    future.set_result(None)
+    thread.get()
+    with pytest.raises(RuntimeError, match="has been shut down"):
+        await sync_to_async(int, thread_sensitive=False, executor=executor)()
 
 
 def test_own_thread_cannot_submit() -> None:

@@ -315,6 +315,29 @@ with AsyncSingleThreadContext():
 
 
 @needs_fork
+def test_child_that_is_interrupted_while_it_leaves_its_parents_block_lets_the_loop_be() -> None:
+    code = """
+from asgiref import _loops
+async def running_loop():
+    return asyncio.get_running_loop()
+class Lock:
+    def __enter__(self): raise KeyboardInterrupt
+    def __exit__(self, *arguments): pass
+def leave():
+    _loops.lock = Lock()
+    loop.call_soon_threadsafe = lambda *arguments, **options: os._exit(2)  # would write to the parent's socket
+    try:
+        block.__exit__(None, None, None)
+    except KeyboardInterrupt:
+        os._exit(7)
+with AsyncSingleThreadContext() as block:
+    loop = async_to_sync(running_loop)()
+    print(in_child(leave), loop is async_to_sync(running_loop)())
+"""
+    assert ["7 True"] == output_of(BRIDGES + code)
+
+
+@needs_fork
 def test_child_leaves_a_mailbox_alone_that_another_thread_was_locking() -> None:
     """1. A thread posts, and holds the lock of the mailbox. 2. The program forks below it. 3. The child bridges."""
     code = """

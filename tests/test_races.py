@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import contextvars
+import errno
 import gc
 import queue
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from asgiref import _jobs, _workers, sync
+from asgiref import _jobs, _loops, _workers, sync
 from asgiref._jobs import AwaitedOutcome, LoopCall, ThreadCall
 from asgiref._loops import FreshLoop, KeptLoop
 from asgiref._workers import WorkerExecutor
@@ -380,6 +381,15 @@ def test_cancellation_from_another_thread_between_start_and_task() -> None:
     coroutine.close()
 
 
+def test_cancellation_while_the_call_is_between_two_loops() -> None:
+    """1. The thread takes it back from one loop. 2. It is cancelled. 3. The thread finds that noted."""
+    call, outcome, coroutine = make_loop_call()
+    assert call.take_back()
+    assert outcome.cancel()
+    assert (True, False) == (outcome.cancelled, outcome.settled)
+    coroutine.close()
+
+
 def test_cancellation_of_what_is_done_is_none() -> None:
     _, outcome, coroutine = make_loop_call()
     outcome.set_result(None)
@@ -602,6 +612,22 @@ def test_shutdown_on_the_worker_itself_does_not_wait() -> None:
     assert executor.submit(executor.shutdown).result(LIMIT) is None
 
 
+def test_system_without_files_to_spare_fails_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop needs some; the error of making one comes out, and the next call works."""
+
+    def refuse() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def number() -> int:
+        return 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "new_event_loop", refuse)
+        with pytest.raises(OSError, match="Too many"):
+            async_to_sync(number)()
+    assert 1 == async_to_sync(number)()
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_system_without_threads_to_spare_fails_the_call(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of starting a thread comes out; nothing hangs, and the next call works."""
@@ -715,6 +741,60 @@ def test_interrupt_while_the_loop_of_a_block_is_given_a_call() -> None:
         left.set()
         own, of_loop = other.get()
         assert own is of_loop
+
+
+def test_exit_in_the_loop_of_a_block_while_only_an_interrupted_thread_was_blocked() -> None:
+    """1. A thread is interrupted before it leaves the loop. 2. A callback exits. 3. There is nobody to tell."""
+
+    async def loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    def interrupt(self: KeptLoop, mailbox: Any) -> None:
+        raise KeyboardInterrupt
+
+    went_on = threading.Event()
+    with AsyncSingleThreadContext():
+        kept = async_to_sync(loop)()
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(KeptLoop, "leave", interrupt)
+            async_to_sync(loop)()
+        kept.call_soon_threadsafe(sys.exit)
+        kept.call_soon_threadsafe(went_on.set)
+        wait_for(went_on)
+        assert kept is async_to_sync(loop)()
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_interrupt_while_a_block_is_left(used: bool) -> None:
+    """It comes out; a loop, if there is one, ends all the same."""
+
+    class Lock:
+        def __enter__(self) -> None:
+            raise KeyboardInterrupt
+
+        def __exit__(self, *arguments: object) -> None: ...
+
+    async def loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    block = AsyncSingleThreadContext()
+    block.__enter__()
+    loops = [async_to_sync(loop)()] if used else []
+    close, lock = KeptLoop.close, _loops.lock
+
+    def close_with_the_lock(self: KeptLoop, mailbox: Any) -> None:
+        patch.setattr(_loops, "lock", lock)
+        close(self, mailbox)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_loops, "lock", Lock())
+        patch.setattr(KeptLoop, "close", close_with_the_lock)
+        with pytest.raises(KeyboardInterrupt):
+            block.__exit__(None, None, None)
+    deadline = time.monotonic() + LIMIT
+    while not all(each.is_closed() for each in loops):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_thread_that_is_let_go_by_the_end_of_a_block_leaves_no_trace() -> None:
@@ -938,7 +1018,8 @@ def test_interrupt_in_a_callback_of_a_submitted_call_comes_out() -> None:
         async_to_sync(main)()
 
 
-def test_signal_handler_that_bridges_while_the_loop_of_its_block_is_started() -> None:
+@pytest.mark.parametrize("threads_left", [True, False])
+def test_signal_handler_that_bridges_while_the_loop_of_its_block_is_started(threads_left: bool) -> None:
     """1. A call is about to start the block's loop. 2. A handler bridges there, and starts it. 3. One loop remains."""
 
     async def loop() -> asyncio.AbstractEventLoop:
@@ -953,6 +1034,8 @@ def test_signal_handler_that_bridges_while_the_loop_of_its_block_is_started() ->
         if not first:
             first.append(True)
             handled.append(async_to_sync(loop)())
+        if len(handled) == 1 and not threads_left:  # the interpreter has begun to end
+            return None
         started.append(start(mailboxes))
         return started[-1]
 
@@ -961,7 +1044,7 @@ def test_signal_handler_that_bridges_while_the_loop_of_its_block_is_started() ->
         with AsyncSingleThreadContext():
             handled.append(async_to_sync(loop)())
     assert handled[0] is handled[1]
-    assert 2 == len(started)
+    assert 1 + threads_left == len(started)
     for kept in started:
         assert kept is not None
         assert kept._end.settled or not kept.usable

@@ -20,11 +20,13 @@ import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from asgiref import _look, sync
+from asgiref._workers import WorkerExecutor, WorkerPool
 from asgiref.sync import (
     AsyncSingleThreadContext,
     BridgeCall,
@@ -128,6 +130,41 @@ def test_coroutine_on_a_loop() -> None:
     assert f"the {call.loop} of thread {loop_thread!r}" == call.where
     assert loop_thread.endswith(": event loop of async_to_sync")
     assert ["test_coroutine_on_a_loop", f"async_to_sync({looks.__qualname__})", "looks"] == way(call)[-3:]
+
+
+async def test_call_that_waits_for_a_pool_of_workers(held: Hold) -> None:
+    pool = WorkerPool(1)
+    tasks = [asyncio.create_task(sync_to_async(held.hold, thread_sensitive=False, executor=pool)())]
+    await held.until_begun()
+    tasks.append(asyncio.create_task(sync_to_async(nothing, thread_sensitive=False, executor=pool)()))
+    await until(lambda: len(bridge_calls()) == 2)
+    call = named("nothing")
+    assert ("queued", "the queue of a pool of 1 workers") == (call.state, call.where)
+    held.go_on.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_frames_that_are_cleared_during_a_look(held: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. A look has the frames. 2. Their call ends; somebody clears them, as unittest does. 3. They are left out."""
+    stacks, pool = _look._stacks, WorkerExecutor()
+
+    def outdated_stacks() -> dict[int, list[FrameType]]:
+        found = stacks()
+        held.go_on.set()
+        pool.submit(nothing).result(LIMIT)
+        for stack in found.values():
+            for frame in stack:
+                with contextlib.suppress(RuntimeError):  # it runs
+                    frame.clear()
+        return found
+
+    task = asyncio.create_task(sync_to_async(held.hold, thread_sensitive=False, executor=pool)())
+    await held.until_begun()
+    with monkeypatch.context() as patch:
+        patch.setattr(_look, "_stacks", outdated_stacks)
+        assert ["returning"] == [call.state for call in bridge_calls()]
+    await task
+    pool.shutdown()
 
 
 async def test_calls_inside_each_other() -> None:

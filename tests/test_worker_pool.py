@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from asgiref import _workers
-from asgiref._workers import WorkerPool
+from asgiref._workers import WorkerExecutor, WorkerPool
 
 from .helpers import LIMIT, Thread, output_of, wait_for
 
@@ -288,6 +289,29 @@ def test_interrupt_while_a_worker_is_called(place: str) -> None:
     assert 1 == len(pool._free)
 
 
+def test_interrupt_just_after_a_worker_was_called_that_has_come() -> None:
+    """1. A worker is called. 2. It has come, and has the slot. 3. The caller is interrupted: one slot remains."""
+    pool, come = WorkerPool(1), threading.Event()
+    run = _workers._QueueService.run
+
+    def running(self: Any) -> None:
+        run(self)
+        come.set()
+
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        wait_for(come)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_workers._QueueService, "run", running)
+        patch.setattr(WorkerExecutor, "shutdown", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(int, 1)
+    all_free(pool)
+    assert 1 == len(pool._free)
+    assert [2] == results([pool.submit(int, 2)])
+
+
 def test_interrupt_in_the_midst_of_a_post() -> None:
     """1. A post says that a worker comes. 2. It is interrupted before it calls one. 3. The next one calls one."""
     pool = WorkerPool(1)
@@ -316,11 +340,13 @@ def test_job_that_lets_an_exception_out_stops_nobody(monkeypatch: pytest.MonkeyP
 
         def abandon(self, error: BaseException) -> None: ...
 
-    pool = WorkerPool(1)
-    assert pool.post(Bad())
-    assert 1 == pool.submit(int, 1).result(LIMIT)
-    assert ["of run", "of report"] == [complaints.get(timeout=LIMIT) for _ in range(2)]
+    pool, executor = WorkerPool(1), WorkerExecutor()
+    for each in (pool, executor):
+        assert each.post(Bad())
+        assert 1 == each.submit(int, 1).result(LIMIT)
+        assert ["of run", "of report"] == [complaints.get(timeout=LIMIT) for _ in range(2)]
     all_free(pool)
+    executor.shutdown()
 
 
 def test_all_jobs_are_run_under_pressure() -> None:
@@ -372,4 +398,12 @@ def test_job_after_threads_can_no_longer_be_started_runs_in_place(monkeypatch: p
     pool = WorkerPool(1)
     monkeypatch.setattr(_workers, "_lease", lambda: None)
     assert [threading.get_ident()] * 2 == results([pool.submit(threading.get_ident) for _ in range(2)])
+
+    async def main() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        loop.call_soon(lambda: done.set_result(pool.submit(asyncio._get_running_loop)))  # outside of any task
+        return results([await done])
+
+    assert [None] == asyncio.run(main())
     assert 1 == len(pool._free)
