@@ -144,6 +144,15 @@ async def test_call_that_waits_for_a_pool_of_workers(held: Hold) -> None:
     await asyncio.gather(*tasks)
 
 
+async def test_task_that_ends_during_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. A look has the tasks. 2. One ends. 3. It is left out."""
+    tasks, ended = _look._tasks, asyncio.create_task(asyncio.sleep(0))
+    await ended
+    with monkeypatch.context() as patch:
+        patch.setattr(_look, "_tasks", lambda loops: tasks(loops) | {ended})
+        assert [] == bridge_calls()
+
+
 async def test_frames_that_are_cleared_during_a_look(held: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
     """1. A look has the frames. 2. Their call ends; somebody clears them, as unittest does. 3. They are left out."""
     stacks, pool = _look._stacks, WorkerExecutor()
