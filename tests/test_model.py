@@ -32,14 +32,35 @@ SEED = int(os.environ.get("ASGIREF_MODEL_SEED", time.time_ns() if DEEP else 1))
 
 @contextlib.contextmanager
 def programs_judged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Piece], None]]:
-    """Give a function that runs a program and raises where it does other than it must, or ``Unfit``."""
+    """Give a function that runs a program and raises where it does other than it must, or ``Unfit``.
+
+    Where one hangs, smaller ones are judged for some time only, as each that hangs too takes a
+    second, and only by whether they hang: what others left behind may make them fail.
+    """
     # The executors are large enough, and on a busy machine a free thread may be late: none is to be helped.
     monkeypatch.setattr(_lending, "FIRST_LOOK", 10 * LIMIT)
     main = MainThread(LOOP_FACTORIES, LIMIT / 2)
+    hangs: dict[str, Hung] = {}
+    give_up = 0.0
 
     def judge(program: Piece) -> None:
+        nonlocal give_up
         expected = expected_of(program, EAGER_LOOPS)
-        check(expected, main.run(program))
+        text = str(program)
+        if text not in hangs:
+            if hangs and time.monotonic() > give_up:
+                raise Unfit("another one hangs")
+            try:
+                check(expected, main.run(program))
+                return
+            except Hung as error:
+                give_up = give_up or time.monotonic() + LIMIT
+                hangs[text] = error
+            except AssertionError:
+                if hangs:
+                    raise Unfit("another one hangs") from None
+                raise
+        raise hangs[text].with_traceback(None)  # from one place, or Hypothesis takes it for different faults
 
     try:
         yield judge

@@ -22,6 +22,7 @@ __all__ = [
     "Gather",
     "Held",
     "Hold",
+    "Leave",
     "Piece",
     "Raise",
     "Spawn",
@@ -46,8 +47,9 @@ class Piece:
     name: str
     is_async: bool
     steps: list[Any] = dataclasses.field(default_factory=list)
-    # The number of functions, where this is a program.
+    # Where this is a program: the number of functions, and whether threads bear with loops that have stopped.
     size: int = 0
+    patient: bool = False
 
     def lines(self) -> Iterator[str]:
         yield f"{'async ' * self.is_async}def {self.name}():"
@@ -96,10 +98,14 @@ class Call:
     by: str
     # Of sync_to_async: "" where thread-sensitive, "default", "pool" (of many threads), "one" (of one).
     executor: str = ""
-    # Of sync_to_async and create_task: "", "copy" or "empty".
+    # Of sync_to_async and create_task: "", "copy" or "empty"; of sync_to_async also "kept", one for the program.
     context: str = ""
     # Of run: the kind of event loop.
     loop: str = ""
+    # What becomes of that loop at the ``Leave`` below, if there is one: it is "closed" with all that it runs;
+    # "stopped", until all threads are done with what came from it; "paused", which nobody is to notice; or
+    # "cancelled": the function is, and the loop is closed as soon as that ends.
+    leaves: str = ""
     # The exceptions to catch: "", "Oops" or "BaseException".
     catch: str = ""
     # Whether the call is made inside an except block.
@@ -112,7 +118,12 @@ class Call:
 
     def expression(self) -> str:
         name = self.piece.name
-        context = {"": "", "copy": ", context=copy_context()", "empty": ", context=Context()"}[self.context]
+        context = {
+            "": "",
+            "copy": ", context=copy_context()",
+            "empty": ", context=Context()",
+            "kept": ", context=kept",
+        }[self.context]
         executor = {"": "", "default": ", thread_sensitive=False"}.get(
             self.executor, f", thread_sensitive=False, executor={self.executor}"
         )
@@ -120,7 +131,7 @@ class Call:
             "call": f"{name}()",
             "async_to_sync": f"async_to_sync({name})()",
             "force_new_loop": f"async_to_sync({name}, force_new_loop=True)()",
-            "run": f"run({name}(), {self.loop!r})",
+            "run": f"run({name}(), {self.loop!r})" + f"  # {self.leaves} at LEAVE" * bool(self.leaves),
             "sync_to_async": f"await sync_to_async({name}{executor}{context})()",
             "await": f"await {name}()",
             "create_task": f"await create_task({name}(){context})",
@@ -182,6 +193,20 @@ class Hold:
 
 
 @dataclasses.dataclass
+class Leave:
+    """Have the loop of the ``run`` above leave, as that tells; there is one below each.
+
+    In a bridged function, the loop may also leave "looked at" or "handed over": with the
+    next coroutine for it, when the thread has seen that it runs, or has given it the coroutine.
+    """
+
+    late: str
+
+    def lines(self) -> Iterator[str]:
+        yield "LEAVE" + f"  # late, {self.late}" * bool(self.late)
+
+
+@dataclasses.dataclass
 class Held:
     """Make a call in a task, and do something else when it has come to its ``Hold``."""
 
@@ -212,6 +237,9 @@ class Held:
         yield "task.cancel()" if self.cancels else "let it go on"
 
 
+Goal = Hold | Leave
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     """Where a step stands, which decides what may stand there."""
@@ -224,6 +252,10 @@ class Place:
     in_loop: bool = False
     spawns: bool = True
     holds: bool = True
+    # On the way to a Leave: whether the loop that leaves is the one here, or the home loop, and
+    # whether this is a coroutine on it for which a thread waits.
+    at_leaving: bool = False
+    called_back: bool = False
 
     def inside(self, is_async: bool, in_loop: bool | None = None, **changes: Any) -> Place:
         in_loop = is_async if in_loop is None else in_loop
@@ -239,6 +271,7 @@ class _Writer:
     def __init__(self, below: Callable[[int], int], loops: list[str]) -> None:
         self._below = below
         self._loops = loops
+        self.patient = self.choose(False, True)
         self.pieces = 0
         self._default_executor = 0
 
@@ -247,10 +280,10 @@ class _Writer:
         chosen: T = options[self._below(len(options))]
         return chosen
 
-    def piece(self, place: Place, hold: bool = False) -> Piece:
+    def piece(self, place: Place, goal: Goal | None = None) -> Piece:
         piece = Piece(f"f{self.pieces}", place.is_async)
         self.pieces += 1
-        piece.steps = self.steps(place) if not hold else self.steps_to_hold(place)[0]
+        piece.steps = self.steps(place) if goal is None else self.steps_to(goal, place)[0]
         return piece
 
     def steps(self, place: Place) -> list[Any]:
@@ -301,7 +334,8 @@ class _Writer:
     def simple_step(self, place: Place) -> Any:
         kind = self.choose("write", "write", "write", "delete", "raise")
         if kind == "raise":
-            return Raise(self.choose("Oops", *(["CancelledError"] if place.is_async else ["StopIteration"])))
+            other = "CancelledError" if place.is_async else "StopIteration"
+            return Raise(self.choose(*["Oops"] * 3, *[other] * 3, "SystemExit", "KeyboardInterrupt"))
         return self.write(place, kind)
 
     def write(self, place: Place, kind: str = "write") -> Write:
@@ -310,26 +344,42 @@ class _Writer:
             variables.append("critical.x")
         return Write(self.choose(*variables), None if kind == "delete" else self._below(100))
 
-    def call(self, place: Place, hold: bool = False) -> Call:
-        by = executor = context = loop = ""
-        if place.is_async:
-            by = self.choose("sync_to_async", "sync_to_async", "await", "create_task", *(["call"] * (not hold)))
+    def call(self, place: Place, goal: Goal | None = None, by: str = "") -> Call:
+        executor = context = loop = leaves = ""
+        changes = 4 if isinstance(goal, Leave) else 1  # of side, which are what a loop leaves behind
+        if by:
+            pass
+        elif place.is_async:
+            others = ["await", "create_task", *["call"] * (goal is None)]
+            by = self.choose(*["sync_to_async"] * 2 * changes, *others)
         elif place.in_loop:
             by = self.choose("call", "async_to_sync")
         else:
-            by = self.choose("async_to_sync", "force_new_loop", "call", *(["run"] * (not hold)))
+            others = ["force_new_loop", "call", *["run"] * (goal is None)]
+            by = self.choose(*["async_to_sync"] * changes, *others)
         if by == "sync_to_async":
             executor = self.executor()
-            context = self.choose("", "", "", "copy", "empty")
+            context = self.choose("", "", "", "copy", "empty", *["kept", "kept"] * place.alone)
         elif by == "create_task":
             context = self.choose("", "", "empty")
-        elif by == "run":
-            loop = self.choose(*self._loops)
         is_async = by in ("async_to_sync", "force_new_loop", "run", "await", "create_task")
         inside = place.inside(is_async, in_loop=place.in_loop if by == "call" else is_async)
+        if by == "async_to_sync":
+            inside = dataclasses.replace(inside, called_back=place.at_leaving)
+        elif by == "force_new_loop":
+            inside = dataclasses.replace(inside, at_leaving=False, called_back=False)
+        elif by == "sync_to_async":
+            inside = dataclasses.replace(inside, called_back=False)
+        elif by == "run":
+            loop = self.choose(*self._loops)
+            leaves = self.choose("", "closed", "paused" if self.patient else "stopped", "cancelled")
+            if leaves:
+                inside = place.apart(at_leaving=True, called_back=False)
+                # uvloop begins what it was given, however late, before it stops.
+                goal = Leave(self.choose("", "", "looked at", "looked at" if loop == "uvloop" else "handed over"))
         catch = self.choose("", "Oops", "BaseException")
-        handling = self.choose(False, False, False, True)
-        return Call(self.piece(inside, hold), by, executor, context, loop, catch, handling and not hold)
+        handling = self.choose(False, False, False, True) and (goal is None or bool(leaves))
+        return Call(self.piece(inside, goal), by, executor, context, loop, leaves, catch, handling)
 
     def block(self, place: Place) -> Block:
         return Block(self.manager(place), self.steps(place))
@@ -353,39 +403,56 @@ class _Writer:
 
     def held(self, place: Place) -> Held:
         apart = place.apart(holds=False)
-        call = self.call(apart, hold=True)
+        call = self.call(apart, Hold())
         queued = self.piece(apart.inside(False)) if self.choose(False, False, True) else None
         queued_is_cancelled = queued is not None and self.choose(True, False)
         meanwhile = self.active_piece(apart) if self.choose(False, True) else None
         shared = meanwhile is not None and self.choose(True, False)
         return Held(call, meanwhile, shared, queued, queued_is_cancelled, self.choose(False, True))
 
-    def steps_to_hold(self, place: Place) -> tuple[list[Any], bool]:
-        """Return steps that lead to a ``Hold``, and whether no change of side lies between here and there.
+    def steps_to(self, goal: Goal, place: Place) -> tuple[list[Any], bool]:
+        """Return steps that lead to *goal*, and whether no change of side lies between here and there.
 
         Synchronous code that was left alone when its caller was cancelled goes on with
-        simple steps only: its loop may end at any time.
+        simple steps only: its loop may end at any time. So does a coroutine whose thread
+        has given up waiting.
         """
-        before = [self.write(place)] if self.choose(False, True) else self.steps(place)
+        leaves = isinstance(goal, Leave)
+        before = [self.write(place)] if self.choose(False, True, leaves) else self.steps(place)
         on_its_own = not place.is_async
         step: Any
-        kind = self.choose("hold", "call", "call", "block")
-        if kind == "hold" or place.depth >= MAX_DEPTH or self.pieces >= MAX_PIECES:
-            step = Hold()
+        kinds = ["goal", "call", "call", "block"]
+        if leaves and place.is_async and not place.called_back:
+            kinds += ["call"] * 3  # since nothing waits yet that could be left behind
+        kind = self.choose(*kinds)
+        if kind == "goal" or place.depth >= MAX_DEPTH or self.pieces >= MAX_PIECES + 3 * leaves:
+            step = goal
         elif kind == "block":
-            inner, on_its_own = self.steps_to_hold(dataclasses.replace(place, depth=place.depth + 1))
+            inner, on_its_own = self.steps_to(goal, dataclasses.replace(place, depth=place.depth + 1))
             step = Block(self.manager(place), inner)
         else:
-            step = self.call(place, hold=True)
+            step = self.call(place, goal)
             on_its_own = not place.is_async and step.by == "call" and not _changes_side(step.piece.steps)
-        after = [self.simple_step(place)] * self.choose(0, 1) if on_its_own else self.steps(place)
+        if leaves:
+            after = self.steps_after_leave(place, at_once=step is goal)
+        else:
+            after = [self.simple_step(place)] * self.choose(0, 1) if on_its_own else self.steps(place)
         return [*before, step, *after], on_its_own
+
+    def steps_after_leave(self, place: Place, at_once: bool) -> list[Any]:
+        if place.called_back:
+            return [self.simple_step(place)] * self.choose(0, 1)
+        place = dataclasses.replace(place, spawns=False)
+        if not at_once or self.pieces >= MAX_PIECES or (place.in_loop and not place.is_async):
+            return self.steps(place)
+        by = "sync_to_async" if place.is_async else self.choose("async_to_sync", "async_to_sync", "force_new_loop")
+        return [self.call(place, by=by)] * self.choose(1, 1, 0) + self.steps(place)
 
 
 def _changes_side(steps: list[Any]) -> bool:
     """Tell whether the ``Hold`` below is reached through ``async_to_sync``."""
     for step in steps:
-        if isinstance(step, Hold):
+        if isinstance(step, Hold | Leave):
             return False
         if isinstance(step, Block) and _leads_to_hold(step):
             return _changes_side(step.steps)
@@ -396,8 +463,8 @@ def _changes_side(steps: list[Any]) -> bool:
 
 def _leads_to_hold(step: Any) -> bool:
     if isinstance(step, Call):
-        return any(map(_leads_to_hold, step.piece.steps))
-    return isinstance(step, Hold) or (isinstance(step, Block) and any(map(_leads_to_hold, step.steps)))
+        return not step.leaves and any(map(_leads_to_hold, step.piece.steps))
+    return isinstance(step, Hold | Leave) or (isinstance(step, Block) and any(map(_leads_to_hold, step.steps)))
 
 
 # Made once, since that takes as long as drawing from them.
@@ -414,7 +481,7 @@ def write_program(below: Callable[[int], int], loops: list[str]) -> Piece:
     """Return a program made of the choices that *below* makes."""
     writer = _Writer(below, loops)
     program = writer.piece(Place(is_async=False))
-    program.size = writer.pieces
+    program.size, program.patient = writer.pieces, writer.patient
     return program
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from .programs import Block, Call, Collect, Gather, Held, Hold, Piece, Raise, Spawn, Write
+from .programs import Block, Call, Collect, Gather, Held, Hold, Leave, Piece, Raise, Spawn, Write
 
 __all__ = ["ANY", "VARIABLES", "Look", "Outcome", "Trace", "Unfit", "expected_of"]
+
+T = TypeVar("T")
 
 VARIABLES = ["var.x", "var.y", "local.x", "local.y", "critical.x"]
 
@@ -60,29 +62,49 @@ class Failure(Exception):
         self.outcome: Outcome = kind, detail
 
 
+class Frozen(Exception):
+    """The coroutine never goes on, since its loop was closed."""
+
+
+# They end the run of a loop when they leave one of its tasks.
+END_THE_LOOP = frozenset({"SystemExit", "KeyboardInterrupt"})
+
+
 class Mailbox:
     def __init__(self, flow: Flow, outer: Mailbox | None) -> None:
         self.thread, self.outer, self.serving = flow.thread, outer, True
         # What is handled further down the stack of that thread.
         self.handled = flow.handled
+        # Whether the loop left, for which the thread waits.
+        self.lost = False
 
 
 class Loop:
-    def __init__(self, name: str, thread: str, handled: Any = None) -> None:
+    def __init__(self, name: str, thread: str, handled: Any = None, leaves: str = "") -> None:
         self.name, self.thread, self.running = name, thread, True
         # What is handled further down the stack of its thread.
         self.handled = handled
         # The mailboxes of the threads that are blocked on it, and whether there may be others.
         self.blocked: list[Mailbox] = []
         self.shared = False
+        # What becomes of it at the Leave below, and what has become of it; whether the Leave was
+        # reached, and with the next coroutine for it, it leaves.
+        self.leaves, self.left, self.leaves_soon = leaves, "", False
+        # On the way to the Leave: the mailboxes of the threads that wait for one of its coroutines, and the blocks.
+        self.awaited: list[Mailbox] = []
+        self.blocks: list[Manager] = []
+        # The thread that goes on alone when the loop is closed.
+        self.left_alone = ""
 
 
 class Manager:
     """A block of one of the two context managers."""
 
-    def __init__(self, name: str, executor: str = "") -> None:
+    def __init__(self, name: str, executor: str, bridged: BridgedCall | None) -> None:
         self.name, self.executor, self.ended = name, executor, False
         self.loop: Loop | None = None
+        # The call in which the block is.
+        self.bridged = bridged
 
 
 class Strand:
@@ -118,6 +140,8 @@ class Flow:
     alone: bool = True
     bridged: BridgedCall | None = None
     on_hold: Callable[[Flow], None] | None = None
+    # The loop that leaves at the next Leave.
+    leaving: Loop | None = None
 
     def but(self, **changes: Any) -> Flow:
         return dataclasses.replace(self, **changes)
@@ -139,8 +163,15 @@ class _Reference:
         self.managers = 0
         # What each thread does: it runs something (None) or serves a mailbox, the innermost last.
         self.busy: dict[str, list[Mailbox | None]] = {"main": [None]}
+        # What was kept from going on: a thread, how much it had to do, and the thread for which that waited.
+        self.waits: set[tuple[str, int, str]] = set()
         # Values of the thread-critical Local on each thread.
         self.critical: dict[str, dict[str, Any]] = {}
+        # Threads that may have left a chain, and so may be used again in it.
+        self.parted: frozenset[str] = frozenset()
+        # The context that is called "kept", and whether some function runs in it.
+        self.kept: dict[Any, Any] = {}
+        self.kept_is_entered = False
 
     def run(self, program: Piece) -> Trace:
         flow = Flow("main", {}, Strand())
@@ -172,7 +203,7 @@ class _Reference:
     def look(self, name: str, flow: Flow) -> None:
         values = {variable: self.read(variable, flow) for variable in VARIABLES}
         loop = flow.loop.name if flow.loop is not None else None
-        self.note(name, Look(flow.thread, loop, flow.handled, values, flow.chain - {flow.thread}))
+        self.note(name, Look(flow.thread, loop, flow.handled, values, flow.chain - {flow.thread} - self.parted))
 
     def read(self, variable: str, flow: Flow) -> Any:
         if variable != "critical.x":
@@ -204,6 +235,8 @@ class _Reference:
         elif isinstance(step, Hold):
             assert flow.on_hold is not None
             flow.on_hold(flow)
+        elif isinstance(step, Leave):
+            self.leave(step, flow)
         self.look(name, flow)
 
     def write(self, variable: str, value: int | None, flow: Flow) -> None:
@@ -234,7 +267,7 @@ class _Reference:
                 raise
         if call.by == "create_task":
             context = {} if call.context else flow.context.copy()
-            return self.piece(call.piece, flow.but(context=context, handled=self.handled_in_task(flow)))
+            return self.task(call.piece, flow.but(context=context, handled=self.handled_in_task(flow)))
         if call.by == "sync_to_async":
             return self.sync_to_async(call.piece, call.executor, call.context, flow)
         if flow.loop is not None:
@@ -242,6 +275,14 @@ class _Reference:
         if call.by == "run":
             return self.run_loop(call, flow)
         return self.async_to_sync(call, flow)
+
+    def task(self, piece: Piece, flow: Flow) -> str:
+        try:
+            return self.piece(piece, flow)
+        except Failure as failure:
+            if failure.outcome[0] in END_THE_LOOP:
+                raise Unfit("it ends the loop at any point of what else that runs") from None
+            raise
 
     def handled_in_task(self, flow: Flow) -> Any:
         """Return what a new task finds being handled; an eager one begins on the stack of the one that makes it."""
@@ -265,7 +306,13 @@ class _Reference:
         doing = self.busy.setdefault(thread, [])
         if doing and (mailbox is None or doing[-1] is not mailbox):
             raise Unfit("it waits for a thread that waits for it")
-        inner = {} if context == "empty" else flow.context.copy()
+        self.waits |= {(other, len(does), thread) for other, does in self.busy.items() if does and other != thread}
+        if context == "kept":
+            if self.kept_is_entered:
+                raise Failure("RuntimeError", "entered")
+            inner = self.kept
+        else:
+            inner = {} if context == "empty" else flow.context.copy()
         snapshot = inner.copy()
         bridged = BridgedCall()
         inner_flow = flow.but(
@@ -278,12 +325,29 @@ class _Reference:
             bridged=bridged,
         )
         doing.append(None)
+        self.kept_is_entered |= context == "kept"
         outcome = self.outcome_of(functools.partial(self.piece, piece, inner_flow))
-        doing.pop()
+        self.kept_is_entered &= context != "kept"
+        if flow.loop.left_alone == "":
+            doing.pop()
         if bridged.cancelled:
+            if flow.loop.left_alone:
+                self.call_off(flow.loop)
             raise Failure("CancelledError")
+        if flow.loop.leaves_soon:
+            self.lose(flow.loop)
+        if flow.loop.left == "closed":
+            raise Frozen
         if context == "":
             _carry(snapshot, inner, flow.context)
+        if flow.loop.left == "stopped" and flow.loop.awaited:
+            # It is cancelled when it goes on, whether or not it has had the result before.
+            for variable in VARIABLES:
+                if snapshot.get(variable) is not inner.get(variable):
+                    flow.context[variable] = ANY
+            raise Failure("CancelledError")
+        if flow.loop.left == "stopped":
+            flow.loop.running, flow.loop.left = True, ""
         if outcome[0] == "StopIteration":
             raise Failure("RuntimeError", "StopIteration")
         return _result(outcome)
@@ -292,6 +356,8 @@ class _Reference:
         """Return the thread for thread-sensitive code, and the mailbox through which it gets it."""
         ancestor = flow.context.get("ancestor")
         while ancestor is not None:
+            if ancestor.lost:
+                raise Unfit("whether that thread still waits is chance")
             if ancestor.serving:
                 return ancestor.thread, ancestor
             ancestor = ancestor.outer
@@ -328,21 +394,30 @@ class _Reference:
         self.busy[flow.thread].append(mailbox)
         if kind != "home":
             loop.blocked.append(mailbox)
+        loop.awaited.append(mailbox)
         try:
-            return self.piece(call.piece, inner)
-        finally:
-            if kind == "fresh":
-                self.end_loop(loop, flow)
-            if kind != "home":
-                loop.blocked.remove(mailbox)
-            self.busy[flow.thread].pop()
-            mailbox.serving = False
-            _carry(snapshot, context, flow.context)
+            outcome = self.outcome_of(functools.partial(self.piece, call.piece, inner))
+        except Frozen:
+            outcome = "RuntimeError", "left"
+        loop.awaited.pop()
+        if kind == "fresh":
+            self.end_loop(loop, flow)
+        if kind != "home":
+            loop.blocked.remove(mailbox)
+        self.busy[flow.thread].pop()
+        mailbox.serving = False
+        if mailbox.lost:  # whatever the coroutine still does
+            raise Failure("RuntimeError", "left")
+        _carry(snapshot, context, flow.context)
+        return _result(outcome)
 
     def loop_for(self, call: Call, flow: Flow) -> tuple[Loop, str]:
         home = flow.home if flow.home is not None and flow.home.running else None
         if home is not None and call.by != "force_new_loop":
-            return home, "home"
+            if not home.leaves_soon:
+                return home, "home"
+            self.lose(home)
+            home = None
         manager = flow.context.get("single")
         if manager is not None and not manager.ended:
             if manager.loop is None:
@@ -356,14 +431,77 @@ class _Reference:
         return fresh, "fresh"
 
     def run_loop(self, call: Call, flow: Flow) -> str:
-        loop = Loop(f"{call.loop} of {call.piece.name}", flow.thread, flow.handled)
+        loop = Loop(f"{call.loop} of {call.piece.name}", flow.thread, flow.handled, call.leaves)
         self.busy[flow.thread].append(None)
-        inner = flow.but(loop=loop, context=flow.context.copy())
+        inner = flow.but(loop=loop, context=flow.context.copy(), leaving=loop)
         try:
-            return self.piece(call.piece, inner)
-        finally:
-            self.end_loop(loop, flow)
-            self.busy[flow.thread].pop()
+            outcome = self.outcome_of(functools.partial(self.piece, call.piece, inner))
+        except Frozen:
+            outcome = "RuntimeError", "never ended"
+            # The coroutine is closed in the end, and with it the blocks in which it stood still.
+            for manager in loop.blocks:
+                manager.ended = True
+        if loop.left not in ("closed", "cancelled"):
+            self.end_spawned(loop, flow, "cancelled")
+        loop.running = False
+        if loop.left_alone:
+            self.busy[loop.left_alone].pop()
+        self.busy[flow.thread].pop()
+        return _result(outcome)
+
+    def leave(self, leave: Leave, flow: Flow) -> None:
+        loop = flow.leaving
+        assert loop is not None
+        if loop.leaves == "paused":
+            return
+        if loop.leaves == "cancelled":
+            loop.left = "cancelled"
+            if flow.loop is not None:
+                raise Failure("CancelledError")
+            self.leave_alone(flow, loop)
+            return
+        if len(loop.awaited) + (flow.loop is not loop) > 1:  # each goes on, at the same time
+            self.judge_blocks(flow, loop)
+        if leave.late and flow.home is loop:
+            loop.leaves_soon = True
+            return
+        self.lose(loop)
+        if flow.loop is not loop:
+            return
+        if loop.left == "closed":
+            raise Frozen
+        if loop.awaited:
+            raise Failure("CancelledError")
+        loop.running, loop.left = True, ""
+
+    def leave_alone(self, flow: Flow, loop: Loop) -> None:
+        """Note that the function goes on when all that waits for it has been cancelled, and the loop was closed."""
+        assert flow.bridged is not None
+        if flow.home is not loop:
+            raise Unfit("when its loop ends is chance")
+        if any(mailbox.thread == flow.thread for mailbox in loop.awaited):
+            raise Unfit("the loop waits for its thread")
+        self.judge_blocks(flow, loop)
+        flow.bridged.cancelled = True
+        self.lose(loop)
+        loop.left_alone = flow.thread
+
+    def call_off(self, loop: Loop) -> None:
+        """Go back to where those who wait are cancelled, which they are before the function goes on."""
+        loop.running = True
+        for mailbox in loop.awaited:
+            mailbox.lost = False
+
+    def judge_blocks(self, flow: Flow, loop: Loop) -> None:
+        if any(manager.bridged is not flow.bridged for manager in loop.blocks):
+            raise Unfit("a block around it may have ended by then")
+
+    def lose(self, loop: Loop) -> None:
+        """Stop or close *loop* under those who wait for it."""
+        loop.running, loop.leaves_soon, loop.left = False, False, loop.leaves
+        for mailbox in loop.awaited:
+            mailbox.lost = True
+            self.parted |= {mailbox.thread} - LASTING
 
     def end_loop(self, loop: Loop, flow: Flow) -> None:
         self.end_spawned(loop, flow, "cancelled")
@@ -379,28 +517,38 @@ class _Reference:
         manager = None
         if executor or before is None or before.ended:
             self.managers += 1
-            manager = Manager(f"{block.manager} number {self.managers}", executor)
+            manager = Manager(f"{block.manager} number {self.managers}", executor, flow.bridged)
             flow.context[key] = manager
+            if flow.leaving is not None:
+                flow.leaving.blocks.append(manager)
             if executor:
                 _write(flow.context, "ancestor", None)
+        failure = None
         try:
             self.look(name, flow)
             for step in block.steps:
                 self.step(step, flow, name)
-        finally:
-            if manager is not None:
-                manager.ended = True
-                _write(flow.context, key, before)
-                if executor:
-                    _write(flow.context, "ancestor", ancestor)
-                if manager.loop is not None:
-                    self.end_kept_loop(manager.loop, flow)
+        except Failure as caught:
+            failure = caught
+        except Frozen:
+            if manager is not None and manager.loop is not None:
+                self.forsake(manager.loop, flow)
+            raise
+        if manager is not None:
+            manager.ended = True
+            if flow.leaving is not None:
+                flow.leaving.blocks.remove(manager)
+            _write(flow.context, key, before)
+            if executor:
+                _write(flow.context, "ancestor", ancestor)
+            if manager.loop is not None:
+                self.end_kept_loop(manager.loop, flow)
+        if failure is not None:
+            raise failure
 
     def end_kept_loop(self, loop: Loop, flow: Flow) -> None:
         if flow.loop is not None:
-            if any(of is loop for of, _ in flow.strand.spawned):
-                raise Unfit("nobody waits for the tasks that end with that loop")
-            loop.running = False
+            self.forsake(loop, flow)
             return
         mailbox = Mailbox(flow, None)
         loop.blocked.append(mailbox)
@@ -410,14 +558,20 @@ class _Reference:
         mailbox.serving = False
         loop.blocked.remove(mailbox)
 
+    def forsake(self, loop: Loop, flow: Flow) -> None:
+        if any(of is loop for of, _ in flow.strand.spawned):
+            raise Unfit("nobody waits for the tasks that end with that loop")
+        loop.running = False
+
     # Tasks
 
     def gather(self, gather: Gather, flow: Flow, name: str) -> None:
         strands = [Strand() for _ in gather.pieces]
-        outcomes = []
+        tasks = []
         for piece, strand in zip(gather.pieces, strands, strict=True):
             task = flow.apart(flow.context.copy(), strand, self.handled_in_task(flow))
-            outcomes.append(self.outcome_of(functools.partial(self.piece, piece, task)))
+            tasks.append(functools.partial(self.outcome_of, functools.partial(self.task, piece, task)))
+        outcomes = self.at_the_same_time(tasks)
         for strand in strands:
             flow.strand.spawned += strand.spawned
         self.note(name, outcomes)
@@ -433,15 +587,29 @@ class _Reference:
         def end(how: str, end_of: Flow) -> None:
             self.note(piece.name, how)
             late = task.but(chain=end_of.chain | {end_of.thread})
-            self.note(piece.name, self.outcome_of(functools.partial(self.piece, piece, late)))
+            self.note(piece.name, self.outcome_of(functools.partial(self.task, piece, late)))
 
         flow.strand.spawned.append((flow.loop, end))
 
     def end_spawned(self, loop: Loop | None, flow: Flow, how: str) -> None:
         mine = [end for of, end in flow.strand.spawned if of is loop]
         flow.strand.spawned = [entry for entry in flow.strand.spawned if entry[0] is not loop]
-        for end in mine:
-            end(how, flow)
+        self.at_the_same_time([functools.partial(end, how, flow) for end in mine])
+
+    def at_the_same_time(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
+        """Run *tasks*; none may wait for a thread that another keeps, which waits for one that the former keeps."""
+        busy = {thread: len(does) for thread, does in self.busy.items()}
+        results = []
+        seen: set[tuple[str, str]] = set()
+        for task in tasks:
+            waits, self.waits = self.waits, set()
+            results.append(task())
+            kept = {(thread, other) for thread, does, other in self.waits if does > busy.get(thread, 0)}
+            if any((other, thread) in seen for thread, other in kept):
+                raise Unfit("two of them may wait for each other's thread")
+            seen |= kept
+            self.waits |= waits
+        return results
 
     # Gates
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures.thread
+import contextlib
 import contextvars
 import faulthandler
+import functools
 import queue
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from asgiref import _workers
+from asgiref import _workers, current_thread_executor, sync
 from asgiref.local import Local
 from asgiref.sync import (
     AsyncSingleThreadContext,
@@ -23,7 +27,7 @@ from asgiref.sync import (
     sync_to_async,
 )
 
-from .programs import Block, Call, Collect, Gather, Held, Hold, Piece, Raise, Spawn, Write
+from .programs import Block, Call, Collect, Gather, Held, Hold, Leave, Piece, Raise, Spawn, Write
 from .reference import VARIABLES, Look, Outcome, Trace
 
 __all__ = ["Hung", "MainThread"]
@@ -38,13 +42,20 @@ class Oops(Exception):
 
 
 class Hung(Exception):
-    """A program did not end."""
+    """A program did not end; the text shows where its threads are."""
 
 
 class MainThread:
     """The thread on which programs start, and what they share: executors, and the limit of their time."""
 
+    # Often, so that there are some in each wait.
+    FIRST_CHECK, LAST_CHECK = 0.001, 0.004
+
     def __init__(self, loops: Loops, limit: float) -> None:
+        self._before = _waits()
+        # What a program that hangs has left there is still there.
+        self.blocked = set(AsyncToSync.loop_thread_executors)
+        _set_waits(self.FIRST_CHECK, self.LAST_CHECK, 0)
         self.loops, self.limit = loops, limit
         self.pool = concurrent.futures.ThreadPoolExecutor(64, "pool")
         self.one = concurrent.futures.ThreadPoolExecutor(1, "one")
@@ -59,7 +70,8 @@ class MainThread:
         SyncToAsync.single_thread_executor.submit(int).result()
 
     def run(self, program: Piece) -> Trace:
-        """Run *program*; if it does not end in time, print all stacks, raise ``Hung`` and start afresh."""
+        """Run *program*; if it does not end in time, raise ``Hung`` and start afresh."""
+        _set_waits(self.FIRST_CHECK, self.LAST_CHECK, 2 * self.limit if program.patient else 0)
         run = _Run(self)
         result: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         context = contextvars.Context()
@@ -76,9 +88,9 @@ class MainThread:
         try:
             error = result.get(timeout=self.limit)
         except queue.Empty:
-            faulthandler.dump_traceback(file=2, all_threads=True)
+            stacks = _stacks()
             self._abandon(run)
-            raise Hung("the program did not end in time; the stacks of all threads are on stderr") from None
+            raise Hung(f"the program did not end in {self.limit:.0f} s; all threads:\n{stacks}") from None
         if error is not None:
             raise error
         return run.trace
@@ -87,12 +99,14 @@ class MainThread:
         run.open_gates()
         self.hung = True
         self.limit = min(self.limit, 1.0)  # the same again, most likely, while a smaller program is looked for
+        _workers._idle.clear()  # one that waits may be among them, after a fault
         SyncToAsync.single_thread_executor = type(SyncToAsync.single_thread_executor)()
         self.one = concurrent.futures.ThreadPoolExecutor(1, "one")
         self._programs.put(None)
         self._start_thread()
 
     def close(self) -> None:
+        _set_waits(*self._before)
         self._programs.put(None)
         self._thread.join()
         self.pool.shutdown(wait=not self.hung)
@@ -101,6 +115,22 @@ class MainThread:
             # Threads that wait for ever are not to be waited for when the interpreter ends.
             concurrent.futures.thread._threads_queues.clear()  # type: ignore[attr-defined]
             _workers._workers.clear()
+
+
+def _waits() -> tuple[float, float, float]:
+    return current_thread_executor.FIRST_CHECK, current_thread_executor.LAST_CHECK, sync.STOPPED_LOOP_PATIENCE
+
+
+def _set_waits(first_check: float, last_check: float, patience: float) -> None:
+    current_thread_executor.FIRST_CHECK, current_thread_executor.LAST_CHECK = first_check, last_check
+    sync.STOPPED_LOOP_PATIENCE = patience
+
+
+def _stacks() -> str:
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()
 
 
 def _serve(programs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
@@ -113,11 +143,11 @@ class _Signal:
     """Something that a task of one loop waits for, and any thread may tell."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[None] = self._loop.create_future()
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self.loop.create_future()
 
     def tell(self) -> None:
-        self._loop.call_soon_threadsafe(self._set)
+        self.loop.call_soon_threadsafe(self._set)
 
     def _set(self) -> None:
         if not self.future.done():
@@ -153,10 +183,144 @@ class _Gate:
             loop.call_soon_threadsafe(event.set)
 
 
+class _Leaving:
+    """A loop that leaves when the ``Leave`` below is reached."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, how: str) -> None:
+        self.loop, self.how = loop, how
+        self.task: asyncio.Task[Any] | None = None
+        self.reached = False
+        # The bridged functions that run.
+        self._functions: list[None] = []
+        self._functions_ended = threading.Event()
+        self.left = threading.Event()
+        self._left: _Signal | None = None
+        # The thread with whose next coroutine the loop leaves.
+        self._thread: int | None = None
+        self._held, self._handed_over = threading.Event(), threading.Event()
+
+    def reach_in_thread(self, late: str) -> None:
+        self.reached = True
+        if late == "" or self.how not in ("closed", "stopped"):
+            self._begin_to_leave()
+            self.left.wait()
+        elif late == "looked at":
+            self._thread = threading.get_ident()
+            self.loop.is_running = functools.partial(self._is_running, self.loop.is_running)  # type: ignore[method-assign]
+        else:
+            self.loop.call_soon_threadsafe(self._hold_and_stop)
+            self._held.wait()
+            self._thread = threading.get_ident()
+            self.loop.call_soon_threadsafe = functools.partial(  # type: ignore[method-assign, assignment]
+                self._call_soon_threadsafe, self.loop.call_soon_threadsafe
+            )
+
+    async def reach_in_coroutine(self) -> None:
+        self.reached = True
+        self._left = _Signal()
+        self._begin_to_leave()
+        await self._left.future
+
+    def _begin_to_leave(self) -> None:
+        assert self.task is not None
+        self.loop.call_soon_threadsafe(self.task.cancel if self.how == "cancelled" else self.loop.stop)
+
+    def _is_running(self, is_running: Callable[[], bool]) -> bool:
+        if self._thread != threading.get_ident():
+            return is_running()
+        self._leave_late()
+        return True
+
+    def _leave_late(self) -> None:
+        self._thread = None
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.left.wait()
+
+    def _hold_and_stop(self) -> None:
+        self._held.set()
+        self._handed_over.wait()
+        self.loop.stop()  # after this turn, in which it does not come to what was handed over
+
+    def _call_soon_threadsafe(self, call_soon_threadsafe: Any, *arguments: Any, **options: Any) -> Any:
+        handle = call_soon_threadsafe(*arguments, **options)
+        if self._thread == threading.get_ident():
+            self._thread = None
+            self._handed_over.set()
+        return handle
+
+    def function_begins(self) -> None:
+        self._functions.append(None)
+
+    def function_ended(self) -> None:
+        if self._thread == threading.get_ident():  # without another coroutine
+            self._leave_late() if not self._held.is_set() else self._handed_over.set()
+        self._functions.pop()
+        if not self._functions:
+            self._functions_ended.set()
+
+    def give_up(self) -> None:
+        self.left.set()
+        self._handed_over.set()
+        self._functions.clear()
+        self._functions_ended.set()
+
+    # On the thread of the loop:
+
+    def tell(self) -> None:
+        """Let go on whoever reached the ``Leave``."""
+        self.left.set()
+        if self._left is not None and not self._left.loop.is_closed():
+            self._left.tell()
+
+    def wait_for_functions(self) -> None:
+        while self._functions:
+            self._functions_ended.clear()
+            if self._functions:
+                self._functions_ended.wait()
+
+
+def _run_until_stopped(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    with contextlib.suppress(BaseException):  # the task has it
+        loop.run_until_complete(task)
+
+
+def _run_leaving(leaving: _Leaving, task: asyncio.Task[Any], strand: _Strand) -> None:
+    """Run *task* on a loop that leaves; see ``programs.Call.leaves``."""
+    loop, leaving.task = leaving.loop, task
+    _run_until_stopped(loop, task)
+    tasks = asyncio.all_tasks(loop)
+    if not task.done() and leaving.how in ("paused", "stopped"):
+        if leaving.how == "paused":
+            time.sleep(2 * MainThread.LAST_CHECK)  # so that all see it
+            loop.call_soon(leaving.tell)
+        else:
+            leaving.tell()
+            leaving.wait_for_functions()
+        _run_until_stopped(loop, task)
+        # What nobody waits for any more comes to its end by itself, before what was spawned is cancelled.
+        left_behind = tasks - {spawned for _, _, spawned in strand.spawned}
+        if left_behind:
+            loop.run_until_complete(asyncio.wait(left_behind))
+    elif not task.done() or (leaving.how == "cancelled" and leaving.reached):
+        loop.close()
+        leaving.tell()
+        leaving.wait_for_functions()
+        for unfinished in tasks:
+            unfinished._log_destroy_pending = False  # type: ignore[attr-defined]
+            coroutine: Any = unfinished.get_coro()
+            contextvars.Context().run(coroutine.close)
+        return
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.get_loop()
+
+
 class _Bridged:
     """One sync_to_async call."""
 
     gate: _Gate | None = None
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
 
 
 class _Strand:
@@ -169,11 +333,18 @@ class _Strand:
 class _Flow:
     """What a function is run with."""
 
-    def __init__(self, name: str, strand: _Strand, gate: _Gate | None, bridged: _Bridged | None) -> None:
-        self.name, self.strand, self.gate, self.bridged = name, strand, gate, bridged
+    def __init__(
+        self,
+        name: str,
+        strand: _Strand,
+        gate: _Gate | None = None,
+        bridged: _Bridged | None = None,
+        leaving: _Leaving | None = None,
+    ) -> None:
+        self.name, self.strand, self.gate, self.bridged, self.leaving = name, strand, gate, bridged, leaving
 
-    def into(self, piece: Piece, bridged: _Bridged | None = None) -> _Flow:
-        return _Flow(piece.name, self.strand, self.gate, bridged or self.bridged)
+    def into(self, piece: Piece, bridged: _Bridged | None = None, leaving: _Leaving | None = None) -> _Flow:
+        return _Flow(piece.name, self.strand, self.gate, bridged or self.bridged, leaving or self.leaving)
 
 
 class _Run:
@@ -181,20 +352,27 @@ class _Run:
         self.main_thread = main
         self.trace: Trace = {}
         self.local, self.critical = Local(), Local(thread_critical=True)
+        self.kept_context = contextvars.Context()
         self.gates: list[_Gate] = []
+        self.leaving: list[_Leaving] = []
+        # What the loops that leave have logged.
+        self.complaints: list[dict[str, Any]] = []
 
     def main(self, program: Piece) -> None:
-        flow = _Flow(program.name, _Strand(), None, None)
+        flow = _Flow(program.name, _Strand())
         try:
             outcome = "returned", self.sync_piece(program, flow)
         except BaseException as error:
             outcome = _outcome(error)
         self.note(program.name, outcome)
-        assert {} == AsyncToSync.loop_thread_executors
+        assert self.main_thread.hung or self.main_thread.blocked == AsyncToSync.loop_thread_executors.keys()
+        assert [] == self.complaints, self.complaints
 
     def open_gates(self) -> None:
         for gate in self.gates:
             gate.opened.set()
+        for leaving in self.leaving:
+            leaving.give_up()
 
     def note(self, name: str, what: Any) -> None:
         self.trace.setdefault(name, []).append(what)
@@ -257,6 +435,10 @@ class _Run:
                 assert flow.bridged is not None
                 flow.bridged.gate = flow.gate
                 flow.gate.hold_thread()
+            elif isinstance(step, Leave):
+                assert flow.leaving is not None
+                assert flow.bridged is not None
+                flow.leaving.reach_in_thread(step.late if flow.bridged.loop is flow.leaving.loop else "")
             self.look(flow.name)
 
     def sync_caught(self, call: Call, flow: _Flow) -> Outcome:
@@ -281,6 +463,16 @@ class _Run:
         inner = flow.into(call.piece)
         if call.by == "call":
             return self.sync_piece(call.piece, inner)
+        if call.by == "run" and call.leaves:
+            leaving = _Leaving(self.main_thread.loops[call.loop](), call.leaves)
+            leaving.loop.set_exception_handler(lambda _, complaint: self.complaints.append(complaint))
+            self.leaving.append(leaving)
+            inner = flow.into(call.piece, leaving=leaving)
+            task = leaving.loop.create_task(self.async_piece(call.piece, inner), context=contextvars.copy_context())
+            _run_leaving(leaving, task, flow.strand)
+            if not task.done():
+                raise RuntimeError("never ended")
+            return task.result()
         if call.by == "run":
             result = error = None
             with asyncio.Runner(loop_factory=self.main_thread.loops[call.loop]) as runner:
@@ -322,6 +514,9 @@ class _Run:
             elif isinstance(step, Hold):
                 assert flow.gate is not None
                 await flow.gate.hold_task()
+            elif isinstance(step, Leave):
+                assert flow.leaving is not None
+                await flow.leaving.reach_in_coroutine()
             self.look(flow.name)
 
     async def async_caught(self, call: Call, flow: _Flow) -> Outcome:
@@ -342,7 +537,12 @@ class _Run:
             return self.sync_piece(call.piece, inner)
         if call.by == "await":
             return await self.async_piece(call.piece, inner)
-        context = {"": None, "copy": contextvars.copy_context(), "empty": contextvars.Context()}[call.context]
+        context = {
+            "": None,
+            "copy": contextvars.copy_context(),
+            "empty": contextvars.Context(),
+            "kept": self.kept_context,
+        }[call.context]
         if call.by == "create_task":
             return await asyncio.create_task(self.async_piece(call.piece, inner), context=context)
         executor = {"": None, "default": None, "pool": self.main_thread.pool, "one": self.main_thread.one}[
@@ -357,9 +557,13 @@ class _Run:
         inner = flow.into(piece, bridged)
 
         def function() -> str:
+            if inner.leaving is not None:
+                inner.leaving.function_begins()
             try:
                 return self.sync_piece(piece, inner)
             finally:
+                if inner.leaving is not None:
+                    inner.leaving.function_ended()
                 if bridged.gate is not None:
                     bridged.gate.done.tell()
 
@@ -388,7 +592,7 @@ class _Run:
         strands = [_Strand() for _ in gather.pieces]
         results = await asyncio.gather(
             *[
-                self.async_piece(piece, _Flow(piece.name, strand, None, None))
+                self.async_piece(piece, _Flow(piece.name, strand))
                 for piece, strand in zip(gather.pieces, strands, strict=True)
             ],
             return_exceptions=True,
@@ -410,7 +614,7 @@ class _Run:
         async def outliving() -> None:
             _, cancelled = await _attempt(gate.wait())
             self.note(name, "released" if cancelled is None else "cancelled")
-            outcome, _ = await _attempt(self.async_piece(spawn.piece, _Flow(name, _Strand(), None, None)))
+            outcome, _ = await _attempt(self.async_piece(spawn.piece, _Flow(name, _Strand())))
             self.note(name, outcome)
             if cancelled is not None:
                 raise cancelled
@@ -432,11 +636,13 @@ class _Run:
         gate = _Gate()
         self.gates.append(gate)
         context = contextvars.copy_context()
-        apart = _Flow(flow.name, flow.strand, gate, None)
+        apart = _Flow(flow.name, flow.strand, gate, leaving=flow.leaving)
 
         async def main() -> Outcome:
             try:
                 outcome = await self.async_caught(held.call, apart)
+            except GeneratorExit:
+                raise
             except BaseException as error:
                 outcome = _outcome(error)
             self.look(f"{held.call.piece.name}'s task")
@@ -454,7 +660,7 @@ class _Run:
                     queued.cancel()
                     await asyncio.wait([queued])
             if held.meanwhile is not None:
-                other = self.async_piece(held.meanwhile, _Flow(held.meanwhile.name, flow.strand, None, None))
+                other = self.async_piece(held.meanwhile, _Flow(held.meanwhile.name, flow.strand))
                 attempt = asyncio.create_task(_attempt(other), context=context if held.shared else None)
                 self.note(flow.name, (await attempt)[0])
             if held.cancels:
@@ -474,6 +680,8 @@ class _Run:
 async def _attempt(awaitable: Awaitable[Any]) -> tuple[Outcome, BaseException | None]:
     try:
         return ("returned", await awaitable), None
+    except GeneratorExit:  # its loop is closed, and it is to leave no trace
+        raise
     except BaseException as error:
         return _outcome(error), error
 
@@ -481,7 +689,13 @@ async def _attempt(awaitable: Awaitable[Any]) -> tuple[Outcome, BaseException | 
 def _exception(step: Raise, flow: _Flow) -> BaseException:
     if step.kind == "Oops":
         return Oops(flow.name)
-    return asyncio.CancelledError() if step.kind == "CancelledError" else StopIteration()
+    kinds: dict[str, type[BaseException]] = {
+        "CancelledError": asyncio.CancelledError,
+        "StopIteration": StopIteration,
+        "SystemExit": SystemExit,
+        "KeyboardInterrupt": KeyboardInterrupt,
+    }
+    return kinds[step.kind]()
 
 
 def _catches(call: Call, error: BaseException) -> bool:
@@ -504,4 +718,7 @@ DETAILS = {
     "await": "await the function itself there",
     "deadlock": "would deadlock",
     "ended": "after the end of the ThreadSensitiveContext",
+    "left": "stopped or closed while it ran a coroutine",
+    "never ended": "never ended",
+    "entered": "is already entered",
 }
