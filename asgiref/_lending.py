@@ -136,9 +136,6 @@ def is_starved(executor: Any) -> bool:
 
 
 def _waits_in_mailbox(frame: FrameType | None) -> bool:
-    # PyPy's queues are written in Python.
-    while frame is not None and frame.f_globals.get("__name__") in ("queue", "_queue", "threading"):
-        frame = frame.f_back
     return frame is not None and frame.f_code is CurrentThreadExecutor.serve.__code__
 
 

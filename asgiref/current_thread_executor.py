@@ -8,7 +8,6 @@ the wait ends first; one that comes later is refused, and goes elsewhere.
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -67,8 +66,11 @@ class CurrentThreadExecutor(JobExecutor):
         # The loop whose default executor this thread belongs to, where the executor does not show that.
         self.lends_to: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._jobs: deque[Job] = deque()
-        self._wake_ups: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        # Released when there is news for the thread. Not a queue: up to Python 3.12, a SimpleQueue that
+        # has an item put before anybody waits for it may let the next wait last for ever, with any timeout.
+        self._no_news = threading.Lock()
+        self._no_news.acquire()
         self._stopped = self._closed = False
         # Called with each job in place of queueing it, where no second thread can be had.
         self.run_in_place: Callable[[Job], None] | None = None
@@ -109,8 +111,14 @@ class CurrentThreadExecutor(JobExecutor):
             if self._closed:
                 return False
             self._jobs.append(job)
-        self._wake_ups.put(None)
+        self._wake()
         return True
+
+    def _wake(self) -> None:
+        try:
+            self._no_news.release()
+        except RuntimeError:  # there is news already, at which the thread will look
+            pass
 
     def run_until_future(self, future: Future[Any]) -> None:
         """Run what is submitted, on this thread, until *future* is done; then refuse what comes later.
@@ -133,7 +141,7 @@ class CurrentThreadExecutor(JobExecutor):
     def stop(self) -> None:
         """Let ``serve`` return. Any thread may call this."""
         self._stopped = True
-        self._wake_ups.put(None)
+        self._wake()
 
     def serve(self, check: Callable[[], bool] | None = None) -> None:
         """Run jobs until ``stop`` is called, or until *check*, asked now and then, says that it never will be."""
@@ -148,9 +156,7 @@ class CurrentThreadExecutor(JobExecutor):
             if self._jobs:
                 self._run_next()
                 continue
-            try:
-                self._wake_ups.get(timeout=pause)
-            except queue.Empty:
+            if not self._no_news.acquire(True, pause):
                 if check is not None and check():
                     return
                 pause = min(2 * pause, LAST_CHECK)

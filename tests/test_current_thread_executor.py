@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from asgiref import current_thread_executor
 from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.sync import sync_to_async
 
@@ -212,6 +213,20 @@ def test_check_is_asked_while_nothing_comes() -> None:
     executor = CurrentThreadExecutor(None)
     executor.serve(lambda: answers.pop(0))
     assert [] == answers
+
+
+def test_check_is_asked_however_late_the_thread_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. A job comes that the thread finds without waiting. 2. The next wait is over before it has begun: it ends."""
+    monkeypatch.setattr(current_thread_executor, "FIRST_CHECK", 1e-6)
+    monkeypatch.setattr(current_thread_executor, "LAST_CHECK", 1e-6)
+    executor = CurrentThreadExecutor(None)
+    times = iter(range(20_000))
+
+    def check() -> bool:
+        executor.post(Job())
+        return next(times, None) is None
+
+    Thread(executor.serve, check).get()
 
 
 def test_finished_executors_are_left_out_of_the_line() -> None:
