@@ -96,6 +96,11 @@ class Loop:
         # The thread that goes on alone when the loop is closed.
         self.left_alone = ""
 
+    @property
+    def cancels(self) -> bool:
+        """Whether it was stopped, and what goes on is about to be cancelled, since its thread waits no more."""
+        return self.left == "stopped" and bool(self.awaited)
+
 
 class Manager:
     """A block of one of the two context managers."""
@@ -266,8 +271,13 @@ class _Reference:
                     raise Failure("RuntimeError", "StopIteration") from None
                 raise
         if call.by == "create_task":
+            assert flow.loop is not None
             context = {} if call.context else flow.context.copy()
-            return self.task(call.piece, flow.but(context=context, handled=self.handled_in_task(flow)))
+            task = flow.but(context=context, handled=self.handled_in_task(flow))
+            outcome = self.outcome_of(functools.partial(self.task, call.piece, task))
+            if flow.loop.cancels:
+                raise Failure("CancelledError")
+            return _result(outcome)
         if call.by == "sync_to_async":
             return self.sync_to_async(call.piece, call.executor, call.context, flow)
         if flow.loop is not None:
@@ -340,13 +350,11 @@ class _Reference:
             raise Frozen
         if context == "":
             _carry(snapshot, inner, flow.context)
-        if flow.loop.left == "stopped" and flow.loop.awaited:
-            # It is cancelled when it goes on, whether or not it has had the result before.
-            for variable in VARIABLES:
-                if snapshot.get(variable) is not inner.get(variable):
-                    flow.context[variable] = ANY
-            raise Failure("CancelledError")
-        if flow.loop.left == "stopped":
+        if flow.loop.cancels:
+            # A thread that runs the function while it waits reports first, and gives up waiting then.
+            if flow.loop.awaited[-1].thread != thread:
+                raise Unfit("whether it is cancelled before it has the result is chance")
+        elif flow.loop.left == "stopped":
             flow.loop.running, flow.loop.left = True, ""
         if outcome[0] == "StopIteration":
             raise Failure("RuntimeError", "StopIteration")
@@ -649,8 +657,9 @@ class _Reference:
             if held.queued_is_cancelled:
                 self.note(name, ("CancelledError", ""))
             else:
-                queued = flow.apart(flow.context.copy(), flow.strand, handled)
+                queued = flow.apart(flow.context.copy(), Strand(), handled)
                 self.note(name, self.outcome_of(functools.partial(self.sync_to_async, held.queued, "", "", queued)))
+                flow.strand.spawned += queued.strand.spawned
 
 
 def _result(outcome: Outcome) -> str:

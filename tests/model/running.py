@@ -652,9 +652,12 @@ class _Run:
         either: list[asyncio.Future[Any]] = [task, gate.reached.future]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         queued = None
+        own = _Strand()  # of what is queued: it may run at the same time as the rest of a task that was cancelled
         if gate.reached.future.done():
             if held.queued is not None:
-                queued = asyncio.create_task(_attempt(self.bridge(held.queued, flow)))
+                queued = asyncio.create_task(
+                    _attempt(self.bridge(held.queued, _Flow(flow.name, own, leaving=flow.leaving)))
+                )
                 await asyncio.sleep(0)
                 if held.queued_is_cancelled:
                     queued.cancel()
@@ -675,6 +678,7 @@ class _Run:
         self.note(flow.name, await task)
         if queued is not None:
             self.note(flow.name, (await queued)[0])
+            flow.strand.spawned += own.spawned
 
 
 async def _attempt(awaitable: Awaitable[Any]) -> tuple[Outcome, BaseException | None]:
