@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
 
 from . import _forks, local
 from ._forks import after_fork_in_child
+from ._waiter import Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 
     class Delivery(Protocol):
         def deliver(self) -> None:
-            """Do what there is to do on the loop; let no exception out."""
+            """Do what there is to do on the loop; let no exception out but those that end it."""
 
 
 class JobExecutor(Executor):
@@ -175,17 +176,15 @@ class AwaitedOutcome(Outcome[R]):
             thread_goes_on()
 
 
-class ThreadCall(Outcome[R]):
-    """One ``sync_to_async`` call, on its way from a loop to a thread and back."""
+class ThreadCall(Outcome[R], Waiter):
+    """One ``sync_to_async`` call, on its way from a loop to a thread and back; the caller awaits it."""
 
-    _delivered = False
     _submitted: Future[R] | asyncio.Future[R] | None = None
-    # Set when the outcome is back on the loop.
-    waiter: asyncio.Future[None] | None = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[..., R], *args: Any) -> None:
         # Until the result is on its way to it: what waits for a loop must not keep it.
         self._loop: asyncio.AbstractEventLoop | None = loop
+        self.waits_in = loop
         # A list of one, since pop() is atomic: either the thread gets the call, to run it,
         # or the caller, to take it back.
         self._call = [(function, args)]
@@ -247,12 +246,10 @@ class ThreadCall(Outcome[R]):
     # On the loop:
 
     def deliver(self) -> None:
-        self._delivered = True
-        waiter = self.waiter
-        if waiter is None:
+        if self.waits_in is None:
             self._forget()
-        elif not waiter.done():
-            waiter.set_result(None)
+        else:
+            self.arrive()
 
     def _forget(self) -> None:
         """Drop an outcome that nobody takes: the traceback of an exception leads back to this object."""
@@ -266,24 +263,18 @@ class ThreadCall(Outcome[R]):
         if submitted is not None:
             submitted.cancel()
 
-    def survives_cancellation(
-        self, loop: asyncio.AbstractEventLoop, inner_calls: list[AwaitedOutcome[Any]]
-    ) -> asyncio.Future[None] | None:
-        """Return what to wait for now that the caller was cancelled, or None where the wait is over.
+    def survives_cancellation(self, inner_calls: list[AwaitedOutcome[Any]]) -> bool:
+        """Tell whether to wait on, now that the caller was cancelled.
 
         The cancellation goes to the *inner_calls* for which the synchronous code waits, and
         their outcome decides. Where there are none, it ends the wait: a call that has
         begun goes on alone, one that has not is never run.
         """
-        if not any([call.cancel() for call in inner_calls.copy()]):
-            self._take_back()
-            self._forget()
-            return None
-        # The waiter was cancelled too, and a delivery that came before this found it so.
-        self.waiter = waiter = loop.create_future()
-        if self._delivered:
-            waiter.set_result(None)
-        return waiter
+        if any([call.cancel() for call in inner_calls.copy()]):
+            return True
+        self._take_back()
+        self._forget()
+        return False
 
 
 class LoopCall:
@@ -377,7 +368,7 @@ class _Deliveries:
 
     def put(self, loop: asyncio.AbstractEventLoop, delivery: Delivery, surely: bool = False) -> None:
         self._queue.append(delivery)
-        if self._waking.acquire(blocking=False) or surely:
+        if self._waking.acquire(False) or surely:
             try:
                 # An empty context keeps nothing of a user's alive; one for all would be
                 # entered by two loops at once.
@@ -395,8 +386,13 @@ class _Deliveries:
     def _deliver(self) -> None:
         self._release()
         queue = self._queue
-        while queue:
-            queue.popleft().deliver()
+        try:
+            while queue:
+                queue.popleft().deliver()
+        except BaseException:  # an exit, by what went on with its delivery
+            if queue:
+                asyncio.get_running_loop().call_soon(self._deliver, context=contextvars.Context())
+            raise
 
 
 # What is under way to each loop. Entries end with their loop, and all of them at a fork.

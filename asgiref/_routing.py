@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from .current_thread_executor import CurrentThreadExecutor
@@ -12,10 +13,10 @@ __all__ = ["has_no_other_thread", "thread_sensitive_executors"]
 
 def thread_sensitive_executors(
     ancestor: Any, of_context: Any, blocked_on_loop: CurrentThreadExecutor | None, process_wide: Any
-) -> list[Any]:
-    """Return the executors for thread-sensitive code, best first.
+) -> Iterator[Any]:
+    """Yield the executors for thread-sensitive code, best first.
 
-    There may be more than one, since a mailbox can close between the look and the post.
+    The first will do as a rule, but a mailbox can close between the look and the post.
 
     Args:
         ancestor: The mailbox of the innermost ``async_to_sync`` call above, finished or not, or None.
@@ -23,19 +24,17 @@ def thread_sensitive_executors(
         blocked_on_loop: The mailbox of the thread that is blocked on the running loop, or None.
         process_wide: ``SyncToAsync.single_thread_executor``.
     """
-    executors = []
     while isinstance(ancestor, CurrentThreadExecutor):
         if ancestor.serving:
-            executors.append(ancestor)
+            yield ancestor
         ancestor = ancestor.outer
     if ancestor is not None:  # set by hand to an executor of another kind
-        executors.append(ancestor)
+        yield ancestor
     if of_context is not None:
-        executors.append(of_context)
+        yield of_context
     if blocked_on_loop is not None and blocked_on_loop.serving:
-        executors.append(blocked_on_loop)
-    executors.append(process_wide)
-    return executors
+        yield blocked_on_loop
+    yield process_wide
 
 
 def has_no_other_thread(executor: Any) -> bool:

@@ -110,21 +110,25 @@ class _Worker:
 
     def _work(self) -> None:
         generation = _forks.generation
+        lasting = False
         # A job that forks returns here in the child, which nothing can measure: the frame is from before the fork.
         while generation is _forks.generation:  # pragma: no branch
             try:
-                item = self.jobs.get(timeout=IDLE_TIME)
+                # A time-out costs a twentieth of a bridged call.
+                item = self.jobs.get(timeout=None if lasting else IDLE_TIME)
             except queue.Empty:
                 if self._leaves():
                     return
                 continue
             if item is None:
+                lasting = False
                 self.go_idle()
                 continue
             if isinstance(item, threading.Event):
                 item.set()
                 continue
             executor, job = item
+            lasting = executor.lasting
             try:
                 job.run()
             except BaseException:
@@ -160,6 +164,9 @@ class WorkerExecutor(JobExecutor):
 
     # Part of the thread's name.
     purpose = "one call"
+
+    # For a lease that ends seldom, if at all: the worker then has to be woken to go idle.
+    lasting = False
 
     # For jobs that last: the interpreter does not wait for them when it ends, and they are
     # refused, rather than run in place, once it starts no threads.
@@ -241,7 +248,11 @@ class WorkerExecutor(JobExecutor):
     def _give_back_if_done(self) -> None:
         if not self._unfinished:
             worker = self.__dict__.pop("_worker", None)
-            if worker is not None:
+            if worker is None:
+                return
+            if self.lasting:
+                worker.jobs.put(None)
+            else:
                 worker.go_idle()
 
     def _forget_parents_worker(self) -> None:
@@ -257,6 +268,7 @@ class WorkerExecutor(JobExecutor):
 
 class ProcessExecutor(WorkerExecutor):
     purpose = "thread-sensitive code of the process"
+    lasting = True
 
 
 class ContextExecutor(WorkerExecutor):

@@ -27,7 +27,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
@@ -618,20 +618,17 @@ class SyncToAsync(Generic[P, R]):
         call: ThreadCall[R] = ThreadCall(
             loop, self.thread_handler, loop, sys.exc_info(), inner_calls, context.run, child
         )
-        waiter: asyncio.Future[None] | None
-        call.waiter = waiter = loop.create_future()
         self._give_to_thread(call, loop, inner_calls, args)
         try:
             while True:
                 try:
-                    await waiter
+                    await call
                     break
                 except asyncio.CancelledError:
-                    waiter = call.survives_cancellation(loop, inner_calls)
-                    if waiter is None:
+                    if not call.survives_cancellation(inner_calls):
                         raise
         finally:
-            call.waiter = None
+            call.waits_in = None
             if call.settled:  # pragma: no branch: else an exception goes on from here, which is no branch to a line
                 if local.THREADS_INHERIT:
                     local.arrive(context)
@@ -642,37 +639,46 @@ class SyncToAsync(Generic[P, R]):
     def _give_to_thread(
         self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls, args: tuple[Any, ...]
     ) -> None:
-        if not self._thread_sensitive and self._executor is None:
+        executors: Iterable[Any]
+        executor: Any = self._executor
+        if self._thread_sensitive:
+            executors = self._executors(loop, args)
+        elif executor is not None:
+            executors = (executor,)
+        else:
             self._give_to_default_executor(call, loop, inner_calls)
             return
-        executor: Any = None
-        for executor in self._executors(loop, args) if self._thread_sensitive else [self._executor]:
-            if isinstance(executor, JobExecutor):
-                if executor.belongs_to_this_thread:
-                    raise self._deadlock(loop)
-                if executor.post(call):
-                    return
-            else:
-                if executor is self._executor_that_runs_this() or _routing.has_no_other_thread(executor):
-                    raise self._deadlock(loop)
-                context = self.thread_sensitive_context.get(None) if self._thread_sensitive else None
-                if isinstance(context, ThreadSensitiveContext) and executor is context._executor:
-                    inner_calls.promised_executor = executor
-                if not self._thread_sensitive:
-                    blocked = self._blocked_above()
-                    executor = _lending.lending_executor(executor, loop, blocked, default=False) or executor
-                call.submit_to(executor)
+        for executor in executors:
+            if not isinstance(executor, JobExecutor):
+                self._submit(call, executor, loop, inner_calls)
+                return
+            if executor.belongs_to_this_thread:
+                raise self._deadlock(loop)
+            if executor.post(call):
                 return
         raise RuntimeError(f"{_name_of(self.func)} cannot run: {executor!r} has been shut down")
 
-    def _executors(self, loop: asyncio.AbstractEventLoop, args: tuple[Any, ...]) -> list[Any]:
+    def _submit(
+        self, call: ThreadCall[R], executor: Any, loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls
+    ) -> None:
+        """Give *call* to a foreign *executor*."""
+        if executor is self._executor_that_runs_this() or _routing.has_no_other_thread(executor):
+            raise self._deadlock(loop)
+        context = self.thread_sensitive_context.get(None) if self._thread_sensitive else None
+        if isinstance(context, ThreadSensitiveContext) and executor is context._executor:
+            inner_calls.promised_executor = executor
+        if not self._thread_sensitive:
+            executor = _lending.lending_executor(executor, loop, self._blocked_above(), default=False) or executor
+        call.submit_to(executor)
+
+    def _executors(self, loop: asyncio.AbstractEventLoop, args: tuple[Any, ...]) -> Iterable[Any]:
         """Return the executors that may run thread-sensitive code called here, best first."""
         ancestor = local.peek(AsyncToSync.executors, "current")
         context = self.thread_sensitive_context.get(None)
         blocked_on_loop = AsyncToSync.loop_thread_executors.get(loop)
         shared = self._shared_executor(args)
         if ancestor is None and context is None and blocked_on_loop is None:  # as for most calls
-            return [shared]
+            return (shared,)
         of_context = None if context is None else self._executor_of(context)
         return _routing.thread_sensitive_executors(ancestor, of_context, blocked_on_loop, shared)
 

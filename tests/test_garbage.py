@@ -59,6 +59,31 @@ def test_failing_sync_to_async_leaves_no_garbage(thread_sensitive: bool) -> None
     asyncio.run(measured())
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_task_that_ends_with_an_exception_leaves_no_garbage(cancelled: bool) -> None:
+    """Its traceback leads to the frames of what made it go on."""
+
+    async def main() -> None:
+        for _ in range(5):
+            task = asyncio.create_task(sync_to_async(fail)())
+            await asyncio.sleep(0)
+            if cancelled:
+                task.cancel()
+            await asyncio.wait([task])
+            try:
+                await task
+            except (LookupError, asyncio.CancelledError):
+                pass
+            del task
+
+    async def measured() -> None:
+        await main()
+        with no_garbage():
+            await main()
+
+    asyncio.run(measured())
+
+
 @pytest.mark.parametrize("handling", [False, True])
 def test_failing_async_to_sync_leaves_no_garbage(handling: bool) -> None:
     call = async_to_sync(fail_async)

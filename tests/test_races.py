@@ -409,19 +409,19 @@ def test_cancellation_on_a_closed_loop_is_none() -> None:
     assert not call.cancel()
 
 
-async def test_cancellation_that_meets_the_result_ends_the_wait() -> None:
-    """1. The result is delivered. 2. The caller is cancelled before it goes on: it ends, as asyncio's own waits do."""
+async def test_result_that_meets_the_cancellation_comes_too_late() -> None:
+    """1. The caller is cancelled. 2. The result is delivered before it goes on: it ends, as asyncio's own waits do."""
     go_on = threading.Event()
     task = asyncio.create_task(sync_to_async(wait_for)(go_on))
     deliver = ThreadCall.deliver
 
-    def deliver_and_cancel(self: ThreadCall[Any]) -> None:
-        deliver(self)
+    def cancel_and_deliver(self: ThreadCall[Any]) -> None:
         task.cancel()
+        deliver(self)
 
     await asyncio.sleep(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ThreadCall, "deliver", deliver_and_cancel)
+        patch.setattr(ThreadCall, "deliver", cancel_and_deliver)
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -435,18 +435,44 @@ async def test_result_that_comes_between_the_cancellation_and_its_handling() -> 
             return True
 
     fake: Any = Loop()
-    loop = asyncio.get_running_loop()
     results, other = _jobs._Deliveries(), done_call(fake)
     call: ThreadCall[None] = ThreadCall(fake, lambda: None)
-    call.waiter = loop.create_future()
-    call.waiter.cancel()
+    call.waits_in = asyncio.get_running_loop()
+
+    async def wait() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert call.survives_cancellation([Cancelling(lambda: None)])
+        await call
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel()
     results.put(fake, call)
     results.put(fake, other)
     fake.run_next()
     assert 1 == other.deliveries
-    waiter = call.survives_cancellation(loop, [Cancelling(lambda: None)])
-    assert waiter is not None
-    assert waiter.done()
+    await asyncio.sleep(0)
+    assert task.done()
+    await task
+
+
+async def test_exit_of_a_task_that_goes_on_lets_the_next_result_come() -> None:
+    """1. Two results come. 2. The task of the first ends the loop. 3. When that runs again, the second is delivered."""
+
+    class Exit(Delivered):
+        def deliver(self) -> None:
+            raise SystemExit
+
+    fake: Any = Loop()
+    results, last = _jobs._Deliveries(), done_call(fake)
+    results.put(fake, Exit(fake))
+    results.put(fake, last)
+    with pytest.raises(SystemExit):
+        fake.run_next()
+    assert 0 == last.deliveries
+    await asyncio.sleep(0)
+    assert 1 == last.deliveries
 
 
 # Workers and their pool:

@@ -42,7 +42,7 @@ CONTEXT, PROCESS, FOREIGN = object(), object(), object()
     ],
 )
 def test_order_of_executors(facts: tuple[Any, Any, Any], expected: list[Any]) -> None:
-    assert [*expected, PROCESS] == thread_sensitive_executors(*facts, PROCESS)
+    assert [*expected, PROCESS] == list(thread_sensitive_executors(*facts, PROCESS))
 
 
 def test_this_thread_is_the_only_one() -> None:
