@@ -109,11 +109,13 @@ def costs_rst(runs: Sequence[Run], directory: Path) -> Iterator[str]:
             label = f"{name}, {unit}"
             for way in dict.fromkeys(way for result in results for way in (*result.costs, *result.failed)):
                 cells = [cell for result in results for cell in cells_rst(result, way)]
-                rows.append([label, way, *cells])
+                # Options are code, or two dashes become a long one.
+                rows.append([label, f"``{way}``" if "--" in way else way, *cells])
                 label = ""
         yield from (family, "~" * len(family), "")
         for plot in plots.files(family, directory):
-            yield from (".. raw:: html", f"   :file: {plot.relative_to(directory)}", "")
+            yield from (".. container:: plot", "")
+            yield from ("   .. raw:: html", f"      :file: {plot.relative_to(directory)}", "")
         yield from table_rst(["work", "way", *both("Python", "way / here", runs)], rows)
 
 
@@ -131,6 +133,6 @@ def both(first: str, second: str, runs: Iterable[Run]) -> list[str]:
 def table_rst(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     output = io.StringIO()
     csv.writer(output, lineterminator="\n").writerows([header, *rows])
-    yield from (".. csv-table::", "   :header-rows: 1", "   :widths: auto", "")
+    yield from (".. csv-table::", "   :class: figures", "   :header-rows: 1", "   :widths: auto", "")
     yield from (f"   {line}" for line in output.getvalue().splitlines())
     yield ""

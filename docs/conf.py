@@ -11,6 +11,8 @@ extensions = ["sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"asgiref {release}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 # The docstrings say what the parameters are; the full types, with their overloads, are for type checkers.
 autodoc_typehints = "none"
