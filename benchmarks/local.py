@@ -5,8 +5,13 @@ Each statement stands ten times in the loop that repeats it, so that the loop it
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import threading
 import timeit
+import weakref
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from asgiref.local import Local
@@ -14,6 +19,7 @@ from asgiref.local import Local
 from .cases import HERE, UPSTREAM, Function, case
 
 THREADING = "threading.local"
+LEAST = "the least in Python"
 PLAIN, CRITICAL = "Local", "Local(thread_critical=True)"
 PLACES = ("in a thread", "in a task")
 STATEMENTS = {
@@ -23,15 +29,44 @@ STATEMENTS = {
 }
 
 
+variable: contextvars.ContextVar[Mapping[Any, Any]] = contextvars.ContextVar("variable", default=MappingProxyType({}))
+
+
+class Least:
+    """What a context variable costs behind Python methods that do nothing else: there can be only one such object."""
+
+    def __getattribute__(self, name: str) -> Any:
+        try:
+            return variable.get()[name]
+        except KeyError:
+            pass
+        raise AttributeError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        variable.set({**variable.get(), name: value})
+
+
+class LeastOfLoop:
+    """The same, where each running loop has values of its own."""
+
+    def __getattribute__(self, name: str) -> Any:
+        try:
+            return variable.get()[weakref.ref(asyncio.get_running_loop()), name]
+        except KeyError:
+            pass
+        raise AttributeError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        variable.set({**variable.get(), (weakref.ref(asyncio.get_running_loop()), name): value})
+
+
 def name(kind: str, operation: str, place: str) -> str:
     return f"{kind}, {operation}, {place}"
 
 
 def in_a_thread(kind: type[Any], options: dict[str, bool], statement: str) -> Function:
-    timer = timeit.Timer("\n".join([statement] * 10), "local.value = 1", globals={"local": kind(**options)})
-
     def repeat(n: int) -> None:
-        timer.timeit(n)
+        timeit.Timer("\n".join([statement] * 10), "local.value = 1", globals={"local": kind(**options)}).timeit(n)
 
     return repeat
 
@@ -44,9 +79,16 @@ def in_a_task(function: Function) -> Function:
 
 
 for row, options in ((PLAIN, {}), (CRITICAL, {"thread_critical": True})):
+    least = Least if row == PLAIN else LeastOfLoop
     for operation, statement in STATEMENTS.items():
-        for kind, ways, kind_options in ((Local, (HERE, UPSTREAM), options), (threading.local, (THREADING,), {})):
+        for kind, ways, kind_options in (
+            (Local, (HERE, UPSTREAM), options),
+            (threading.local, (THREADING,), {}),
+            (least, (LEAST,), {}),
+        ):
             function = in_a_thread(kind, kind_options, statement)
             for place, placed in zip(PLACES, (function, in_a_task(function)), strict=True):
+                if kind is LeastOfLoop and placed is function:
+                    continue
                 placed.__module__ = __name__
                 case(name(row, operation, place), *ways, batch=10)(placed)

@@ -27,6 +27,7 @@ TO_THREAD = "asyncio.to_thread"
 IN_EXECUTOR = "loop.run_in_executor"
 ANYIO = "anyio.to_thread.run_sync"
 HOP = "a bare hop"
+ALONE = "the tasks alone"
 NONE = "here, no variables"
 
 variables = [contextvars.ContextVar[int](f"variable {number}") for number in range(30)]
@@ -131,6 +132,16 @@ async def hop_one(n: int) -> None:
 async def hop_many(n: int) -> None:
     with hop() as thread:
         await all_at_once(thread.there_and_back, 100, n)
+
+
+async def return_at_once() -> None:
+    pass
+
+
+@case(MANY, ALONE, batch=100)
+async def tasks_alone(n: int) -> None:
+    """What ``gather`` and its tasks cost without anything to wait for."""
+    await all_at_once(return_at_once, 100, n)
 
 
 @case(OWN_EXECUTOR)

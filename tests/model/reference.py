@@ -95,11 +95,8 @@ class Loop:
         self.blocks: list[Manager] = []
         # The thread that goes on alone when the loop is closed.
         self.left_alone = ""
-
-    @property
-    def cancels(self) -> bool:
-        """Whether it was stopped, and what goes on is about to be cancelled, since its thread waits no more."""
-        return self.left == "stopped" and bool(self.awaited)
+        # Whether the coroutine that goes on is about to be cancelled, since its thread waits no more.
+        self.cancels = False
 
 
 class Manager:
@@ -276,6 +273,7 @@ class _Reference:
             task = flow.but(context=context, handled=self.handled_in_task(flow))
             outcome = self.outcome_of(functools.partial(self.task, call.piece, task))
             if flow.loop.cancels:
+                flow.loop.cancels = False
                 raise Failure("CancelledError")
             return _result(outcome)
         if call.by == "sync_to_async":
@@ -350,10 +348,11 @@ class _Reference:
             raise Frozen
         if context == "":
             _carry(snapshot, inner, flow.context)
-        if flow.loop.cancels:
+        if flow.loop.left == "stopped" and flow.loop.awaited:
             # A thread that runs the function while it waits reports first, and gives up waiting then.
             if flow.loop.awaited[-1].thread != thread:
                 raise Unfit("whether it is cancelled before it has the result is chance")
+            flow.loop.cancels = True
         elif flow.loop.left == "stopped":
             flow.loop.running, flow.loop.left = True, ""
         if outcome[0] == "StopIteration":
@@ -408,6 +407,7 @@ class _Reference:
         except Frozen:
             outcome = "RuntimeError", "left"
         loop.awaited.pop()
+        loop.cancels = False
         if kind == "fresh":
             self.end_loop(loop, flow)
         if kind != "home":
