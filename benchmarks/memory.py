@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import tracemalloc
 from collections.abc import Awaitable, Callable
 
 from asgiref.sync import sync_to_async
@@ -20,6 +19,8 @@ THREADS = 64  # more than any default executor has on a machine of some CPUs, wh
 
 async def bytes_of_each(call: Callable[[], Awaitable[object]], block: Callable[[], Awaitable[object]]) -> float:
     """Return what a *call* holds that waits behind others, which *block* until told."""
+    import tracemalloc  # PyPy has none, where the other families run
+
     busy = [asyncio.ensure_future(block()) for _ in range(THREADS)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
