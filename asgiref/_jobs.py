@@ -356,7 +356,7 @@ class LoopCall:
 class _Deliveries:
     """Finished calls, and other news from threads, for one loop; one wake-up brings many.
 
-    The lock is held from the decision to wake the loop until the loop begins to empty the
+    The lock is held from the decision to wake the loop until the loop begins to look at the
     queue. Who finds it held has put a delivery there before, and so in time.
 
     The queue may be all that keeps a task, to which asyncio itself refers weakly.
@@ -372,7 +372,7 @@ class _Deliveries:
             try:
                 # An empty context keeps nothing of a user's alive; one for all would be
                 # entered by two loops at once.
-                loop.call_soon_threadsafe(self._deliver, context=contextvars.Context())
+                loop.call_soon_threadsafe(self._deliver, loop, context=contextvars.Context())
             except RuntimeError:  # the loop is closed, and whoever waited in it is gone
                 self._queue.clear()
                 self._release()
@@ -383,16 +383,18 @@ class _Deliveries:
         except RuntimeError:  # not held, after an interrupt
             pass
 
-    def _deliver(self) -> None:
+    def _deliver(self, loop: asyncio.AbstractEventLoop) -> None:
         self._release()
         queue = self._queue
-        try:
-            while queue:
-                queue.popleft().deliver()
-        except BaseException:  # an exit, by what went on with its delivery
-            if queue:
-                asyncio.get_running_loop().call_soon(self._deliver, context=contextvars.Context())
-            raise
+        # What goes on with its delivery may ask for more, which is for the next turn: or nothing else would get one.
+        count = len(queue)
+        # It may also end the loop, or run it until another one of these has gone on.
+        if count > 1 and self._waking.acquire(False):
+            loop.call_soon(self._deliver, loop, context=contextvars.Context())
+        for _ in range(count):
+            if not queue:
+                return
+            queue.popleft().deliver()
 
 
 # What is under way to each loop. Entries end with their loop, and all of them at a fork.

@@ -33,16 +33,26 @@ class Waiter:
         if not self._arrived:
             self._asyncio_future_blocking = True
             yield self
+            if not self._arrived:
+                raise RuntimeError("what runs this coroutine has let it go on before there is an outcome to go on with")
 
     def arrive(self) -> None:
         """Let the task go on, in this call; not in another task, since a loop runs one at a time."""
         self._arrived = True
         callback, self._callback = self._callback, None
+        loop = self.waits_in
         while callback is not None:
             function, context, callback = callback
-            context.run(function, self)
-        # The traceback of an exception with which the task has ended leads here, and this to the task.
-        function = None  # type: ignore[assignment]
+            if loop is not None and loop.get_debug():
+                loop.call_soon(function, self, context=context)  # for asyncio to tell which task is slow
+            else:
+                context.run(function, self)
+        # The traceback of an exception of the task leads here, and the task and its context may lead to that.
+        function = context = None  # type: ignore[assignment]
+
+    def done(self) -> bool:
+        """Tell whether the task goes on; anyio asks for that."""
+        return self._arrived or self._cancellation is not None
 
     # For the task:
 

@@ -142,6 +142,13 @@ class _Worker:
                 _complain()
             del executor, item, job  # a waiting thread keeps nothing of a user's alive
 
+    def wait_until_reached(self) -> None:
+        """Wait until all that is in the queue now is done."""
+        reached = threading.Event()
+        self.jobs.put(reached)
+        while not reached.wait(1) and self.thread.is_alive():
+            pass
+
     def go_idle(self) -> None:
         self.thread.serves = None
         self.idle_since = time.monotonic()
@@ -228,12 +235,13 @@ class WorkerExecutor(JobExecutor):
             wait: Wait for that, except on the worker itself.
             cancel_futures: Has no effect: accepted jobs are done.
         """
-        # The last job is done when all are.
-        last = self.submit(int) if wait and self._unfinished and not self.belongs_to_this_thread else None
+        if self._generation is not _forks.generation:
+            self._forget_parents_worker()
+        worker = self._worker if wait and self._unfinished and not self.belongs_to_this_thread else None
         self._shut_down = True
         self._give_back_if_done()
-        if last is not None:
-            last.result()
+        if worker is not None:
+            worker.wait_until_reached()
 
     def _lease(self) -> _Worker | None:
         worker = _lease()
@@ -485,10 +493,7 @@ def _wait_for_running_jobs() -> None:
     while done != (done := sum(worker.jobs_done for worker in _workers.copy())):  # they may have led to others
         for worker in _workers.copy() - set(_idle):
             if not (worker.thread.serves or WorkerExecutor).background:
-                reached = threading.Event()
-                worker.jobs.put(reached)
-                while not reached.wait(1) and worker.thread.is_alive():
-                    pass
+                worker.wait_until_reached()
 
 
 def run_in_place(job: Job) -> None:

@@ -84,6 +84,30 @@ def test_task_that_ends_with_an_exception_leaves_no_garbage(cancelled: bool) -> 
     asyncio.run(measured())
 
 
+def test_exception_kept_in_the_context_of_its_task_is_no_garbage() -> None:
+    """1. A task goes on after a call. 2. It fails. 3. Something in its context, a request, notes the exception."""
+    request: contextvars.ContextVar[list[BaseException]] = contextvars.ContextVar("request")
+
+    async def handle() -> None:
+        request.set([])
+        try:
+            await sync_to_async(int)()
+            raise LookupError
+        except LookupError as error:
+            request.get().append(error)
+
+    async def main() -> None:
+        for _ in range(5):
+            await asyncio.create_task(handle())
+
+    async def measured() -> None:
+        await main()
+        with no_garbage():
+            await main()
+
+    asyncio.run(measured())
+
+
 @pytest.mark.parametrize("handling", [False, True])
 def test_failing_async_to_sync_leaves_no_garbage(handling: bool) -> None:
     call = async_to_sync(fail_async)

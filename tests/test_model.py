@@ -22,6 +22,7 @@ from .model.running import Hung, MainThread
 
 LOOPS = list(LOOP_FACTORIES)
 EAGER_LOOPS = frozenset({"asyncio-eager"})
+DEBUG_LOOPS = frozenset({"asyncio-debug"})
 
 # For the deep run: how long it lasts, in minutes, or how many programs; and where its random numbers start.
 MINUTES = float(os.environ.get("ASGIREF_MODEL_MINUTES", 0))
@@ -45,7 +46,7 @@ def programs_judged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Piece
 
     def judge(program: Piece) -> None:
         nonlocal give_up
-        expected = expected_of(program, EAGER_LOOPS)
+        expected = expected_of(program, EAGER_LOOPS, DEBUG_LOOPS)
         text = str(program)
         if text not in hangs:
             if hangs and time.monotonic() > give_up:

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import contextvars
 import errno
+import functools
 import gc
 import queue
 import sys
@@ -21,7 +22,7 @@ import pytest
 from asgiref import _jobs, _loops, _workers, sync
 from asgiref._jobs import AwaitedOutcome, LoopCall, ThreadCall
 from asgiref._loops import FreshLoop, KeptLoop
-from asgiref._workers import WorkerExecutor
+from asgiref._workers import ProcessExecutor, WorkerExecutor
 from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.sync import (
     AsyncSingleThreadContext,
@@ -46,6 +47,8 @@ class Loop:
         if self.closed:
             raise RuntimeError("Event loop is closed")
         self.callbacks.put(lambda: callback(*arguments))
+
+    call_soon = call_soon_threadsafe
 
     def run_next(self) -> None:
         self.callbacks.get(timeout=LIMIT)()
@@ -79,8 +82,9 @@ def test_result_that_comes_while_the_loop_is_already_woken() -> None:
     results.put(loop, one)
     results.put(loop, two)
     loop.run_next()
-    assert loop.callbacks.empty()
     assert (1, 1) == (one.deliveries, two.deliveries)
+    loop.run_next()  # what would have gone on, had the first ended the loop
+    assert loop.callbacks.empty()
 
 
 def test_result_that_comes_just_before_the_queue_is_emptied() -> None:
@@ -114,6 +118,7 @@ def test_queue_that_is_emptied_just_after_a_result_relied_on_the_wake_up() -> No
     class Waking:
         def acquire(self, blocking: bool) -> bool:
             acquired = waking.acquire(blocking=blocking)
+            results._waking = waking
             loop.run_next()
             return acquired
 
@@ -409,6 +414,18 @@ def test_cancellation_on_a_closed_loop_is_none() -> None:
     assert not call.cancel()
 
 
+def test_cancellation_that_finds_no_loop_keeps_the_next_one_from_being_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. The thread takes the call back from a loop that left. 2. It is cancelled. 3. No other loop gets it."""
+
+    def leave_and_cancel(self: Any, call: LoopCall, home: Any, outcome: AwaitedOutcome[Any], mailbox: Any) -> None:
+        assert call.take_back()
+        assert outcome.cancel()
+
+    monkeypatch.setattr(AsyncToSync, "_hand_over_and_serve", leave_and_cancel)
+    with pytest.raises(asyncio.CancelledError):
+        async_to_sync(asyncio.sleep)(0)
+
+
 async def test_result_that_meets_the_cancellation_comes_too_late() -> None:
     """1. The caller is cancelled. 2. The result is delivered before it goes on: it ends, as asyncio's own waits do."""
     go_on = threading.Event()
@@ -457,22 +474,56 @@ async def test_result_that_comes_between_the_cancellation_and_its_handling() -> 
     await task
 
 
-async def test_exit_of_a_task_that_goes_on_lets_the_next_result_come() -> None:
+class Bringing(Delivered):
+    """A call with whose delivery a task goes on, and does *what*."""
+
+    def __init__(self, loop: Any, what: Callable[[], object]) -> None:
+        super().__init__(loop)
+        self.what = what
+        self.run()
+
+    def deliver(self) -> None:
+        super().deliver()
+        self.what()
+
+
+def test_exit_of_a_task_that_goes_on_lets_the_next_result_come() -> None:
     """1. Two results come. 2. The task of the first ends the loop. 3. When that runs again, the second is delivered."""
-
-    class Exit(Delivered):
-        def deliver(self) -> None:
-            raise SystemExit
-
-    fake: Any = Loop()
-    results, last = _jobs._Deliveries(), done_call(fake)
-    results.put(fake, Exit(fake))
-    results.put(fake, last)
+    loop: Any = Loop()
+    results, second = _jobs._Deliveries(), done_call(loop)
+    results.put(loop, Bringing(loop, sys.exit))
+    results.put(loop, second)
     with pytest.raises(SystemExit):
-        fake.run_next()
-    assert 0 == last.deliveries
-    await asyncio.sleep(0)
-    assert 1 == last.deliveries
+        loop.run_next()
+    assert 0 == second.deliveries
+    loop.run_next()
+    assert 1 == second.deliveries
+
+
+def test_task_that_goes_on_and_runs_the_loop_until_the_next_result() -> None:
+    """1. Two results come. 2. The task of the first runs the loop for the second, as Jupyter does. 3. It is there."""
+    loop: Any = Loop()
+    results, second, third = _jobs._Deliveries(), done_call(loop), done_call(loop)
+    results.put(loop, Bringing(loop, loop.run_next))
+    results.put(loop, second)
+    loop.run_next()
+    assert 1 == second.deliveries
+    results.put(loop, third)
+    loop.run_next()
+    assert (1, 1) == (second.deliveries, third.deliveries)
+
+
+def test_tasks_that_ask_for_more_as_they_go_on_do_not_hold_up_the_loop() -> None:
+    """1. Two results come. 2. Both tasks ask again, and are answered at once. 3. That is for the loop's next turn."""
+    loop: Any = Loop()
+    results = _jobs._Deliveries()
+    answers = [done_call(loop), done_call(loop)]
+    for answer in answers:
+        results.put(loop, Bringing(loop, functools.partial(results.put, loop, answer)))
+    loop.run_next()
+    assert [0, 0] == [answer.deliveries for answer in answers]
+    loop.run_next()
+    assert [1, 1] == [answer.deliveries for answer in answers]
 
 
 # Workers and their pool:
@@ -483,6 +534,19 @@ def busy_worker() -> tuple[WorkerExecutor, _workers._Worker]:
     finished(executor)
     assert executor._worker is not None
     return executor, executor._worker
+
+
+def test_worker_of_an_executor_that_lasts_leaves_after_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. It waits for the next job without a time-out. 2. The executor is shut down: it is idle, and leaves in time."""
+    executor = ProcessExecutor()
+    finished(executor)
+    worker = executor._worker
+    assert worker is not None
+    monkeypatch.setattr(_workers, "IDLE_TIME", 0.01)
+    executor.shutdown(wait=False)
+    worker.thread.join(LIMIT)
+    assert not worker.thread.is_alive()
+    assert worker not in _workers._idle
 
 
 def test_worker_that_times_out_while_it_is_being_leased_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,6 +607,23 @@ def test_worker_is_given_back_before_its_last_outcome_is_reported() -> None:
     executor.shutdown(wait=False)
     wait_for(done)
     assert [True] == idle
+
+
+def test_shutdown_that_waits_after_one_that_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. A job runs. 2. The executor is shut down, without waiting. 3. And once more, which waits for the job."""
+    go_on = threading.Event()
+    executor = WorkerExecutor()
+    job = executor.submit(wait_for, go_on)
+    executor.shutdown(wait=False)
+    wait_until_reached = _workers._Worker.wait_until_reached
+
+    def let_it_go_on(self: _workers._Worker) -> None:
+        go_on.set()
+        wait_until_reached(self)
+
+    monkeypatch.setattr(_workers._Worker, "wait_until_reached", let_it_go_on)
+    executor.shutdown()
+    assert job.done()
 
 
 def test_post_that_meets_the_shutdown_is_refused() -> None:
@@ -975,6 +1056,9 @@ def test_interrupt_while_a_result_is_handed_over(moment: str) -> None:
         def call_soon_threadsafe(self, *arguments: Any, **options: Any) -> None:
             interrupt()
             self.loop.call_soon_threadsafe(*arguments, **options)
+
+        def call_soon(self, *arguments: Any, **options: Any) -> None:
+            self.loop.call_soon(*arguments, **options)
 
     tasks: list[asyncio.Task[int]] = []
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from asgiref._waiter import Waiter
+from asgiref.sync import sync_to_async
 
 from .conftest import LOOP_FACTORIES
 
@@ -69,6 +70,40 @@ async def test_task_goes_on_in_its_own_context() -> None:
     await in_a_callback(waiter.arrive)
     await task
     assert "of the test" == variable.get()
+
+
+async def test_debug_mode_can_tell_which_task_is_slow() -> None:
+    """There the loop calls each task by itself."""
+    asyncio.get_running_loop().set_debug(True)
+    waiter = await make_waiter()
+    task = await begun(waiter)
+    done: list[bool] = []
+
+    def arrive() -> None:
+        waiter.arrive()
+        done.append(task.done())
+
+    await in_a_callback(arrive)
+    assert [False] == done
+    await task
+
+
+async def test_done_as_a_future_is() -> None:
+    waiter = await make_waiter()
+    task = await begun(waiter)
+    assert not waiter.done()
+    task.cancel()
+    assert waiter.done()
+    await asyncio.wait([task])
+    waiter.arrive()
+    assert waiter.done()
+
+
+async def test_whatever_lets_the_coroutine_go_on_too_early_hears_of_it() -> None:
+    call = sync_to_async(int)()
+    assert asyncio.isfuture(call.send(None))
+    with pytest.raises(RuntimeError, match="before there is an outcome"):
+        call.send(None)
 
 
 async def test_what_has_arrived_is_not_waited_for() -> None:

@@ -87,9 +87,9 @@ class Loop:
         # The mailboxes of the threads that are blocked on it, and whether there may be others.
         self.blocked: list[Mailbox] = []
         self.shared = False
-        # What becomes of it at the Leave below, and what has become of it; whether the Leave was
-        # reached, and with the next coroutine for it, it leaves.
-        self.leaves, self.left, self.leaves_soon = leaves, "", False
+        # What becomes of it at the Leave below, and what has become of it; how late it leaves, with
+        # the next coroutine for it, where the Leave was reached.
+        self.leaves, self.left, self.leaves_soon = leaves, "", ""
         # On the way to the Leave: the mailboxes of the threads that wait for one of its coroutines, and the blocks.
         self.awaited: list[Mailbox] = []
         self.blocks: list[Manager] = []
@@ -97,6 +97,10 @@ class Loop:
         self.left_alone = ""
         # Whether the coroutine that goes on is about to be cancelled, since its thread waits no more.
         self.cancels = False
+
+    @property
+    def kind(self) -> str:
+        return self.name.split()[0]
 
 
 class Manager:
@@ -153,14 +157,16 @@ class Flow:
         return self.but(context=context, strand=strand, handled=handled, alone=False)
 
 
-def expected_of(program: Piece, eager_loops: frozenset[str] = frozenset()) -> Trace:
+def expected_of(
+    program: Piece, eager_loops: frozenset[str] = frozenset(), debug_loops: frozenset[str] = frozenset()
+) -> Trace:
     """Return what *program* must do; raises ``Unfit`` where that cannot be told."""
-    return _Reference(eager_loops).run(program)
+    return _Reference(eager_loops, debug_loops).run(program)
 
 
 class _Reference:
-    def __init__(self, eager_loops: frozenset[str]) -> None:
-        self.eager_loops = eager_loops
+    def __init__(self, eager_loops: frozenset[str], debug_loops: frozenset[str]) -> None:
+        self.eager_loops, self.debug_loops = eager_loops, debug_loops
         self.trace: Trace = {}
         self.managers = 0
         # What each thread does: it runs something (None) or serves a mailbox, the innermost last.
@@ -295,7 +301,7 @@ class _Reference:
     def handled_in_task(self, flow: Flow) -> Any:
         """Return what a new task finds being handled; an eager one begins on the stack of the one that makes it."""
         assert flow.loop is not None
-        eager = flow.loop.name.split()[0] in self.eager_loops
+        eager = flow.loop.kind in self.eager_loops
         return ANY if eager and flow.handled is not None else flow.loop.handled
 
     # From asynchronous to synchronous code
@@ -352,6 +358,8 @@ class _Reference:
             # A thread that runs the function while it waits reports first, and gives up waiting then.
             if flow.loop.awaited[-1].thread != thread:
                 raise Unfit("whether it is cancelled before it has the result is chance")
+            if flow.loop.kind in self.debug_loops:  # it goes on one turn after its result, and so too late
+                raise Failure("CancelledError")
             flow.loop.cancels = True
         elif flow.loop.left == "stopped":
             flow.loop.running, flow.loop.left = True, ""
@@ -421,12 +429,16 @@ class _Reference:
 
     def loop_for(self, call: Call, flow: Flow) -> tuple[Loop, str]:
         home = flow.home if flow.home is not None and flow.home.running else None
-        if home is not None and call.by != "force_new_loop":
+        manager = flow.context.get("single")
+        # In a block, a new loop must not be the home loop, which is looked at for that.
+        looks = call.by != "force_new_loop"
+        if manager is not None and home is not None:
+            looks |= home.leaves_soon == "looked at"
+        if home is not None and looks:
             if not home.leaves_soon:
                 return home, "home"
             self.lose(home)
             home = None
-        manager = flow.context.get("single")
         if manager is not None and not manager.ended:
             if manager.loop is None:
                 manager.loop = Loop(f"loop of {manager.name}", f"the loop thread of {manager.name}")
@@ -471,7 +483,7 @@ class _Reference:
         if len(loop.awaited) + (flow.loop is not loop) > 1:  # each goes on, at the same time
             self.judge_blocks(flow, loop)
         if leave.late and flow.home is loop:
-            loop.leaves_soon = True
+            loop.leaves_soon = leave.late
             return
         self.lose(loop)
         if flow.loop is not loop:
@@ -506,7 +518,7 @@ class _Reference:
 
     def lose(self, loop: Loop) -> None:
         """Stop or close *loop* under those who wait for it."""
-        loop.running, loop.leaves_soon, loop.left = False, False, loop.leaves
+        loop.running, loop.leaves_soon, loop.left = False, "", loop.leaves
         for mailbox in loop.awaited:
             mailbox.lost = True
             self.parted |= {mailbox.thread} - LASTING
