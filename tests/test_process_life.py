@@ -340,6 +340,26 @@ with AsyncSingleThreadContext():
 
 
 @needs_fork
+def test_child_shuts_down_an_executor_whose_job_its_parent_runs() -> None:
+    """It waits for nothing: the thread that runs the job is the parent's alone."""
+    code = """
+from asgiref._workers import WorkerExecutor
+executor = WorkerExecutor()
+begun, go_on = threading.Event(), threading.Event()
+def work():
+    begun.set()
+    assert go_on.wait(20)
+job = executor.submit(work)
+assert begun.wait(20)
+print(in_child(executor.shutdown))
+go_on.set()
+executor.shutdown()
+print(job.done())
+"""
+    assert ["0", "True"] == output_of(BRIDGES + code)
+
+
+@needs_fork
 def test_child_that_is_interrupted_while_it_leaves_its_parents_block_lets_the_loop_be() -> None:
     code = """
 from asgiref import _loops
