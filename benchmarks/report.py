@@ -77,10 +77,12 @@ def update(file: Path, runs: Sequence[Run]) -> None:
     file.write_text(text)
 
 
-def facts_rst(runs: Iterable[Run]) -> Iterator[str]:
-    for run in runs:
-        yield from (f"* {fact}" for fact in facts(run))
-        yield ""
+def facts_rst(runs: Sequence[Run]) -> Iterator[str]:
+    """Return a list of the facts, each once where all runs share it."""
+    for name in dict.fromkeys(name for run in runs for name in run.facts):
+        values = dict.fromkeys(run.facts[name] for run in runs if name in run.facts)
+        yield f"* {name}: {'; '.join(values)}"
+    yield ""
 
 
 def targets_rst(runs: Sequence[Run]) -> Iterator[str]:
@@ -95,7 +97,7 @@ def targets_rst(runs: Sequence[Run]) -> Iterator[str]:
                 cells += [target.measured(cost), "yes" if target.met(cost) else "**no**"]
         if any(cells):
             rows.append([target.row, target.way, target.aim(), *cells])
-    yield from table_rst(["work", "against", "target", *both("measured, Python", "met", runs)], rows)
+    yield from table_rst(["work", "against", "target", *both("Python", "met", runs)], rows)
 
 
 def costs_rst(runs: Sequence[Run], directory: Path) -> Iterator[str]:
