@@ -71,7 +71,7 @@ def main() -> int:
     if arguments.read:
         runs = [run.read(file) for file in arguments.read]
     elif chosen := choose(arguments):
-        runs = [measure(chosen, Options(arguments.upstream, arguments.quick))]
+        runs = [measure(chosen, Options(arguments.upstream, arguments.quick, arguments.check))]
     else:
         sys.exit(f"no row has {arguments.only!r} in its name")
     if arguments.json:

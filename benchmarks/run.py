@@ -98,6 +98,8 @@ class Options:
 
     upstream: str | None
     quick: bool
+    # Whether only upstream is compared with.
+    check: bool = False
 
     def ways(self) -> tuple[str, ...]:
         return (HERE,) if self.upstream is None else (HERE, UPSTREAM)
@@ -139,7 +141,7 @@ def measure(chosen: Iterable[AnyRow], options: Options, advance: Callable[[str],
 
 
 def _measure_in_turns(row: Row, processes: Processes, options: Options) -> tuple[dict[str, Cost], dict[str, str]]:
-    ways = [way for way in row.ways if way != UPSTREAM or options.upstream is not None]
+    ways = [way for way in row.ways if way in options.ways() or (way != UPSTREAM and not options.check)]
     failed = {
         way: f"{module} not installed"
         for way in ways
