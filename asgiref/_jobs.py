@@ -16,8 +16,10 @@ import asyncio
 # asyncio would import this with the first call on a default executor. A fork meanwhile
 # would leave the import lock held for ever in the child.
 import concurrent.futures.thread  # noqa: F401
+import contextlib
 import contextvars
 import functools
+import sys
 import threading
 import time
 import weakref
@@ -27,12 +29,20 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
 
 from . import _forks, local
 from ._forks import after_fork_in_child
-from ._waiter import Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["AwaitedOutcome", "JobExecutor", "LoopCall", "Outcome", "SubmittedCall", "ThreadCall", "deliver_on"]
+__all__ = [
+    "AwaitedOutcome",
+    "JobExecutor",
+    "LoopCall",
+    "Outcome",
+    "SubmittedCall",
+    "ThreadCall",
+    "WouldDeadlock",
+    "deliver_on",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -58,15 +68,23 @@ if TYPE_CHECKING:
             """Do what there is to do on the loop; let no exception out but those that end it."""
 
 
+class WouldDeadlock(Exception):
+    """A thread is about to wait for a job that only that thread could run."""
+
+
 class JobExecutor(Executor):
     """An executor that takes jobs; ``submit`` wraps a plain call in one."""
 
-    # Whether this thread is the only one that serves the queue, so that waiting for a job
-    # here would never end.
-    belongs_to_this_thread = False
+    def post(self, job: Job, waiting_thread: int | None = None) -> bool:
+        """Accept *job*, or return False where nobody serves the queue any more.
 
-    def post(self, job: Job) -> bool:
-        """Accept *job*, or return False where nobody serves the queue any more."""
+        Args:
+            job: What to run.
+            waiting_thread: The ``ident`` of a thread that can do nothing else until the job has ended.
+
+        Raises:
+            WouldDeadlock: if that thread is the only one that serves the queue.
+        """
         raise NotImplementedError
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
@@ -109,9 +127,12 @@ class SubmittedCall:
 class Outcome(Generic[R]):
     """What a bridged call came to: a result or an exception, taken out once."""
 
-    settled = False
-    _error: BaseException | None = None
-    _result: R
+    __slots__ = ("_error", "_result", "settled")
+
+    def __init__(self) -> None:
+        self.settled = False
+        self._error: BaseException | None = None
+        self._result: R
 
     def set_result(self, result: R) -> None:
         self._result = result
@@ -144,14 +165,16 @@ class AwaitedOutcome(Outcome[R]):
     way, whichever it is.
     """
 
-    # The thread writes ``call`` and then reads ``cancelled``; who cancels does it the other
-    # way round, so that one of the two notices.
-    call: LoopCall | None = None
-    cancelled = False
+    __slots__ = ("began", "call", "cancelled", "thread_goes_on")
 
     def __init__(self, thread_goes_on: Callable[[], None]) -> None:
+        super().__init__()
         # None where something else, the end of a fresh loop, is what the thread waits for.
         self.thread_goes_on: Callable[[], None] | None = thread_goes_on
+        # The thread writes ``call`` and then reads ``cancelled``; who cancels does it the other
+        # way round, so that one of the two notices.
+        self.call: LoopCall | None = None
+        self.cancelled = False
         self.began = clock()
 
     def set_result(self, result: R) -> None:
@@ -176,18 +199,41 @@ class AwaitedOutcome(Outcome[R]):
             thread_goes_on()
 
 
-class ThreadCall(Outcome[R], Waiter):
-    """One ``sync_to_async`` call, on its way from a loop to a thread and back; the caller awaits it."""
+class ThreadCall(Outcome[R]):
+    """One ``sync_to_async`` call, on its way from a loop to a thread and back.
 
-    _submitted: Future[R] | asyncio.Future[R] | None = None
+    Args:
+        loop: Where the caller awaits ``arrival``.
+        wrapper: The ``SyncToAsync`` object; its ``thread_handler`` is what the thread calls, with what follows.
+        exc_info: What the caller is handling.
+        inner_calls: Takes up the ``async_to_sync`` calls for which the thread waits.
+        context: The context to run in.
+        child: The wrapped function with its arguments.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[..., R], *args: Any) -> None:
+    __slots__ = ("_call", "_generation", "_loop", "_submitted", "arrival", "awaited", "began")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        wrapper: Any,
+        exc_info: Any,
+        inner_calls: list[AwaitedOutcome[Any]],
+        context: contextvars.Context,
+        child: Callable[[], R],
+    ) -> None:
+        # In place of super().__init__(), since a hundredth of a bridged call is worth a line.
+        self.settled, self._error = False, None
         # Until the result is on its way to it: what waits for a loop must not keep it.
         self._loop: asyncio.AbstractEventLoop | None = loop
-        self.waits_in = loop
-        # A list of one, since pop() is atomic: either the thread gets the call, to run it,
-        # or the caller, to take it back.
-        self._call = [(function, args)]
+        # Ends with None when there is an outcome to take.
+        self.arrival: asyncio.Future[None] = asyncio.Future(loop=loop)
+        # Whether the caller will take the outcome.
+        self.awaited = True
+        # To delete an attribute is one step, and an error the second time: either the thread
+        # gets the call, to run it, or the caller, to take it back.
+        self._call = wrapper, loop, exc_info, inner_calls, context, child
+        self._submitted: Future[R] | asyncio.Future[R] | None = None
         self._generation = _forks.generation
         self.began = clock()
 
@@ -196,11 +242,12 @@ class ThreadCall(Outcome[R], Waiter):
     def run(self) -> None:
         __traceback_hide__ = True
         try:
-            function, args = self._call.pop()
-        except IndexError:
+            wrapper, loop, exc_info, inner_calls, context, child = self._call
+            del self._call
+        except AttributeError:
             return
         try:
-            self._result = function(*args)
+            self._result = wrapper.thread_handler(loop, exc_info, inner_calls, context.run, child)
         except BaseException as error:
             self._error = error
         self.settled = True
@@ -219,16 +266,20 @@ class ThreadCall(Outcome[R], Waiter):
 
     def submit_to(self, executor: Any) -> None:
         """Have a foreign *executor* run the call; it needs no more than ``submit(fn)``."""
-        function, args = self._call.pop()
-        submitted = self._submitted = executor.submit(functools.partial(function, *args))
+        submitted = self._submitted = executor.submit(self._as_function())
         submitted.add_done_callback(self._take_over)
 
     def submit_to_default_executor(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have the default executor of the loop run the call."""
         # Not awaited itself: a cancellation would cut the link to the thread's outcome.
-        function, args = self._call.pop()
-        submitted = self._submitted = loop.run_in_executor(None, functools.partial(function, *args))
+        submitted = self._submitted = loop.run_in_executor(None, self._as_function())
         submitted.add_done_callback(self._take_over)
+
+    def _as_function(self) -> functools.partial[R]:
+        """Return the call; a ``partial``, in which instruments look for ``thread_handler``."""
+        wrapper, loop, exc_info, inner_calls, context, child = self._call
+        del self._call
+        return functools.partial(wrapper.thread_handler, loop, exc_info, inner_calls, context.run, child)
 
     def _take_over(self, submitted: Future[R] | asyncio.Future[R]) -> None:
         self._submitted = None
@@ -246,19 +297,35 @@ class ThreadCall(Outcome[R], Waiter):
     # On the loop:
 
     def deliver(self) -> None:
-        if self.waits_in is None:
+        """Let the task that awaits ``arrival`` go on, in this call.
+
+        The future would have the loop call the task in its next turn, which is a look at the
+        selector more for each call, a tenth of what a bridged call costs.
+        """
+        arrival = self.arrival
+        if not self.awaited:
             self._forget()
+        elif arrival.cancelled():  # which the task hears of first, and may then wait on
+            arrival.get_loop().call_soon(self.deliver, context=contextvars.Context())
+        elif not (callbacks := arrival._callbacks) or arrival.get_loop().get_debug():
+            arrival.set_result(None)  # asyncio's debug mode tells which task is slow, if the loop calls it
         else:
-            self.arrive()
+            callback, context = callbacks[0]  # any others can wait
+            arrival.remove_done_callback(callback)
+            arrival.set_result(None)
+            context.run(callback, arrival)
+            # The traceback of an exception of the task leads here, and these may lead to the exception.
+            del callbacks, callback, context
 
     def _forget(self) -> None:
         """Drop an outcome that nobody takes: the traceback of an exception leads back to this object."""
         self._error = None
-        self.__dict__.pop("_result", None)
+        self._result = None  # type: ignore[assignment]
 
     def _take_back(self) -> None:
         """Keep the call from running, if it has not begun."""
-        self._call.clear()
+        with contextlib.suppress(AttributeError):
+            del self._call
         submitted = self._submitted  # read once: the thread that ends the call sets it to None
         if submitted is not None:
             submitted.cancel()
@@ -271,6 +338,8 @@ class ThreadCall(Outcome[R], Waiter):
         begun goes on alone, one that has not is never run.
         """
         if any([call.cancel() for call in inner_calls.copy()]):
+            if self.arrival.cancelled():
+                self.arrival = asyncio.Future(loop=self.arrival.get_loop())
             return True
         self._take_back()
         self._forget()
@@ -285,19 +354,20 @@ class LoopCall:
     coroutine that settles the outcome.
     """
 
-    _loop: asyncio.AbstractEventLoop | None = None
-    _task: asyncio.Task[None] | None = None
-
     def __init__(
         self,
         coroutine: Coroutine[Any, Any, None],
         context: contextvars.Context,
         outcome: AwaitedOutcome[Any],
     ) -> None:
-        # A list of one, since pop() is atomic: either the loop gets the coroutine, or the caller has it back.
-        self._coroutine = [coroutine]
+        # To delete an attribute is one step, and an error the second time: either the loop
+        # gets the coroutine, or the caller has it back.
+        self._coroutine = coroutine
         self._context = context
         self._outcome = outcome
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._cancel_after_first_step = False
 
     # On the loop's thread:
 
@@ -305,17 +375,32 @@ class LoopCall:
         """Make the coroutine a task of *loop*, unless the caller took it back."""
         self._loop = loop  # first, since who comes too late to take the coroutine back needs it
         try:
-            coroutine = self._coroutine.pop()
-        except IndexError:
+            coroutine = self._coroutine
+            del self._coroutine
+        except AttributeError:
             return None
         if local.THREADS_INHERIT:
             local.arrive(self._context)
         try:
-            # Not create_task(context=...): task factories of older frameworks do not take it.
-            self._task = self._context.run(loop.create_task, coroutine)
+            self._task = self._task_of(coroutine, loop)
         except BaseException as error:  # of a task factory
             self._outcome.set_exception(error)
+        if self._cancel_after_first_step and self._task is not None:
+            self._task.cancel()
         return self._task
+
+    def _task_of(self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
+        # Where nobody has a say in how tasks are made, this one makes its first step here. The loop would
+        # make it in its next turn, a sixth of a call; in debug mode it does, to tell if the task is slow.
+        if (
+            sys.version_info >= (3, 12)
+            and _makes_plain_tasks(type(loop))  # type: ignore[arg-type]
+            and loop.get_task_factory() is None
+            and not loop.get_debug()
+        ):
+            return asyncio.Task(coroutine, loop=loop, context=self._context, eager_start=True)
+        # Not create_task(context=...): task factories of older frameworks do not take it.
+        return self._context.run(loop.create_task, coroutine)
 
     # On any thread:
 
@@ -327,8 +412,8 @@ class LoopCall:
     def take_back(self) -> bool:
         """Keep the coroutine from being started; return False where it has been, or was taken back before."""
         try:
-            del self._coroutine[-1]
-        except IndexError:
+            del self._coroutine
+        except AttributeError:
             return False
         return True
 
@@ -350,7 +435,19 @@ class LoopCall:
         return True
 
     def _cancel_task(self) -> bool:
-        return self._task is not None and self._task.cancel()
+        if self._task is None:  # in its first step, which runs the loop (nest_asyncio lets it)
+            self._cancel_after_first_step = True
+            return True
+        return self._task.cancel()
+
+
+@functools.cache
+def _makes_plain_tasks(kind: Any) -> bool:
+    """Tell whether loops of *kind* make tasks just by ``asyncio.Task(coroutine, loop=loop)``."""
+    return next(each.__module__ for each in kind.__mro__ if "create_task" in vars(each)) in _LOOPS_WITH_PLAIN_TASKS
+
+
+_LOOPS_WITH_PLAIN_TASKS = ("asyncio.base_events", "uvloop.loop")
 
 
 class _Deliveries:
@@ -363,33 +460,31 @@ class _Deliveries:
     """
 
     def __init__(self) -> None:
-        self._queue: deque[Delivery] = deque()
-        self._waking = threading.Lock()
+        self.queue: deque[Delivery] = deque()
+        self.waking = threading.Lock()
 
-    def put(self, loop: asyncio.AbstractEventLoop, delivery: Delivery, surely: bool = False) -> None:
-        self._queue.append(delivery)
-        if self._waking.acquire(False) or surely:
-            try:
-                # An empty context keeps nothing of a user's alive; one for all would be
-                # entered by two loops at once.
-                loop.call_soon_threadsafe(self._deliver, loop, context=contextvars.Context())
-            except RuntimeError:  # the loop is closed, and whoever waited in it is gone
-                self._queue.clear()
-                self._release()
+    def wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            # An empty context keeps nothing of a user's alive; one for all would be
+            # entered by two loops at once.
+            loop.call_soon_threadsafe(self._deliver, loop, context=contextvars.Context())
+        except RuntimeError:  # the loop is closed, and whoever waited in it is gone
+            self.queue.clear()
+            self._release()
 
     def _release(self) -> None:
         try:
-            self._waking.release()
+            self.waking.release()
         except RuntimeError:  # not held, after an interrupt
             pass
 
     def _deliver(self, loop: asyncio.AbstractEventLoop) -> None:
         self._release()
-        queue = self._queue
+        queue = self.queue
         # What goes on with its delivery may ask for more, which is for the next turn: or nothing else would get one.
         count = len(queue)
         # It may also end the loop, or run it until another one of these has gone on.
-        if count > 1 and self._waking.acquire(False):
+        if count > 1 and self.waking.acquire(False):
             loop.call_soon(self._deliver, loop, context=contextvars.Context())
         for _ in range(count):
             if not queue:
@@ -412,21 +507,26 @@ def deliver_on(loop: asyncio.AbstractEventLoop, delivery: Delivery, surely: bool
         surely: Wake the loop in any case: an exception raised by a signal may have come
             between the decision to do that and the deed.
     """
-    global _latest
     latest_loop, latest_deliveries = _latest
     deliveries = latest_deliveries() if latest_loop() is loop else None
     if deliveries is None:
-        deliveries = _deliveries.get(loop) or _deliveries_for_new(loop)
-        _latest = weakref.ref(loop), weakref.ref(deliveries)
-    deliveries.put(loop, delivery, surely)
+        deliveries = _deliveries_to(loop)
+    deliveries.queue.append(delivery)
+    if deliveries.waking.acquire(False) or surely:
+        deliveries.wake(loop)
 
 
-def _deliveries_for_new(loop: asyncio.AbstractEventLoop) -> _Deliveries:
-    # A loop that was closed before it could empty its queue may be kept by what is in it.
-    for other in [reference() for reference in _deliveries.keyrefs()]:
-        if other is not None and other.is_closed():
-            _deliveries.pop(other, None)
-    return _deliveries.setdefault(loop, _Deliveries())
+def _deliveries_to(loop: asyncio.AbstractEventLoop) -> _Deliveries:
+    global _latest
+    deliveries = _deliveries.get(loop)
+    if deliveries is None:
+        # A loop that was closed before it could empty its queue may be kept by what is in it.
+        for other in [reference() for reference in _deliveries.keyrefs()]:
+            if other is not None and other.is_closed():
+                _deliveries.pop(other, None)
+        deliveries = _deliveries.setdefault(loop, _Deliveries())
+    _latest = weakref.ref(loop), weakref.ref(deliveries)
+    return deliveries
 
 
 @after_fork_in_child

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _forks
 from ._forks import after_fork_in_child
-from ._jobs import JobExecutor
+from ._jobs import JobExecutor, WouldDeadlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,6 +101,8 @@ class _Worker:
     def __init__(self) -> None:
         self.jobs: queue.SimpleQueue[tuple[WorkerExecutor, Job] | threading.Event | None] = queue.SimpleQueue()
         self.jobs_done = 0
+        # Whether to wait for the next job without a time-out, which costs a twentieth of a bridged call.
+        self.lasting = False
         self.idle_since = time.monotonic()
         self.thread = _WorkerThread(target=self._work, name=f"asgiref {next(_numbers)}", daemon=True)
         # Where threads inherit contexts, this one must not keep its first caller's.
@@ -110,32 +112,32 @@ class _Worker:
 
     def _work(self) -> None:
         generation = _forks.generation
-        lasting = False
+        jobs = self.jobs
         # A job that forks returns here in the child, which nothing can measure: the frame is from before the fork.
         while generation is _forks.generation:  # pragma: no branch
             try:
-                # A time-out costs a twentieth of a bridged call.
-                item = self.jobs.get(timeout=None if lasting else IDLE_TIME)
+                item = jobs.get() if self.lasting else jobs.get(timeout=IDLE_TIME)
             except queue.Empty:
                 if self._leaves():
                     return
                 continue
             if item is None:
-                lasting = False
                 self.go_idle()
                 continue
             if isinstance(item, threading.Event):
                 item.set()
                 continue
             executor, job = item
-            lasting = executor.lasting
             try:
                 job.run()
             except BaseException:
                 _complain()
             self.jobs_done += 1
             if generation is _forks.generation:  # pragma: no branch: as above
-                executor.job_done()
+                # Before the outcome is reported.
+                executor.unfinished.pop()
+                if executor.shut_down:
+                    executor.give_back_if_done()
             try:
                 job.report()
             except BaseException:
@@ -151,6 +153,7 @@ class _Worker:
 
     def go_idle(self) -> None:
         self.thread.serves = None
+        self.lasting = False
         self.idle_since = time.monotonic()
         _idle.append(self)
 
@@ -188,8 +191,8 @@ class WorkerExecutor(JobExecutor):
 
     def __init__(self) -> None:
         # An item for each job that was accepted and is not done.
-        self._unfinished: list[None] = []
-        self._shut_down = False
+        self.unfinished: list[None] = []
+        self.shut_down = False
         self._generation = _forks.generation
 
     @property
@@ -199,14 +202,15 @@ class WorkerExecutor(JobExecutor):
         return set() if worker is None or self._generation is not _forks.generation else {worker.thread}
 
     @property
-    def belongs_to_this_thread(self) -> bool:  # type: ignore[override]
+    def belongs_to_this_thread(self) -> bool:
+        """Whether this thread is the one that serves the queue."""
         worker = self._worker
         return worker is not None and worker.ident == threading.get_ident() and self._generation is _forks.generation
 
-    def post(self, job: Job) -> bool:
+    def post(self, job: Job, waiting_thread: int | None = None) -> bool:
         if self._generation is not _forks.generation:
             self._forget_parents_worker()
-        if self._shut_down:
+        if self.shut_down:
             return False
         worker = self._worker or self._lease()
         if worker is None:
@@ -214,19 +218,16 @@ class WorkerExecutor(JobExecutor):
                 return False
             run_in_place(job)
             return True
-        self._unfinished.append(None)
+        if worker.ident == waiting_thread:
+            raise WouldDeadlock
+        self.unfinished.append(None)
         # Looked at again, now that the worker cannot be given back: shutdown() sets it first.
-        if self._shut_down:
-            self.job_done()
+        if self.shut_down:
+            self.unfinished.pop()
+            self.give_back_if_done()
             return False
         worker.jobs.put((self, job))
         return True
-
-    def job_done(self) -> None:
-        """Note that a job is done; on the worker, before the outcome is reported."""
-        self._unfinished.pop()
-        if self._shut_down:
-            self._give_back_if_done()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more jobs, and give the worker back when the accepted ones are done.
@@ -237,9 +238,9 @@ class WorkerExecutor(JobExecutor):
         """
         if self._generation is not _forks.generation:
             self._forget_parents_worker()
-        worker = self._worker if wait and self._unfinished and not self.belongs_to_this_thread else None
-        self._shut_down = True
-        self._give_back_if_done()
+        worker = self._worker if wait and self.unfinished and not self.belongs_to_this_thread else None
+        self.shut_down = True
+        self.give_back_if_done()
         if worker is not None:
             worker.wait_until_reached()
 
@@ -248,13 +249,14 @@ class WorkerExecutor(JobExecutor):
         if worker is None:
             return None
         worker.thread.serves = type(self)
+        worker.lasting = self.lasting
         leased: _Worker = self.__dict__.setdefault("_worker", worker)
         if leased is not worker:  # another thread was faster
             worker.go_idle()
         return leased
 
-    def _give_back_if_done(self) -> None:
-        if not self._unfinished:
+    def give_back_if_done(self) -> None:
+        if not self.unfinished:
             worker = self.__dict__.pop("_worker", None)
             if worker is None:
                 return
@@ -265,7 +267,7 @@ class WorkerExecutor(JobExecutor):
 
     def _forget_parents_worker(self) -> None:
         self.__dict__.pop("_worker", None)
-        self._unfinished = []
+        self.unfinished = []
         self._generation = _forks.generation
 
     def __del__(self) -> None:
@@ -322,7 +324,7 @@ class WorkerPool(JobExecutor):
         # Held while a worker is on its way to the queue. Nobody waits for it.
         self._coming = threading.Lock()
 
-    def post(self, job: Job) -> bool:
+    def post(self, job: Job, waiting_thread: int | None = None) -> bool:
         self._jobs.append(job)
         try:
             self._call_worker()

@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from . import _forks
-from ._jobs import JobExecutor
+from ._jobs import JobExecutor, WouldDeadlock
 
 if TYPE_CHECKING:
     import asyncio
@@ -81,7 +81,8 @@ class CurrentThreadExecutor(JobExecutor):
         return not self._closed and self._generation is _forks.generation
 
     @property
-    def belongs_to_this_thread(self) -> bool:  # type: ignore[override]
+    def belongs_to_this_thread(self) -> bool:
+        """Whether this thread is the one that serves, so that it would wait for itself."""
         return self.owner == threading.get_ident() and self.run_in_place is None
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -101,12 +102,14 @@ class CurrentThreadExecutor(JobExecutor):
             )
         return super().submit(fn, *args, **kwargs)
 
-    def post(self, job: Job) -> bool:
+    def post(self, job: Job, waiting_thread: int | None = None) -> bool:
         if self._generation is not _forks.generation:  # in a forked child the lock may be held for ever
             return False
         if self.run_in_place is not None:
             self.run_in_place(job)
             return True
+        if self.owner == waiting_thread:
+            raise WouldDeadlock
         with self._lock:
             if self._closed:
                 return False
@@ -175,7 +178,7 @@ class CurrentThreadExecutor(JobExecutor):
 
     def close(self, *, run_rest: bool = True) -> None:
         """Accept nothing more; run what was accepted, or tell its callers that it will not be."""
-        if not self.serving:
+        if self._closed or self._generation is not _forks.generation:
             return
         with self._lock:
             self._closed = True

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 
 from . import _forks, _jobs, _lending, _loops, _routing, _workers, local
 from ._carry import ExceptionMarks, changes_since
-from ._jobs import AwaitedOutcome, JobExecutor, LoopCall, ThreadCall
+from ._jobs import AwaitedOutcome, JobExecutor, LoopCall, ThreadCall, WouldDeadlock
 from .current_thread_executor import CurrentThreadExecutor
 from .local import Local
 
@@ -166,8 +166,10 @@ class ThreadSensitiveContext:
         self._ended = True
         # A generator may be closed in another context than it was entered in. That one
         # keeps an ended block then, which counts for nothing.
-        with contextlib.suppress(ValueError):
+        try:
             SyncToAsync.thread_sensitive_context.reset(token)
+        except ValueError:
+            pass
         executor = SyncToAsync.context_to_thread_executor.pop(self, None)
         if self._executor is None:
             if executor is not None:
@@ -184,7 +186,7 @@ def _has_ended(context: Any) -> bool:
 class _EndedContext(JobExecutor):
     """Stands for the executor of a block that has ended: where a call would wait for it, it is refused."""
 
-    def post(self, job: Job) -> bool:
+    def post(self, job: Job, waiting_thread: int | None = None) -> bool:
         raise RuntimeError(
             "thread-sensitive code was called after the end of the ThreadSensitiveContext(executor=...) block that "
             "its task comes from; await such tasks inside the block, or start them in a context of their own"
@@ -615,24 +617,23 @@ class SyncToAsync(Generic[P, R]):
             snapshot = context.copy()
         inner_calls = _InnerCalls()
         child: Callable[[], R] = functools.partial(self.func, *args, **kwargs)
-        call: ThreadCall[R] = ThreadCall(
-            loop, self.thread_handler, loop, sys.exc_info(), inner_calls, context.run, child
-        )
+        call: ThreadCall[R] = ThreadCall(loop, self, sys.exc_info(), inner_calls, context, child)
         self._give_to_thread(call, loop, inner_calls, args)
         try:
             while True:
                 try:
-                    await call
+                    await call.arrival
                     break
                 except asyncio.CancelledError:
                     if not call.survives_cancellation(inner_calls):
                         raise
         finally:
-            call.waits_in = None
+            call.awaited = False
             if call.settled:  # pragma: no branch: else an exception goes on from here, which is no branch to a line
                 if local.THREADS_INHERIT:
                     local.arrive(context)
-                if snapshot is not None and (changes := changes_since(snapshot, context)) is not None:
+                # A context never loses a variable, so an empty one has not changed.
+                if snapshot is not None and context and (changes := changes_since(snapshot, context)) is not None:
                     _restore_context(changes)
         return call.take()
 
@@ -648,14 +649,16 @@ class SyncToAsync(Generic[P, R]):
         else:
             self._give_to_default_executor(call, loop, inner_calls)
             return
+        here = threading.get_ident()
         for executor in executors:
             if not isinstance(executor, JobExecutor):
                 self._submit(call, executor, loop, inner_calls)
                 return
-            if executor.belongs_to_this_thread:
-                raise self._deadlock(loop)
-            if executor.post(call):
-                return
+            try:
+                if executor.post(call, here):
+                    return
+            except WouldDeadlock:
+                raise self._deadlock(loop) from None
         raise RuntimeError(f"{_name_of(self.func)} cannot run: {executor!r} has been shut down")
 
     def _submit(
@@ -672,19 +675,14 @@ class SyncToAsync(Generic[P, R]):
         call.submit_to(executor)
 
     def _executors(self, loop: asyncio.AbstractEventLoop, args: tuple[Any, ...]) -> Iterable[Any]:
-        """Return the executors that may run thread-sensitive code called here, best first."""
+        """Return the executors that may run thread-sensitive code, called here with *args*, best first."""
         ancestor = local.peek(AsyncToSync.executors, "current")
         context = self.thread_sensitive_context.get(None)
         blocked_on_loop = AsyncToSync.loop_thread_executors.get(loop)
-        shared = self._shared_executor(args)
         if ancestor is None and context is None and blocked_on_loop is None:  # as for most calls
-            return (shared,)
+            return (self.single_thread_executor,)
         of_context = None if context is None else self._executor_of(context)
-        return _routing.thread_sensitive_executors(ancestor, of_context, blocked_on_loop, shared)
-
-    def _shared_executor(self, args: tuple[Any, ...]) -> Any:
-        """Return the executor for thread-sensitive code, called with *args*, that nothing encloses."""
-        return self.single_thread_executor
+        return _routing.thread_sensitive_executors(ancestor, of_context, blocked_on_loop, self.single_thread_executor)
 
     def _executor_of(self, context: Any) -> Executor | None:
         if isinstance(context, ThreadSensitiveContext) and context._ended:

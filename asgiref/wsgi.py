@@ -22,6 +22,7 @@ from ._wsgi_response import FileWrapper, Response
 from .sync import SyncToAsync
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Callable, Iterable
     from concurrent.futures import Executor
     from wsgiref.types import WSGIApplication
@@ -146,9 +147,10 @@ def _on_adapter_threads(func: Callable[..., None]) -> Any:
 class _OnAdapterThreads(SyncToAsync[..., None]):
     """``sync_to_async`` for ``run_wsgi_app``: where nothing encloses the call, the threads are the adapter's."""
 
-    def _shared_executor(self, args: tuple[Any, ...]) -> Any:
+    def _executors(self, loop: asyncio.AbstractEventLoop, args: tuple[Any, ...]) -> Iterable[Any]:
         instance: WsgiToAsgiInstance = args[0]
-        return instance.executor
+        *enclosing, _ = super()._executors(loop, args)
+        return *enclosing, instance.executor
 
     def __get__(self, parent: Any, objtype: Any = None) -> Any:
         return self if parent is None else types.MethodType(self, parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import gc
 import os
 import signal
@@ -11,13 +12,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import asgiref
 from asgiref import _workers
-from asgiref._jobs import JobExecutor
+from asgiref._jobs import JobExecutor, ThreadCall
 from asgiref.sync import SyncToAsync
 
 # The limit of each wait, in seconds: far more than it ever takes, and less than faulthandler's.
@@ -51,6 +53,12 @@ class Thread(threading.Thread):
             finally:
                 self._error = None
         return self._result
+
+
+def thread_call(loop: Any, function: Callable[[], Any] = int, kind: Any = ThreadCall) -> Any:
+    """Return the call of *function*, made on *loop*, before a thread has got it."""
+    wrapper = SimpleNamespace(thread_handler=lambda loop, exc_info, inner_calls, run, child: run(child))
+    return kind(loop, wrapper, (None, None, None), [], contextvars.Context(), function)
 
 
 def wait_for(event: threading.Event) -> None:

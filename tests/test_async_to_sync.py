@@ -8,6 +8,7 @@ import contextvars
 import functools
 import inspect
 import queue
+import socket
 import sys
 import threading
 import time
@@ -154,6 +155,50 @@ def test_fresh_loop_ends_as_with_asyncio_run() -> None:
     async_to_sync(main)()
     # The calling thread still serves while its loop ends.
     assert [thread(), "generator"] == ended
+
+
+@pytest.mark.parametrize("left", ["transport", "callback", "generator", "executor"])
+def test_what_is_left_to_a_fresh_loop_without_tasks_is_ended_too(left: str) -> None:
+    ended: list[str] = []
+    kept: list[Any] = []
+
+    class Protocol(asyncio.Protocol):
+        def connection_lost(self, error: BaseException | None) -> None:
+            ended.append("transport")
+
+    async def generate() -> Any:
+        try:
+            yield 1
+        finally:
+            ended.append("generator")
+
+    async def main() -> None:
+        if left == "transport":
+            one, other = socket.socketpair()
+            kept.append(other)
+            transport, _ = await asyncio.get_running_loop().create_connection(Protocol, sock=one)
+            transport.close()
+        elif left == "callback":
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, ended.append, "callback")
+        elif left == "generator":
+            kept.append(generate())
+            await anext(kept[0])
+        else:
+            begun = threading.Event()
+            asyncio.get_running_loop().run_in_executor(None, hold, begun)
+            await asyncio.to_thread(wait_for, begun)
+
+    def hold(begun: threading.Event) -> None:
+        begun.set()
+        time.sleep(0.01)
+        ended.append("executor")
+
+    async_to_sync(main)()
+    assert [left] == ended
+    for each in kept:
+        if isinstance(each, socket.socket):
+            each.close()
 
 
 async def test_coroutine_below_sync_to_async_runs_on_the_home_loop() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from asgiref import _jobs, _loops, _workers, sync
-from asgiref._jobs import AwaitedOutcome, LoopCall, ThreadCall
+from asgiref._jobs import AwaitedOutcome, LoopCall, ThreadCall, deliver_on
 from asgiref._loops import FreshLoop, KeptLoop
 from asgiref._workers import ProcessExecutor, WorkerExecutor
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -33,7 +33,7 @@ from asgiref.sync import (
     sync_to_async,
 )
 
-from .helpers import LIMIT, Thread, finished, idle_workers, wait_for
+from .helpers import LIMIT, Thread, finished, idle_workers, thread_call, wait_for
 
 
 class Loop:
@@ -50,25 +50,23 @@ class Loop:
 
     call_soon = call_soon_threadsafe
 
+    def get_debug(self) -> bool:
+        return False
+
+    def is_closed(self) -> bool:
+        return self.closed
+
     def run_next(self) -> None:
         self.callbacks.get(timeout=LIMIT)()
 
 
-class Delivered(ThreadCall[None]):
-    """A call that notes its delivery."""
+class Delivered:
+    """A delivery that notes that it came."""
 
-    def __init__(self, loop: Any) -> None:
-        super().__init__(loop, lambda: None)
-        self.deliveries = 0
+    deliveries = 0
 
     def deliver(self) -> None:
         self.deliveries += 1
-
-
-def done_call(loop: Any) -> Delivered:
-    call = Delivered(loop)
-    call.run()
-    return call
 
 
 # A result on its way to a loop:
@@ -77,10 +75,9 @@ def done_call(loop: Any) -> Delivered:
 def test_result_that_comes_while_the_loop_is_already_woken() -> None:
     """1. A result wakes the loop. 2. Another comes: no second wake-up. 3. The loop delivers both."""
     loop: Any = Loop()
-    results = _jobs._Deliveries()
-    one, two = done_call(loop), done_call(loop)
-    results.put(loop, one)
-    results.put(loop, two)
+    one, two = Delivered(), Delivered()
+    deliver_on(loop, one)
+    deliver_on(loop, two)
     loop.run_next()
     assert (1, 1) == (one.deliveries, two.deliveries)
     loop.run_next()  # what would have gone on, had the first ended the loop
@@ -90,18 +87,18 @@ def test_result_that_comes_while_the_loop_is_already_woken() -> None:
 def test_result_that_comes_just_before_the_queue_is_emptied() -> None:
     """1. The loop is woken. 2. It lets the next one wake it. 3. A result comes and does. 4. It empties the queue."""
     loop: Any = Loop()
-    results = _jobs._Deliveries()
-    one, two = done_call(loop), done_call(loop)
-    results.put(loop, one)
-    release = results._waking.release
+    results = _jobs._deliveries_to(loop)
+    one, two = Delivered(), Delivered()
+    deliver_on(loop, one)
+    release = results.waking.release
 
     class Waking:
         def release(self) -> None:
             release()
-            results._waking = waking
-            results.put(loop, two)
+            results.waking = waking
+            deliver_on(loop, two)
 
-    waking, results._waking = results._waking, Waking()  # type: ignore[assignment]
+    waking, results.waking = results.waking, Waking()  # type: ignore[assignment]
     loop.run_next()
     assert (1, 1) == (one.deliveries, two.deliveries)
     loop.run_next()  # the wake-up that turned out to be needless
@@ -111,38 +108,37 @@ def test_result_that_comes_just_before_the_queue_is_emptied() -> None:
 def test_queue_that_is_emptied_just_after_a_result_relied_on_the_wake_up() -> None:
     """1. The loop is woken. 2. Another result finds it so. 3. The loop empties the queue: that result was in it."""
     loop: Any = Loop()
-    results = _jobs._Deliveries()
-    one, two = done_call(loop), done_call(loop)
-    results.put(loop, one)
+    results = _jobs._deliveries_to(loop)
+    one, two = Delivered(), Delivered()
+    deliver_on(loop, one)
 
     class Waking:
         def acquire(self, blocking: bool) -> bool:
             acquired = waking.acquire(blocking=blocking)
-            results._waking = waking
+            results.waking = waking
             loop.run_next()
             return acquired
 
         def release(self) -> None:
             waking.release()
 
-    waking, results._waking = results._waking, Waking()  # type: ignore[assignment]
-    results.put(loop, two)
+    waking, results.waking = results.waking, Waking()  # type: ignore[assignment]
+    deliver_on(loop, two)
     assert (1, 1) == (one.deliveries, two.deliveries)
 
 
 def test_result_that_comes_while_the_queue_is_being_emptied() -> None:
     """1. The loop delivers a result. 2. Another comes meanwhile. 3. It is delivered, now or with its own wake-up."""
     loop: Any = Loop()
-    results = _jobs._Deliveries()
-    two = done_call(loop)
+    two = Delivered()
 
     class Interleaved(Delivered):
         def deliver(self) -> None:
             super().deliver()
-            results.put(loop, two)
+            deliver_on(loop, two)
 
-    one = Interleaved(loop)
-    results.put(loop, one)
+    one = Interleaved()
+    deliver_on(loop, one)
     loop.run_next()
     while not loop.callbacks.empty():
         loop.run_next()
@@ -151,12 +147,11 @@ def test_result_that_comes_while_the_queue_is_being_emptied() -> None:
 
 def test_result_for_a_closed_loop_leaves_the_queue_usable() -> None:
     loop: Any = Loop()
-    results = _jobs._Deliveries()
     loop.closed = True
-    results.put(loop, done_call(loop))
+    deliver_on(loop, Delivered())
     loop.closed = False
-    call = done_call(loop)
-    results.put(loop, call)
+    call = Delivered()
+    deliver_on(loop, call)
     loop.run_next()
     assert 1 == call.deliveries
 
@@ -192,60 +187,57 @@ def test_result_that_comes_while_another_finds_the_loop_closed() -> None:
         def call_soon_threadsafe(self, callback: Callable[..., Any], *arguments: Any, context: Any = None) -> None:
             if not self.closed:
                 self.closed = True
-                results.put(loop, done_call(loop))
+                deliver_on(loop, Delivered())
             super().call_soon_threadsafe(callback, *arguments)
 
     loop: Any = ClosingLoop()
-    results = _jobs._Deliveries()
-    results.put(loop, done_call(loop))
-    assert not results._queue
-    assert not results._waking.locked()
+    results = _jobs._deliveries_to(loop)
+    deliver_on(loop, Delivered())
+    assert not results.queue
+    assert not results.waking.locked()
 
 
 # A call taken back against a call begun:
 
 
-def make_loop_call() -> tuple[LoopCall, AwaitedOutcome[None], Any]:
+def make_loop_call() -> tuple[ContestedLoopCall, AwaitedOutcome[None], Any]:
     async def coroutine() -> None: ...
 
     outcome: AwaitedOutcome[None] = AwaitedOutcome(lambda: None)
     made = coroutine()
-    outcome.call = LoopCall(made, contextvars.Context(), outcome)
-    return outcome.call, outcome, made
+    outcome.call = call = ContestedLoopCall(made, contextvars.Context(), outcome)
+    return call, outcome, made
 
 
-class Interleaved(list[Any]):
-    """Stands for the list of one that a call's parties compete for; lets the other one go first."""
+class Contested:
+    """What two threads compete for, by deleting an attribute; lets things happen just before or after one does."""
 
-    def __init__(self, item: Any, meanwhile: Callable[[], None]) -> None:
-        super().__init__([item])
-        self._meanwhile: Callable[[], None] | None = meanwhile
+    before: Callable[[], object] | None = None
+    after: Callable[[], object] | None = None
 
-    def _interleave(self) -> None:
-        meanwhile, self._meanwhile = self._meanwhile, None
-        if meanwhile is not None:
-            meanwhile()
+    def __delattr__(self, name: str) -> None:
+        before, self.before = self.before, None
+        if before is not None:
+            before()
+        super().__delattr__(name)
+        if self.after is not None:
+            self.after()
 
-    def pop(self, *arguments: Any) -> Any:
-        self._interleave()
-        return super().pop(*arguments)
 
-    def __delitem__(self, index: Any) -> None:
-        self._interleave()
-        super().__delitem__(index)
+class ContestedLoopCall(Contested, LoopCall):
+    pass
 
-    def clear(self) -> None:
-        self._interleave()
-        super().clear()
+
+class ContestedThreadCall(Contested, ThreadCall[Any]):
+    pass
 
 
 @pytest.mark.parametrize("run_first", [True, False])
 def test_thread_call_is_run_or_taken_back_never_both(run_first: bool) -> None:
     """1. A thread is about to run the call, or the caller to take it back. 2. The other does. 3. The first is late."""
     ran: list[int] = []
-    call: ThreadCall[None] = ThreadCall(Loop(), lambda: ran.append(1))  # type: ignore[arg-type]
-    first, second = (call.run, call._take_back) if run_first else (call._take_back, call.run)
-    call._call = Interleaved(call._call[0], first)
+    call = thread_call(Loop(), lambda: ran.append(1), ContestedThreadCall)
+    call.before, second = (call.run, call._take_back) if run_first else (call._take_back, call.run)
     second()
     assert [1] * run_first == ran
     assert run_first is call.settled
@@ -255,7 +247,7 @@ def test_loop_call_taken_back_just_before_it_starts() -> None:
     """1. The loop is about to start the coroutine. 2. The caller takes it back. 3. The loop finds nothing to do."""
     call, _, coroutine = make_loop_call()
     taken_back: list[bool] = []
-    call._coroutine = Interleaved(coroutine, lambda: taken_back.append(call.take_back()))
+    call.before = lambda: taken_back.append(call.take_back())
     assert call.start(Loop()) is None  # type: ignore[arg-type]
     assert [True] == taken_back
     coroutine.close()
@@ -265,10 +257,10 @@ def test_loop_call_started_just_before_it_is_taken_back() -> None:
     """1. The caller is about to take the coroutine back. 2. The loop starts it. 3. The caller hears that it is late."""
 
     async def main() -> None:
-        call, _, coroutine = make_loop_call()
+        call, _, _ = make_loop_call()
         loop = asyncio.get_running_loop()
         started: list[Any] = []
-        call._coroutine = Interleaved(coroutine, lambda: started.append(call.start(loop)))
+        call.before = lambda: started.append(call.start(loop))
         assert not call.take_back()
         await started[0]
 
@@ -291,7 +283,7 @@ def test_loop_call_started_just_before_it_is_cancelled() -> None:
 
     task, loop = Task(), StartingLoop()
     call, outcome, coroutine = make_loop_call()
-    call._coroutine = Interleaved(coroutine, lambda: call.start(loop) and None)  # type: ignore[arg-type]
+    call.before = lambda: call.start(loop)  # type: ignore[arg-type]
     assert call.cancel()
     assert 0 == task.cancellations
     loop.run_next()
@@ -334,8 +326,8 @@ def test_cancellation_whose_news_is_late() -> None:
     posted = threading.Event()
     post = WorkerExecutor.post
 
-    def posting(self: WorkerExecutor, job: Any) -> bool:
-        accepted = post(self, job)
+    def posting(self: WorkerExecutor, job: Any, waiting_thread: int | None = None) -> bool:
+        accepted = post(self, job, waiting_thread)
         if isinstance(job, FreshLoop):
             calls.append(job)
             posted.set()
@@ -366,17 +358,12 @@ def test_cancellation_from_another_thread_between_start_and_task() -> None:
 
     task = Task()
 
-    class Claimed(list[Any]):
-        def pop(self, *arguments: Any) -> Any:
-            item = super().pop(*arguments)
-            assert call.cancel()
-            return item
-
     class StartingLoop(Loop):
         def create_task(self, coroutine: Any) -> Any:
             return task
 
-    call._coroutine = Claimed([coroutine])
+    cancelled: list[bool] = []
+    call.after = lambda: cancelled.append(call.cancel())
     loop = StartingLoop()
     call.start(loop)  # type: ignore[arg-type]
     assert 0 == task.cancellations
@@ -452,21 +439,20 @@ async def test_result_that_comes_between_the_cancellation_and_its_handling() -> 
             return True
 
     fake: Any = Loop()
-    results, other = _jobs._Deliveries(), done_call(fake)
-    call: ThreadCall[None] = ThreadCall(fake, lambda: None)
-    call.waits_in = asyncio.get_running_loop()
+    other = Delivered()
+    call = thread_call(asyncio.get_running_loop())
 
     async def wait() -> None:
         with pytest.raises(asyncio.CancelledError):
-            await call
+            await call.arrival
         assert call.survives_cancellation([Cancelling(lambda: None)])
-        await call
+        await call.arrival
 
     task = asyncio.create_task(wait())
     await asyncio.sleep(0)
     task.cancel()
-    results.put(fake, call)
-    results.put(fake, other)
+    deliver_on(fake, call)
+    deliver_on(fake, other)
     fake.run_next()
     assert 1 == other.deliveries
     await asyncio.sleep(0)
@@ -475,12 +461,10 @@ async def test_result_that_comes_between_the_cancellation_and_its_handling() -> 
 
 
 class Bringing(Delivered):
-    """A call with whose delivery a task goes on, and does *what*."""
+    """A delivery with which a task goes on, and does *what*."""
 
-    def __init__(self, loop: Any, what: Callable[[], object]) -> None:
-        super().__init__(loop)
+    def __init__(self, what: Callable[[], object]) -> None:
         self.what = what
-        self.run()
 
     def deliver(self) -> None:
         super().deliver()
@@ -490,9 +474,9 @@ class Bringing(Delivered):
 def test_exit_of_a_task_that_goes_on_lets_the_next_result_come() -> None:
     """1. Two results come. 2. The task of the first ends the loop. 3. When that runs again, the second is delivered."""
     loop: Any = Loop()
-    results, second = _jobs._Deliveries(), done_call(loop)
-    results.put(loop, Bringing(loop, sys.exit))
-    results.put(loop, second)
+    second = Delivered()
+    deliver_on(loop, Bringing(sys.exit))
+    deliver_on(loop, second)
     with pytest.raises(SystemExit):
         loop.run_next()
     assert 0 == second.deliveries
@@ -503,12 +487,12 @@ def test_exit_of_a_task_that_goes_on_lets_the_next_result_come() -> None:
 def test_task_that_goes_on_and_runs_the_loop_until_the_next_result() -> None:
     """1. Two results come. 2. The task of the first runs the loop for the second, as Jupyter does. 3. It is there."""
     loop: Any = Loop()
-    results, second, third = _jobs._Deliveries(), done_call(loop), done_call(loop)
-    results.put(loop, Bringing(loop, loop.run_next))
-    results.put(loop, second)
+    second, third = Delivered(), Delivered()
+    deliver_on(loop, Bringing(loop.run_next))
+    deliver_on(loop, second)
     loop.run_next()
     assert 1 == second.deliveries
-    results.put(loop, third)
+    deliver_on(loop, third)
     loop.run_next()
     assert (1, 1) == (second.deliveries, third.deliveries)
 
@@ -516,10 +500,9 @@ def test_task_that_goes_on_and_runs_the_loop_until_the_next_result() -> None:
 def test_tasks_that_ask_for_more_as_they_go_on_do_not_hold_up_the_loop() -> None:
     """1. Two results come. 2. Both tasks ask again, and are answered at once. 3. That is for the loop's next turn."""
     loop: Any = Loop()
-    results = _jobs._Deliveries()
-    answers = [done_call(loop), done_call(loop)]
+    answers = [Delivered(), Delivered()]
     for answer in answers:
-        results.put(loop, Bringing(loop, functools.partial(results.put, loop, answer)))
+        deliver_on(loop, Bringing(functools.partial(deliver_on, loop, answer)))
     loop.run_next()
     assert [0, 0] == [answer.deliveries for answer in answers]
     loop.run_next()
@@ -635,7 +618,7 @@ def test_post_that_meets_the_shutdown_is_refused() -> None:
             super().append(item)
             executor.shutdown(wait=False)
 
-    executor._unfinished = Unfinished()
+    executor.unfinished = Unfinished()
     with pytest.raises(RuntimeError, match="takes no new calls"):
         executor.submit(print)
     assert executor._worker is None
@@ -1037,17 +1020,20 @@ def test_interrupt_while_a_result_is_handed_over(moment: str) -> None:
         def release(self) -> None:
             self.lock.release()
 
-    class Results(_jobs._Deliveries):
+    class Deliveries(_jobs._Deliveries):
         def __init__(self) -> None:
             super().__init__()
-            self._waking = Waking()  # type: ignore[assignment]
+            self.waking = Waking()  # type: ignore[assignment]
 
-        def put(self, loop: Any, delivery: Any, surely: bool = False) -> None:
-            if moment == "before the queue":
-                interrupt()
-            elif moment == "before the wake-up":
+        def wake(self, loop: Any) -> None:
+            if moment == "before the wake-up":
                 loop = Interrupting(loop)
-            super().put(loop, delivery, surely)
+            super().wake(loop)
+
+    def deliver(loop: Any, delivery: Any, surely: bool = False) -> None:
+        if moment == "before the queue":
+            interrupt()
+        deliver_on(loop, delivery, surely)
 
     class Interrupting:
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -1075,7 +1061,8 @@ def test_interrupt_while_a_result_is_handed_over(moment: str) -> None:
         return await tasks[0], await sync_to_async(int)(2)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_jobs, "_Deliveries", Results)
+        patch.setattr(_jobs, "_Deliveries", Deliveries)
+        patch.setattr(_jobs, "deliver_on", deliver)
         with AsyncSingleThreadContext():
             with pytest.raises(KeyboardInterrupt):
                 async_to_sync(first)()

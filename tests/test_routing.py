@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from asgiref._jobs import JobExecutor
 from asgiref._routing import has_no_other_thread, thread_sensitive_executors
 from asgiref._workers import WorkerExecutor
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -56,7 +55,7 @@ def test_this_thread_is_the_only_one() -> None:
 
 
 def test_executors_of_the_package_know_their_thread() -> None:
-    def mine(executor: JobExecutor) -> bool:
+    def mine(executor: CurrentThreadExecutor | WorkerExecutor) -> bool:
         return executor.belongs_to_this_thread
 
     mailbox, worker = CurrentThreadExecutor(None), WorkerExecutor()
