@@ -19,7 +19,6 @@ import concurrent.futures.thread  # noqa: F401
 import contextlib
 import contextvars
 import functools
-import sys
 import threading
 import time
 import weakref
@@ -46,6 +45,9 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+# Looking through a longer queue would take longer than a turn of the loop. A guess.
+LONGEST_QUEUE = 100
 
 # When a call began; in debug mode, the clock of ``_watch`` is in its place.
 clock = time.monotonic
@@ -211,7 +213,7 @@ class ThreadCall(Outcome[R]):
         child: The wrapped function with its arguments.
     """
 
-    __slots__ = ("_call", "_generation", "_loop", "_submitted", "arrival", "awaited", "began")
+    __slots__ = ("_arrived", "_call", "_generation", "_loop", "_submitted", "arrival", "began")
 
     def __init__(
         self,
@@ -226,10 +228,9 @@ class ThreadCall(Outcome[R]):
         self.settled, self._error = False, None
         # Until the result is on its way to it: what waits for a loop must not keep it.
         self._loop: asyncio.AbstractEventLoop | None = loop
-        # Ends with None when there is an outcome to take.
+        # Ends with None when there is an outcome to take; deleted when nobody will.
         self.arrival: asyncio.Future[None] = asyncio.Future(loop=loop)
-        # Whether the caller will take the outcome.
-        self.awaited = True
+        self._arrived = False
         # To delete an attribute is one step, and an error the second time: either the thread
         # gets the call, to run it, or the caller, to take it back.
         self._call = wrapper, loop, exc_info, inner_calls, context, child
@@ -302,11 +303,14 @@ class ThreadCall(Outcome[R]):
         The future would have the loop call the task in its next turn, which is a look at the
         selector more for each call, a tenth of what a bridged call costs.
         """
-        arrival = self.arrival
-        if not self.awaited:
+        try:
+            arrival = self.arrival
+        except AttributeError:
             self._forget()
-        elif arrival.cancelled():  # which the task hears of first, and may then wait on
-            arrival.get_loop().call_soon(self.deliver, context=contextvars.Context())
+            return
+        self._arrived = True
+        if arrival.done():  # cancelled, and the task is about to hear of it; or delivered twice, after an interrupt
+            pass
         elif not (callbacks := arrival._callbacks) or arrival.get_loop().get_debug():
             arrival.set_result(None)  # asyncio's debug mode tells which task is slow, if the loop calls it
         else:
@@ -340,6 +344,8 @@ class ThreadCall(Outcome[R]):
         if any([call.cancel() for call in inner_calls.copy()]):
             if self.arrival.cancelled():
                 self.arrival = asyncio.Future(loop=self.arrival.get_loop())
+                if self._arrived:
+                    self.arrival.set_result(None)
             return True
         self._take_back()
         self._forget()
@@ -367,7 +373,6 @@ class LoopCall:
         self._outcome = outcome
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._cancel_after_first_step = False
 
     # On the loop's thread:
 
@@ -382,25 +387,14 @@ class LoopCall:
         if local.THREADS_INHERIT:
             local.arrive(self._context)
         try:
-            self._task = self._task_of(coroutine, loop)
+            # Not create_task(context=...): task factories of older frameworks do not take it.
+            self._task = self._context.run(loop.create_task, coroutine)
         except BaseException as error:  # of a task factory
             self._outcome.set_exception(error)
-        if self._cancel_after_first_step and self._task is not None:
-            self._task.cancel()
+        else:
+            if asyncio._get_running_loop() is loop:
+                _make_first_step(self._task, loop)
         return self._task
-
-    def _task_of(self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> asyncio.Task[None]:
-        # Where nobody has a say in how tasks are made, this one makes its first step here. The loop would
-        # make it in its next turn, a sixth of a call; in debug mode it does, to tell if the task is slow.
-        if (
-            sys.version_info >= (3, 12)
-            and _makes_plain_tasks(type(loop))  # type: ignore[arg-type]
-            and loop.get_task_factory() is None
-            and not loop.get_debug()
-        ):
-            return asyncio.Task(coroutine, loop=loop, context=self._context, eager_start=True)
-        # Not create_task(context=...): task factories of older frameworks do not take it.
-        return self._context.run(loop.create_task, coroutine)
 
     # On any thread:
 
@@ -435,19 +429,31 @@ class LoopCall:
         return True
 
     def _cancel_task(self) -> bool:
-        if self._task is None:  # in its first step, which runs the loop (nest_asyncio lets it)
-            self._cancel_after_first_step = True
-            return True
-        return self._task.cancel()
+        return self._task is not None and self._task.cancel()
 
 
-@functools.cache
-def _makes_plain_tasks(kind: Any) -> bool:
-    """Tell whether loops of *kind* make tasks just by ``asyncio.Task(coroutine, loop=loop)``."""
-    return next(each.__module__ for each in kind.__mro__ if "create_task" in vars(each)) in _LOOPS_WITH_PLAIN_TASKS
+def _make_first_step(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
+    """Have *task*, just made, begin in this turn of the loop in place of the next, which would cost a tenth of a call.
 
-
-_LOOPS_WITH_PLAIN_TASKS = ("asyncio.base_events", "uvloop.loop")
+    Only where the queue of the loop is to be seen, as with asyncio's own, and short. The tasks of a
+    factory may have begun; in debug mode asyncio is to tell which task is slow. An eager task would
+    begin here too, but in the midst of its making: its exit would look like a fault of the loop, and
+    asking one that has ended for its coroutine crashes Python 3.12.1.
+    """
+    queue: Any = getattr(loop, "_ready", None)
+    if (
+        isinstance(queue, deque)
+        and 0 < len(queue) <= LONGEST_QUEUE
+        and loop.get_task_factory() is None
+        and not loop.get_debug()
+    ):
+        handle = queue[-1]
+        if getattr(handle._callback, "__self__", None) is task:  # else another thread was faster
+            try:
+                queue.remove(handle)
+            except (ValueError, IndexError):  # other threads change the queue meanwhile
+                return
+            handle._run()
 
 
 class _Deliveries:

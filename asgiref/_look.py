@@ -105,7 +105,6 @@ class Look:
         self.stacks = _stacks()
         self.names = {thread.ident: thread.name for thread in threading.enumerate()}
         self.places = {frame: (ident, i) for ident, stack in self.stacks.items() for i, frame in enumerate(stack)}
-        self.first_steps = dict(filter(None, map(_first_step, self.stacks.values())))
         for ident, stack in self.stacks.items():
             self._read_thread(ident, stack)
         self.chains = {task: self._chain(task) for task in _tasks(self.threads_of_loops)}
@@ -144,7 +143,7 @@ class Look:
                     continue
                 call = Call("async_to_sync", id(outcome), variables)
                 call.job, call.thread, call.waits_in, call.parent = outcome, ident, stack[begin:i], outer
-                call.main = getattr(call.job.call, "_task", None) or self.first_steps.get(call.job.call)
+                call.main = getattr(call.job.call, "_task", None)
                 call.loop = getattr(call.job.call, "_loop", None) or _loop_asked(stack[i + 1 : i + 3])
                 self.calls.append(call)
                 if call.main is not None:
@@ -305,15 +304,6 @@ def _stacks() -> dict[int, list[FrameType]]:
             frame = frame.f_back
         stacks[ident] = stack[::-1]
     return stacks
-
-
-def _first_step(stack: list[FrameType]) -> tuple[Any, Task | None] | None:
-    """Return a hand-over and its task, where the thread makes the first step of one."""
-    for frame in reversed(stack):
-        if _role(frame) == "asgiref._jobs.LoopCall.start":
-            variables = frame.f_locals
-            return variables["self"], asyncio.current_task(variables["loop"])
-    return None
 
 
 def _tasks(known_loops: Iterable[Any]) -> set[Any]:

@@ -70,7 +70,6 @@ def _end(loop: asyncio.AbstractEventLoop) -> None:
             runner.get_loop()
         return
     try:
-        # In one run of the loop where a runner makes two, which is a tenth of a short call.
         if not _has_nothing_left(loop):
             # In one run of the loop where a runner makes two.
             loop.run_until_complete(_shut_down(loop))

@@ -101,8 +101,6 @@ class _Worker:
     def __init__(self) -> None:
         self.jobs: queue.SimpleQueue[tuple[WorkerExecutor, Job] | threading.Event | None] = queue.SimpleQueue()
         self.jobs_done = 0
-        # Whether to wait for the next job without a time-out, which costs a twentieth of a bridged call.
-        self.lasting = False
         self.idle_since = time.monotonic()
         self.thread = _WorkerThread(target=self._work, name=f"asgiref {next(_numbers)}", daemon=True)
         # Where threads inherit contexts, this one must not keep its first caller's.
@@ -112,22 +110,25 @@ class _Worker:
 
     def _work(self) -> None:
         generation = _forks.generation
-        jobs = self.jobs
+        jobs, lasting = self.jobs, False
         # A job that forks returns here in the child, which nothing can measure: the frame is from before the fork.
         while generation is _forks.generation:  # pragma: no branch
             try:
-                item = jobs.get() if self.lasting else jobs.get(timeout=IDLE_TIME)
+                # A time-out costs a twentieth of a bridged call.
+                item = jobs.get() if lasting else jobs.get(timeout=IDLE_TIME)
             except queue.Empty:
                 if self._leaves():
                     return
                 continue
             if item is None:
+                lasting = False
                 self.go_idle()
                 continue
             if isinstance(item, threading.Event):
                 item.set()
                 continue
             executor, job = item
+            lasting = executor.lasting
             try:
                 job.run()
             except BaseException:
@@ -153,7 +154,6 @@ class _Worker:
 
     def go_idle(self) -> None:
         self.thread.serves = None
-        self.lasting = False
         self.idle_since = time.monotonic()
         _idle.append(self)
 
@@ -249,7 +249,6 @@ class WorkerExecutor(JobExecutor):
         if worker is None:
             return None
         worker.thread.serves = type(self)
-        worker.lasting = self.lasting
         leased: _Worker = self.__dict__.setdefault("_worker", worker)
         if leased is not worker:  # another thread was faster
             worker.go_idle()

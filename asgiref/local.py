@@ -9,11 +9,11 @@ on purpose: they are the hottest path of the package.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import sys
 import threading
 import weakref
+from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -27,10 +27,21 @@ VARIABLE_NAME = "asgiref.local.Local"
 # Python 3.14 and later can start each thread in a copy of its starter's context.
 THREADS_INHERIT = bool(getattr(sys.flags, "thread_inherit_context", False))
 
-_NO_ATTRIBUTES: Mapping[Any, Any] = {}
+_NO_ATTRIBUTES: dict[Any, Any] = {}
 
 
-class Local:
+class _Storage:
+    """Where a ``Local`` keeps its own; read through ``super()``, since its attributes are the user's."""
+
+    __slots__ = ("__weakref__", "_in_thread", "_variable")
+    _in_thread: threading.local
+    _variable: contextvars.ContextVar[dict[Any, Any]]
+
+
+_variable_of = _Storage.__dict__["_variable"].__get__
+
+
+class Local(_Storage):
     """A drop-in for ``threading.local`` that also works between tasks and across the bridge.
 
     Each asynchronous task has values of its own, starting from those of the task that
@@ -63,8 +74,7 @@ class Local:
     False
     """
 
-    __slots__ = ("__weakref__", "_variable")
-    _variable: contextvars.ContextVar[Mapping[Any, Any]]
+    __slots__ = ()
 
     def __new__(cls, thread_critical: bool = False) -> Local:
         if thread_critical:
@@ -72,7 +82,7 @@ class Local:
         elif THREADS_INHERIT:
             cls = _LineageLocal
         self = object.__new__(cls)
-        _set_variable(self, contextvars.ContextVar(VARIABLE_NAME, default=_NO_ATTRIBUTES))
+        object.__setattr__(self, "_variable", contextvars.ContextVar(VARIABLE_NAME, default=_NO_ATTRIBUTES))
         return self
 
     def __init__(self, thread_critical: bool = False) -> None:
@@ -85,7 +95,7 @@ class Local:
     # __getattribute__, not __getattr__: looking in the mapping first spares the failing
     # look-up on the type, which costs four times as much on Python 3.11.
     def __getattribute__(self, name: str) -> Any:
-        attributes = _variable_of(self).get()
+        attributes = super()._variable.get()
         if name in attributes:
             return attributes[name]
         if name in _RESERVED:
@@ -95,25 +105,22 @@ class Local:
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _RESERVED:
             _refuse(name)
-        variable = _variable_of(self)
-        attributes = dict(variable.get())
+        variable = super()._variable
+        attributes = variable.get().copy()
         attributes[name] = value
         variable.set(attributes)
 
     def __delattr__(self, name: str) -> None:
-        variable = _variable_of(self)
-        attributes = dict(variable.get())
+        variable = super()._variable
+        attributes = variable.get().copy()
         if name not in attributes:
             raise _no_attribute(self, name)
         del attributes[name]
         variable.set(attributes)
 
 
-# The slot is taken off the class, so that users may call an attribute ``_variable`` too.
-_variable_of = Local.__dict__["_variable"].__get__
-_set_variable = Local.__dict__["_variable"].__set__
-type.__delattr__(Local, "_variable")
-_RESERVED = frozenset(dir(Local))
+# Users may call an attribute as they like, but for what every object has.
+_RESERVED = frozenset(dir(Local)) - set(_Storage.__slots__) | {"__weakref__"}
 
 
 def _no_attribute(storage: Local, name: str) -> AttributeError:
@@ -134,20 +141,19 @@ class _ThreadCriticalLocal(Local):
     task sets crosses other threads unseen and is back when the flow returns to its loop.
     """
 
-    __slots__ = ("_in_thread",)
-    _in_thread: threading.local
+    __slots__ = ()
 
     def __init__(self, thread_critical: bool = True) -> None:
-        _set_in_thread(self, threading.local())
+        object.__setattr__(self, "_in_thread", threading.local())
 
     def __getattribute__(self, name: str) -> Any:
-        loop = asyncio._get_running_loop()
+        loop = _get_running_loop()
         attributes: Mapping[Any, Any]
         key: Any
         if loop is None:
-            attributes, key = _in_thread_of(self).__dict__, name
+            attributes, key = super(Local, self)._in_thread.__dict__, name
         else:
-            attributes, key = _variable_of(self).get(), (weakref.ref(loop), name)
+            attributes, key = super(Local, self)._variable.get(), (weakref.ref(loop), name)
         if key in attributes:
             return attributes[key]
         if name in _RESERVED:
@@ -157,32 +163,27 @@ class _ThreadCriticalLocal(Local):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _RESERVED:
             _refuse(name)
-        loop = asyncio._get_running_loop()
+        loop = _get_running_loop()
         if loop is None:
-            _in_thread_of(self).__dict__[name] = value
+            super(Local, self)._in_thread.__dict__[name] = value
         else:
-            variable = _variable_of(self)
+            variable = super(Local, self)._variable
             variable.set({**variable.get(), (weakref.ref(loop), name): value})
 
     def __delattr__(self, name: str) -> None:
-        loop = asyncio._get_running_loop()
-        variable = _variable_of(self)
+        loop = _get_running_loop()
+        variable = super(Local, self)._variable
         attributes: dict[Any, Any]
         key: Any
         if loop is None:
-            attributes, key = _in_thread_of(self).__dict__, name
+            attributes, key = super(Local, self)._in_thread.__dict__, name
         else:
-            attributes, key = dict(variable.get()), (weakref.ref(loop), name)
+            attributes, key = variable.get().copy(), (weakref.ref(loop), name)
         if key not in attributes:
             raise _no_attribute(self, name)
         del attributes[key]
         if loop is not None:
             variable.set(attributes)
-
-
-_in_thread_of = _ThreadCriticalLocal.__dict__["_in_thread"].__get__
-_set_in_thread = _ThreadCriticalLocal.__dict__["_in_thread"].__set__
-type.__delattr__(_ThreadCriticalLocal, "_in_thread")
 
 
 def peek(storage: Any, name: str) -> Any:
@@ -234,7 +235,7 @@ class _LineageLocal(Local):
     __slots__ = ()
 
     def __getattribute__(self, name: str) -> Any:
-        attributes = _variable_of(self).get()
+        attributes = super()._variable.get()
         if name in attributes and attributes[None] is _lineage_here():
             return attributes[name]
         if name in _RESERVED:
@@ -244,7 +245,7 @@ class _LineageLocal(Local):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _RESERVED:
             _refuse(name)
-        variable = _variable_of(self)
+        variable = super()._variable
         attributes = variable.get()
         lineage = _lineage_here()
         if attributes and attributes[None] is lineage:
@@ -253,8 +254,8 @@ class _LineageLocal(Local):
             variable.set({None: lineage, name: value})
 
     def __delattr__(self, name: str) -> None:
-        variable = _variable_of(self)
-        attributes = dict(variable.get())
+        variable = super()._variable
+        attributes = variable.get().copy()
         if name not in attributes or attributes[None] is not _lineage_here():
             raise _no_attribute(self, name)
         del attributes[name]

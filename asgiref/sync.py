@@ -628,7 +628,7 @@ class SyncToAsync(Generic[P, R]):
                     if not call.survives_cancellation(inner_calls):
                         raise
         finally:
-            call.awaited = False
+            del call.arrival
             if call.settled:  # pragma: no branch: else an exception goes on from here, which is no branch to a line
                 if local.THREADS_INHERIT:
                     local.arrive(context)

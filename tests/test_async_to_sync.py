@@ -163,7 +163,7 @@ def test_what_is_left_to_a_fresh_loop_without_tasks_is_ended_too(left: str) -> N
     kept: list[Any] = []
 
     class Protocol(asyncio.Protocol):
-        def connection_lost(self, error: BaseException | None) -> None:
+        def connection_lost(self, exc: Exception | None) -> None:
             ended.append("transport")
 
     async def generate() -> Any:

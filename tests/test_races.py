@@ -255,16 +255,19 @@ def test_loop_call_taken_back_just_before_it_starts() -> None:
 
 def test_loop_call_started_just_before_it_is_taken_back() -> None:
     """1. The caller is about to take the coroutine back. 2. The loop starts it. 3. The caller hears that it is late."""
+    call, _, _ = make_loop_call()
+    late: list[bool] = []
 
     async def main() -> None:
-        call, _, _ = make_loop_call()
         loop = asyncio.get_running_loop()
         started: list[Any] = []
         call.before = lambda: started.append(call.start(loop))
-        assert not call.take_back()
+        loop.call_soon(lambda: late.append(not call.take_back()))
+        await asyncio.sleep(0)
         await started[0]
 
     asyncio.run(main())
+    assert [True] == late
 
 
 def test_loop_call_started_just_before_it_is_cancelled() -> None:
@@ -458,6 +461,15 @@ async def test_result_that_comes_between_the_cancellation_and_its_handling() -> 
     await asyncio.sleep(0)
     assert task.done()
     await task
+
+
+def test_result_for_a_cancelled_task_does_not_keep_the_loop_busy() -> None:
+    """1. The task is cancelled. 2. The result comes, and others take the cancellation in hand first, for a while."""
+    loop: Any = Loop()
+    call = thread_call(loop)
+    call.arrival.cancel()
+    call.deliver()
+    assert loop.callbacks.empty()
 
 
 class Bringing(Delivered):
@@ -934,8 +946,10 @@ async def test_cancellation_while_a_foreign_executor_ends_the_call() -> None:
 
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
-def test_result_for_a_loop_that_has_no_further_turn_keeps_nobody() -> None:
-    """1. A result wakes the loop. 2. That is closed first. 3. Nothing keeps the loop, the call or the result."""
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("closed", [True, False])
+def test_result_for_a_loop_that_has_no_further_turn_keeps_nobody(closed: bool) -> None:
+    """1. A result wakes the loop. 2. That is closed first, or dropped. 3. Nothing keeps loop, call or result."""
 
     class Result:
         pass
@@ -952,7 +966,8 @@ def test_result_for_a_loop_that_has_no_further_turn_keeps_nobody() -> None:
 
     async def begin_and_give_up() -> None:
         task = asyncio.create_task(sync_to_async(work)())
-        await asyncio.to_thread(wait_for, begun)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            await asyncio.get_running_loop().run_in_executor(pool, wait_for, begun)
         task.cancel()
         await asyncio.wait([task])
 
@@ -960,8 +975,8 @@ def test_result_for_a_loop_that_has_no_further_turn_keeps_nobody() -> None:
     loop.run_until_complete(begin_and_give_up())
     go_on.set()
     finished(SyncToAsync.single_thread_executor)  # type: ignore[arg-type]
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
+    if closed:
+        loop.close()
     references.append(weakref.ref(loop))
     del loop
     gc.collect()

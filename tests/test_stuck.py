@@ -132,14 +132,14 @@ def test_coroutine_on_a_loop() -> None:
     assert ["test_coroutine_on_a_loop", f"async_to_sync({looks.__qualname__})", "looks"] == way(call)[-3:]
 
 
-async def test_coroutine_in_its_first_step_on_a_running_loop() -> None:
+def test_coroutine_in_its_first_step_on_a_running_loop() -> None:
     async def looks() -> list[BridgeCall]:
         return bridge_calls()
 
     def there() -> list[BridgeCall]:
         return async_to_sync(looks)()
 
-    one, two = await sync_to_async(there)()
+    one, two = asyncio.run(sync_to_async(there)())
     assert ("async_to_sync", "running", one.ident) == (two.direction, two.state, two.parent)
     assert (here(), one.waiting_thread) == (two.working_thread, two.working_thread)
     assert [f"async_to_sync({looks.__qualname__})", "looks"] == way(two)[-2:]

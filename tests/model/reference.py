@@ -95,6 +95,8 @@ class Loop:
         self.blocks: list[Manager] = []
         # The thread that goes on alone when the loop is closed.
         self.left_alone = ""
+        # A function whose caller was cancelled reports at some time after it has ended.
+        self.is_reported_to = False
         # Whether the coroutine that goes on is about to be cancelled, since its thread waits no more.
         self.cancels = False
 
@@ -483,6 +485,8 @@ class _Reference:
         if len(loop.awaited) + (flow.loop is not loop) > 1:  # each goes on, at the same time
             self.judge_blocks(flow, loop)
         if leave.late and flow.home is loop:
+            if leave.late == "handed over" and loop.is_reported_to:
+                raise Unfit("whether another result comes in the same turn, and this one with it, is chance")
             loop.leaves_soon = leave.late
             return
         self.lose(loop)
@@ -655,6 +659,8 @@ class _Reference:
                     raise Failure("CancelledError")
                 assert where.bridged is not None
                 where.bridged.cancelled = True
+                assert flow.loop is not None
+                flow.loop.is_reported_to = True
 
         task = flow.apart(context, flow.strand, handled).but(on_hold=on_hold)
         try:
