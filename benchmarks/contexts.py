@@ -13,6 +13,8 @@ ONE = "ThreadSensitiveContext with one call"
 MANY = "ThreadSensitiveContext with one call, 50 at once"
 EMPTY = "ThreadSensitiveContext with no call"
 
+NO_BLOCK = "the call alone"
+
 
 async def block_with_a_call() -> None:
     async with ThreadSensitiveContext():
@@ -23,6 +25,13 @@ async def block_with_a_call() -> None:
 async def one(n: int) -> None:
     for _ in range(n):
         await block_with_a_call()
+
+
+@case(ONE, NO_BLOCK)
+async def no_block(n: int) -> None:
+    """The same call, without a block and without a lease."""
+    for _ in range(n):
+        await sensitive()
 
 
 @case(MANY, batch=50)

@@ -10,8 +10,6 @@ import contextvars
 import threading
 import timeit
 import weakref
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from asgiref.local import Local
@@ -29,7 +27,8 @@ STATEMENTS = {
 }
 
 
-variable: contextvars.ContextVar[Mapping[Any, Any]] = contextvars.ContextVar("variable", default=MappingProxyType({}))
+NOTHING: dict[Any, Any] = {}
+variable = contextvars.ContextVar("variable", default=NOTHING)
 
 
 class Least:
@@ -43,7 +42,9 @@ class Least:
         raise AttributeError
 
     def __setattr__(self, name: str, value: Any) -> None:
-        variable.set({**variable.get(), name: value})
+        attributes = variable.get().copy()
+        attributes[name] = value
+        variable.set(attributes)
 
 
 class LeastOfLoop:
