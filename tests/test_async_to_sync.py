@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -129,6 +129,13 @@ def test_each_top_level_call_has_a_fresh_loop_on_another_thread() -> None:
     assert ran_on is not thread()
 
 
+async def generate(ended: list[Any]) -> AsyncIterator[int]:
+    try:
+        yield 1
+    finally:
+        ended.append("generator")
+
+
 def test_fresh_loop_ends_as_with_asyncio_run() -> None:
     """Tasks are cancelled and awaited and asynchronous generators closed before the call returns."""
     ended: list[Any] = []
@@ -140,15 +147,9 @@ def test_fresh_loop_ends_as_with_asyncio_run() -> None:
         finally:
             await sync_to_async(lambda: ended.append(thread()))()
 
-    async def generate() -> Any:
-        try:
-            yield 1
-        finally:
-            ended.append("generator")
-
     async def main() -> None:
         kept.append(asyncio.create_task(background()))
-        kept.append(generate())
+        kept.append(generate(ended))
         await anext(kept[1])
         await asyncio.sleep(0)
 
@@ -166,12 +167,6 @@ def test_what_is_left_to_a_fresh_loop_without_tasks_is_ended_too(left: str) -> N
         def connection_lost(self, exc: Exception | None) -> None:
             ended.append("transport")
 
-    async def generate() -> Any:
-        try:
-            yield 1
-        finally:
-            ended.append("generator")
-
     async def main() -> None:
         if left == "transport":
             one, other = socket.socketpair()
@@ -182,7 +177,7 @@ def test_what_is_left_to_a_fresh_loop_without_tasks_is_ended_too(left: str) -> N
             loop = asyncio.get_running_loop()
             loop.call_soon(loop.call_soon, ended.append, "callback")
         elif left == "generator":
-            kept.append(generate())
+            kept.append(generate(ended))
             await anext(kept[0])
         else:
             begun = threading.Event()

@@ -95,7 +95,7 @@ class Loop:
         self.blocks: list[Manager] = []
         # The thread that goes on alone when the loop is closed.
         self.left_alone = ""
-        # A function whose caller was cancelled reports at some time after it has ended.
+        # Whether a function whose caller was cancelled reports to it, at some time after it has ended.
         self.is_reported_to = False
         # Whether the coroutine that goes on is about to be cancelled, since its thread waits no more.
         self.cancels = False
