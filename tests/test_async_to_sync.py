@@ -180,16 +180,18 @@ def test_what_is_left_to_a_fresh_loop_without_tasks_is_ended_too(left: str) -> N
             kept.append(generate(ended))
             await anext(kept[0])
         else:
-            begun = threading.Event()
-            asyncio.get_running_loop().run_in_executor(None, hold, begun)
-            await asyncio.to_thread(wait_for, begun)
+            running: Any = asyncio.get_running_loop()
+            shut_down = running.shutdown_default_executor
+            running.shutdown_default_executor = lambda: go_on.set() or shut_down()
+            running.run_in_executor(None, hold)
 
-    def hold(begun: threading.Event) -> None:
-        begun.set()
-        time.sleep(0.01)
+    def hold() -> None:
+        wait_for(go_on)
         ended.append("executor")
 
+    go_on = threading.Event()
     async_to_sync(main)()
+    go_on.set()
     assert [left] == ended
     for each in kept:
         if isinstance(each, socket.socket):
