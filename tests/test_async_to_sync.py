@@ -181,8 +181,13 @@ def test_what_is_left_to_a_fresh_loop_without_tasks_is_ended_too(left: str) -> N
             await anext(kept[0])
         else:
             running: Any = asyncio.get_running_loop()
+
+            async def end_executor() -> None:
+                go_on.set()
+                await shut_down()
+
             shut_down = running.shutdown_default_executor
-            running.shutdown_default_executor = lambda: go_on.set() or shut_down()
+            running.shutdown_default_executor = end_executor
             running.run_in_executor(None, hold)
 
     def hold() -> None:
