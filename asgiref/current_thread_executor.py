@@ -12,8 +12,8 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from . import _forks
-from ._jobs import JobExecutor, WouldDeadlock
+from ._bridge import forks
+from ._bridge.jobs import JobExecutor, WouldDeadlock
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-    from ._jobs import Job
+    from ._bridge.jobs import Job
 
 __all__ = ["CurrentThreadExecutor"]
 
@@ -62,7 +62,7 @@ class CurrentThreadExecutor(JobExecutor):
             old_executor = old_executor.outer
         self.outer: CurrentThreadExecutor | None = old_executor
         self.owner = threading.get_ident()
-        self._generation = _forks.generation
+        self._generation = forks.generation
         # The loop whose default executor this thread belongs to, where the executor does not show that.
         self.lends_to: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._jobs: deque[Job] = deque()
@@ -78,7 +78,7 @@ class CurrentThreadExecutor(JobExecutor):
     @property
     def serving(self) -> bool:
         """Whether a job posted now would be accepted; a thread does not survive a fork."""
-        return not self._closed and self._generation is _forks.generation
+        return not self._closed and self._generation is forks.generation
 
     @property
     def belongs_to_this_thread(self) -> bool:
@@ -103,7 +103,7 @@ class CurrentThreadExecutor(JobExecutor):
         return super().submit(fn, *args, **kwargs)
 
     def post(self, job: Job, waiting_thread: int | None = None) -> bool:
-        if self._generation is not _forks.generation:  # in a forked child the lock may be held for ever
+        if self._generation is not forks.generation:  # in a forked child the lock may be held for ever
             return False
         if self.run_in_place is not None:
             self.run_in_place(job)
@@ -151,7 +151,7 @@ class CurrentThreadExecutor(JobExecutor):
         pause = FIRST_CHECK
         while not self._stopped:
             # Where the fork was in here, nothing can measure what the child does: the frame is from before.
-            if self._generation is not _forks.generation:  # pragma: no cover
+            if self._generation is not forks.generation:  # pragma: no cover
                 raise RuntimeError(
                     "this process was forked inside a blocked async_to_sync call, and the event loop that the call "
                     "waits for stayed in the parent; end the child with os._exit() before that call returns"
@@ -178,7 +178,7 @@ class CurrentThreadExecutor(JobExecutor):
 
     def close(self, *, run_rest: bool = True) -> None:
         """Accept nothing more; run what was accepted, or tell its callers that it will not be."""
-        if self._closed or self._generation is not _forks.generation:
+        if self._closed or self._generation is not forks.generation:
             return
         with self._lock:
             self._closed = True

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Local"]
 
-# The name of every ContextVar made here: _carry knows by it which values are mappings to merge.
+# The name of every ContextVar made here: ``_bridge.carry`` knows by it which values are mappings to merge.
 VARIABLE_NAME = "asgiref.local.Local"
 
 # Python 3.14 and later can start each thread in a copy of its starter's context.

@@ -5,9 +5,9 @@ takes work to the other side and brings back its result, its exception and its c
 context variables.
 
 What lives here are the two wrappers, the decorators that make them and the two context
-managers that choose threads. How a thread is chosen is in ``_routing``, how work travels
-in ``_jobs``, who owns threads and loops in ``_workers`` and ``_loops``, what goes along
-in ``_carry``.
+managers that choose threads. How a thread is chosen is in ``_bridge.routing``, how work travels
+in ``_bridge.jobs``, who owns threads and loops in ``_bridge.workers`` and ``_bridge.loops``, what goes along
+in ``_bridge.carry``.
 
 The attributes of the two classes are read anew at each call, because other packages
 rebind them.
@@ -31,9 +31,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from . import _forks, _jobs, _lending, _loops, _routing, _workers, local
-from ._carry import ExceptionMarks, changes_since
-from ._jobs import AwaitedOutcome, JobExecutor, LoopCall, ThreadCall, WouldDeadlock
+from . import local
+from ._bridge import forks, jobs, lending, loops, routing, workers
+from ._bridge.carry import ExceptionMarks, changes_since
+from ._bridge.jobs import AwaitedOutcome, JobExecutor, LoopCall, ThreadCall, WouldDeadlock
 from .current_thread_executor import CurrentThreadExecutor
 from .local import Local
 
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 
     from _typeshed import SupportsWrite
 
-    from ._jobs import Job
-    from ._stuck import BridgeCall
+    from ._bridge.jobs import Job
+    from ._diagnosis.calls import BridgeCall
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
@@ -148,7 +149,7 @@ class ThreadSensitiveContext:
                 "this ThreadSensitiveContext(executor=...) has been entered before; make a new one for each block"
             )
         self._ancestor = local.peek(AsyncToSync.executors, "current")
-        self.hidden_mailboxes = _lending.blocked_above(self._ancestor, SyncToAsync.thread_sensitive_context.get(None))
+        self.hidden_mailboxes = lending.blocked_above(self._ancestor, SyncToAsync.thread_sensitive_context.get(None))
         self.token = SyncToAsync.thread_sensitive_context.set(self)
         SyncToAsync.context_to_thread_executor[self] = executor
         if self._ancestor is not None:
@@ -219,7 +220,7 @@ class AsyncSingleThreadContext:
     def __init__(self) -> None:
         self.token: contextvars.Token[Any] | None = None
         self._ineffective_entries = 0
-        self._kept_loop: _loops.KeptLoop | None = None
+        self._kept_loop: loops.KeptLoop | None = None
 
     def __enter__(self) -> AsyncSingleThreadContext:
         enclosing = AsyncToSync.async_single_thread_context.get(None)
@@ -239,7 +240,7 @@ class AsyncSingleThreadContext:
         try:
             with contextlib.suppress(ValueError):  # left in another context than it was entered in
                 AsyncToSync.async_single_thread_context.reset(token)
-            with _loops.lock:  # whoever holds it may be starting the loop
+            with loops.lock:  # whoever holds it may be starting the loop
                 kept = self._kept_loop
             if kept is not None and kept.usable:
                 self._close(kept)
@@ -251,7 +252,7 @@ class AsyncSingleThreadContext:
         finally:
             self._kept_loop = None
 
-    def _close(self, kept: _loops.KeptLoop) -> None:
+    def _close(self, kept: loops.KeptLoop) -> None:
         if asyncio._get_running_loop() is not None:
             kept.close(None)
             return
@@ -265,13 +266,13 @@ class AsyncSingleThreadContext:
         mailbox.close()
         kept.raise_if_it_ended_badly()
 
-    def post(self, call: LoopCall, mailbox: CurrentThreadExecutor, unless_on: Any) -> _loops.KeptLoop | None:
+    def post(self, call: LoopCall, mailbox: CurrentThreadExecutor, unless_on: Any) -> loops.KeptLoop | None:
         """Give *call* to the block's loop and return that, or None where it has ended or is *unless_on*."""
-        with _loops.lock:
+        with loops.lock:
             if self.token is None:
                 return None
             if self._kept_loop is None or not self._kept_loop.usable:
-                started = _loops.KeptLoop.start(AsyncToSync.loop_thread_executors)
+                started = loops.KeptLoop.start(AsyncToSync.loop_thread_executors)
                 if self._kept_loop is None or not self._kept_loop.usable:
                     self._kept_loop = started
                 elif started is not None:  # a signal handler that bridges here was faster
@@ -431,9 +432,9 @@ class AsyncToSync(Generic[P, R]):
         home = here.get("main_event_loop")
         if (
             home is None
-            or here.get("main_event_loop_pid") != _forks.pid
+            or here.get("main_event_loop_pid") != forks.pid
             or not home.is_running()
-            or _workers.is_suspended_here(home)
+            or workers.is_suspended_here(home)
         ):
             return None
         return home
@@ -447,15 +448,15 @@ class AsyncToSync(Generic[P, R]):
 
     def _give_to_own_loop(
         self, call: LoopCall, outcome: AwaitedOutcome[R], mailbox: CurrentThreadExecutor
-    ) -> _loops.KeptLoop | None:
+    ) -> loops.KeptLoop | None:
         """Give *call* to the loop of the enclosing ``AsyncSingleThreadContext``, and return that, or to a fresh one."""
         block = self.async_single_thread_context.get(None)
         if block is not None:
             kept = block.post(call, mailbox, unless_on=self._home_loop() if self.force_new_loop else None)
             if kept is not None:
                 return kept
-        executor = _workers.FreshLoopExecutor()
-        executor.post(_loops.FreshLoop(call, outcome, mailbox, self.loop_thread_executors))
+        executor = workers.FreshLoopExecutor()
+        executor.post(loops.FreshLoop(call, outcome, mailbox, self.loop_thread_executors))
         executor.shutdown(wait=False)
         return None
 
@@ -566,7 +567,7 @@ class SyncToAsync(Generic[P, R]):
     # ``main_event_loop_pid`` and ``task_context``.
     threadlocal = threading.local()
     # Where thread-sensitive code runs if nothing encloses it.
-    single_thread_executor: Executor = _workers.ProcessExecutor()
+    single_thread_executor: Executor = workers.ProcessExecutor()
     # The enclosing ThreadSensitiveContext, or an object of somebody else's in its place.
     thread_sensitive_context: contextvars.ContextVar[Any] = contextvars.ContextVar("thread_sensitive_context")
     # Its executor, put here with the first call.
@@ -665,13 +666,13 @@ class SyncToAsync(Generic[P, R]):
         self, call: ThreadCall[R], executor: Any, loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls
     ) -> None:
         """Give *call* to a foreign *executor*."""
-        if executor is self._executor_that_runs_this() or _routing.has_no_other_thread(executor):
+        if executor is self._executor_that_runs_this() or routing.has_no_other_thread(executor):
             raise self._deadlock(loop)
         context = self.thread_sensitive_context.get(None) if self._thread_sensitive else None
         if isinstance(context, ThreadSensitiveContext) and executor is context._executor:
             inner_calls.promised_executor = executor
         if not self._thread_sensitive:
-            executor = _lending.lending_executor(executor, loop, self._blocked_above(), default=False) or executor
+            executor = lending.lending_executor(executor, loop, self._blocked_above(), default=False) or executor
         call.submit_to(executor)
 
     def _executors(self, loop: asyncio.AbstractEventLoop, args: tuple[Any, ...]) -> Iterable[Any]:
@@ -682,14 +683,14 @@ class SyncToAsync(Generic[P, R]):
         if ancestor is None and context is None and blocked_on_loop is None:  # as for most calls
             return (self.single_thread_executor,)
         of_context = None if context is None else self._executor_of(context)
-        return _routing.thread_sensitive_executors(ancestor, of_context, blocked_on_loop, self.single_thread_executor)
+        return routing.thread_sensitive_executors(ancestor, of_context, blocked_on_loop, self.single_thread_executor)
 
     def _executor_of(self, context: Any) -> Executor | None:
         if isinstance(context, ThreadSensitiveContext) and context._ended:
             return None if context._executor is None else _ENDED_CONTEXT
         executor = self.context_to_thread_executor.get(context)
         if executor is None:
-            executor = self.context_to_thread_executor.setdefault(context, _workers.ContextExecutor())
+            executor = self.context_to_thread_executor.setdefault(context, workers.ContextExecutor())
         return executor
 
     def _executor_that_runs_this(self) -> Executor | None:
@@ -709,7 +710,7 @@ class SyncToAsync(Generic[P, R]):
         # Pools refuse work from the moment on when the interpreter begins to end. That is before
         # the calls that their threads run are waited for, and so well before the main thread has ended.
         if concurrent.futures.thread._shutdown:
-            worker = _workers.WorkerExecutor()
+            worker = workers.WorkerExecutor()
             worker.post(call)
             worker.shutdown(wait=False)
             return
@@ -718,9 +719,9 @@ class SyncToAsync(Generic[P, R]):
         executor = getattr(loop, "_default_executor", None)
         if not hasattr(executor, "_threads"):
             inner_calls.default_executor_of = weakref.ref(loop)
-        lending = _lending.lending_executor(executor, loop, self._blocked_above(), default=True)
-        if lending is not None:
-            call.submit_to(lending)
+        lender = lending.lending_executor(executor, loop, self._blocked_above(), default=True)
+        if lender is not None:
+            call.submit_to(lender)
         elif isinstance(executor, Executor):
             call.submit_to(executor)
         else:
@@ -728,7 +729,7 @@ class SyncToAsync(Generic[P, R]):
 
     def _blocked_above(self) -> list[CurrentThreadExecutor]:
         ancestor, context = local.peek(AsyncToSync.executors, "current"), self.thread_sensitive_context.get(None)
-        return _lending.blocked_above(ancestor, context)
+        return lending.blocked_above(ancestor, context)
 
     @overload
     def __get__(self, parent: None, objtype: Any = None) -> SyncToAsync[P, R]: ...
@@ -763,7 +764,7 @@ class SyncToAsync(Generic[P, R]):
         __traceback_hide__ = True
         here = self.threadlocal.__dict__
         outer = here.get("main_event_loop"), here.get("main_event_loop_pid"), here.get("task_context")
-        here["main_event_loop"], here["main_event_loop_pid"], here["task_context"] = loop, _forks.pid, task_context
+        here["main_event_loop"], here["main_event_loop_pid"], here["task_context"] = loop, forks.pid, task_context
         if local.THREADS_INHERIT and isinstance(func.__self__, contextvars.Context):  # type: ignore[attr-defined]
             local.arrive(func.__self__)  # type: ignore[attr-defined]
         handled = exc_info[1]
@@ -967,9 +968,9 @@ def bridge_calls() -> list[BridgeCall]:
     async_to_sync look running
     sync_to_async look running
     """
-    from . import _stuck
+    from ._diagnosis import calls
 
-    return _stuck.bridge_calls()
+    return calls.bridge_calls()
 
 
 def print_bridge_calls(file: SupportsWrite[str] | None = None) -> None:
@@ -982,15 +983,15 @@ def print_bridge_calls(file: SupportsWrite[str] | None = None) -> None:
     >>> print_bridge_calls(sys.stdout)
     no bridge call is in flight
     """
-    from . import _stuck
+    from ._diagnosis import calls
 
-    print(_stuck.described(_stuck.bridge_calls()), end="", file=sys.stderr if file is None else file)
+    print(calls.described(calls.bridge_calls()), end="", file=sys.stderr if file is None else file)
 
 
 def __getattr__(name: str) -> Any:
     # The class comes with the first look, so that the import of this module does not pay for it.
     if name == "BridgeCall":
-        from ._stuck import BridgeCall
+        from ._diagnosis.calls import BridgeCall
 
         return BridgeCall
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -998,9 +999,9 @@ def __getattr__(name: str) -> Any:
 
 # As asyncio decides whether its loops are in debug mode.
 if sys.flags.dev_mode or (not sys.flags.ignore_environment and os.environ.get("PYTHONASYNCIODEBUG")):
-    from ._watch import Watch
+    from ._diagnosis.watch import Watch
 
-    _jobs.clock = Watch(lambda: slow_bridge_call_duration).clock
+    jobs.clock = Watch(lambda: slow_bridge_call_duration).clock
 
 if TYPE_CHECKING:
 

@@ -1,8 +1,8 @@
 """WSGI applications under ASGI servers: ``WsgiToAsgi``.
 
 What lives here is the way of one request: wait for its first message, run the application
-on a thread, send what it made. How an environ is made is in ``_wsgi_environ``, what
-comes from the server in ``_wsgi_connection``, what goes there in ``_wsgi_response``.
+on a thread, send what it made. How an environ is made is in ``_wsgi.environ``, what
+comes from the server in ``_wsgi.connection``, what goes there in ``_wsgi.response``.
 
 Everything of one request (the call of the application, the iteration over what it returns,
 reads of ``wsgi.input`` and ``close()``) happens on one thread. Many requests run at once.
@@ -15,10 +15,10 @@ import logging
 import types
 from typing import TYPE_CHECKING, Any
 
-from ._workers import WorkerPool
-from ._wsgi_connection import ClientDisconnected, Connection, RequestBody
-from ._wsgi_environ import BadRequest, content_length_of, environ_for
-from ._wsgi_response import FileWrapper, Response
+from ._bridge.workers import WorkerPool
+from ._wsgi.connection import ClientDisconnected, Connection, RequestBody
+from ._wsgi.environ import BadRequest, content_length_of, environ_for
+from ._wsgi.response import FileWrapper, Response
 from .sync import SyncToAsync
 
 if TYPE_CHECKING:

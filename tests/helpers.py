@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 import asgiref
-from asgiref import _workers
-from asgiref._jobs import JobExecutor, ThreadCall
+from asgiref._bridge import workers
+from asgiref._bridge.jobs import JobExecutor, ThreadCall
 from asgiref.sync import SyncToAsync
 
 # The limit of each wait, in seconds: far more than it ever takes, and less than faulthandler's.
@@ -67,7 +67,7 @@ def wait_for(event: threading.Event) -> None:
 
 def idle_workers() -> set[threading.Thread]:
     """Return the threads in the pool, the one that serves the whole process, and that of debug mode."""
-    threads: set[threading.Thread] = {worker.thread for worker in _workers._idle}
+    threads: set[threading.Thread] = {worker.thread for worker in workers._idle}
     threads |= {thread for thread in threading.enumerate() if thread.name == "asgiref watch"}
     executor = SyncToAsync.single_thread_executor
     return threads | getattr(executor, "_threads", set())

@@ -23,8 +23,8 @@ from .helpers import LIMIT, ROOT
 HOST = "127.0.0.1"
 ROOT_PATH = "/site"
 
-_UVICORN = "uvicorn --host {host} --port {port} --lifespan on --timeout-keep-alive 60 tests.wsgi_apps:asgi"
-_HYPERCORN = "hypercorn --workers 0 --keep-alive 60 --bind {host}:{port} tests.wsgi_apps:asgi"
+_UVICORN = "uvicorn --host {host} --port {port} --lifespan on --timeout-keep-alive 60 tests.wsgi.applications:asgi"
+_HYPERCORN = "hypercorn --workers 0 --keep-alive 60 --bind {host}:{port} tests.wsgi.applications:asgi"
 _GUNICORN = "gunicorn --preload --workers 2 --no-control-socket --bind {host}:{port}"
 
 # The modules that each needs, and what follows ``python -m``.
@@ -33,25 +33,25 @@ ASGI_SERVERS = {
     "uvicorn-h11": (("uvicorn", "h11", "wsproto"), _UVICORN + " --http h11 --loop asyncio --ws wsproto"),
     "hypercorn": (("hypercorn",), _HYPERCORN),
     "hypercorn-h2": (("hypercorn", "h2"), _HYPERCORN),
-    "daphne": (("daphne",), "daphne --bind {host} --port {port} tests.wsgi_apps:asgi"),
-    "granian": (("granian",), "granian --interface asgi --host {host} --port {port} tests.wsgi_apps:asgi"),
+    "daphne": (("daphne",), "daphne --bind {host} --port {port} tests.wsgi.applications:asgi"),
+    "granian": (("granian",), "granian --interface asgi --host {host} --port {port} tests.wsgi.applications:asgi"),
 }
 WSGI_SERVERS = {
-    "wsgiref": ((), "tests.wsgi_apps {host} {port}"),
-    "waitress": (("waitress",), "waitress --listen {host}:{port} --threads 16 tests.wsgi_apps:wsgi"),
+    "wsgiref": ((), "tests.wsgi.applications {host} {port}"),
+    "waitress": (("waitress",), "waitress --listen {host}:{port} --threads 16 tests.wsgi.applications:wsgi"),
 }
 # These load the application, which has bridged by then, before they fork the processes that serve it.
 PRELOADING_SERVERS = {
-    "gunicorn": (("gunicorn",), _GUNICORN + " --worker-class gthread --threads 4 tests.preloaded:wsgi"),
-    "gunicorn-asgi": (("gunicorn",), _GUNICORN + " --worker-class asgi tests.preloaded:asgi"),
+    "gunicorn": (("gunicorn",), _GUNICORN + " --worker-class gthread --threads 4 tests.process.preloaded:wsgi"),
+    "gunicorn-asgi": (("gunicorn",), _GUNICORN + " --worker-class asgi tests.process.preloaded:asgi"),
 }
 UNIX_SERVERS = {
-    "uvicorn": (("uvicorn",), "uvicorn --uds {path} --root-path {root_path} tests.wsgi_apps:asgi"),
+    "uvicorn": (("uvicorn",), "uvicorn --uds {path} --root-path {root_path} tests.wsgi.applications:asgi"),
     "hypercorn": (
         ("hypercorn",),
-        "hypercorn --workers 0 --bind unix:{path} --root-path {root_path} tests.wsgi_apps:asgi",
+        "hypercorn --workers 0 --bind unix:{path} --root-path {root_path} tests.wsgi.applications:asgi",
     ),
-    "daphne": (("daphne",), "daphne --unix-socket {path} --root-path {root_path} tests.wsgi_apps:asgi"),
+    "daphne": (("daphne",), "daphne --unix-socket {path} --root-path {root_path} tests.wsgi.applications:asgi"),
 }
 
 

@@ -1,0 +1,543 @@
+"""Work on its way between threads, and its outcome on the way back.
+
+A *job* runs on the thread that takes it from a queue: first ``run()``, then, when that
+thread has put its own house in order, ``report()``. A job that was accepted comes to an
+end in exactly one way: it is run, its caller takes it back before that, or it is
+abandoned with an exception that the caller gets.
+
+No exception is kept in a future or in a frame that the exception's own traceback
+leads to: that would be a reference cycle for each failing call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+# asyncio would import this with the first call on a default executor. A fork meanwhile
+# would leave the import lock held for ever in the child.
+import concurrent.futures.thread  # noqa: F401
+import contextlib
+import contextvars
+import functools
+import threading
+import time
+import weakref
+from collections import deque
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
+
+from .. import local
+from . import forks
+from .forks import after_fork_in_child
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+__all__ = [
+    "AwaitedOutcome",
+    "JobExecutor",
+    "LoopCall",
+    "Outcome",
+    "SubmittedCall",
+    "ThreadCall",
+    "WouldDeadlock",
+    "deliver_on",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Looking through a longer queue would take longer than a turn of the loop. A guess.
+LONGEST_QUEUE = 100
+
+# When a call began; in debug mode, the clock of ``_diagnosis.watch`` is in its place.
+clock = time.monotonic
+
+
+if TYPE_CHECKING:
+
+    class Job(Protocol):
+        def run(self) -> None:
+            """Do the work on this thread; keep the outcome, let no exception out."""
+
+        def report(self) -> None:
+            """Hand the outcome, if there is one, to whoever waits for it."""
+
+        def abandon(self, error: BaseException) -> None:
+            """Report *error* in place of an outcome, unless there is one already."""
+
+    class Delivery(Protocol):
+        def deliver(self) -> None:
+            """Do what there is to do on the loop; let no exception out but those that end it."""
+
+
+class WouldDeadlock(Exception):
+    """A thread is about to wait for a job that only that thread could run."""
+
+
+class JobExecutor(Executor):
+    """An executor that takes jobs; ``submit`` wraps a plain call in one."""
+
+    def post(self, job: Job, waiting_thread: int | None = None) -> bool:
+        """Accept *job*, or return False where nobody serves the queue any more.
+
+        Args:
+            job: What to run.
+            waiting_thread: The ``ident`` of a thread that can do nothing else until the job has ended.
+
+        Raises:
+            WouldDeadlock: if that thread is the only one that serves the queue.
+        """
+        raise NotImplementedError
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        call = SubmittedCall(fn, args, kwargs)
+        if not self.post(call):
+            raise RuntimeError(f"{self!r} serves no thread any more and takes no new calls")
+        return call.future
+
+
+class SubmittedCall:
+    """A call whose outcome goes into a ``concurrent.futures.Future``."""
+
+    __slots__ = ("_args", "_fn", "_kwargs", "future")
+
+    def __init__(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        self.future: Future[Any] = Future()
+        self._fn, self._args, self._kwargs = fn, args, kwargs
+
+    def run(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        fn, args, kwargs = self._fn, self._args, self._kwargs
+        del self._fn, self._args, self._kwargs  # an idle worker may keep this object for a moment
+        try:
+            result = fn(*args, **kwargs)
+        except BaseException as error:
+            self.future.set_exception(error)
+            del self  # else the exception's traceback leads back to the future that holds it
+        else:
+            self.future.set_result(result)
+
+    def report(self) -> None:
+        pass
+
+    def abandon(self, error: BaseException) -> None:
+        if not self.future.done() and (self.future.running() or self.future.set_running_or_notify_cancel()):
+            self.future.set_exception(error)
+
+
+class Outcome(Generic[R]):
+    """What a bridged call came to: a result or an exception, taken out once."""
+
+    __slots__ = ("_error", "_result", "settled")
+
+    def __init__(self) -> None:
+        self.settled = False
+        self._error: BaseException | None = None
+        self._result: R
+
+    def set_result(self, result: R) -> None:
+        self._result = result
+        self.settled = True
+
+    def set_exception(self, error: BaseException) -> None:
+        """Fail with *error*, whatever the result was; the first exception stays."""
+        if self._error is None:
+            self._error = error
+        self.settled = True
+
+    def take(self) -> R:
+        """Return the result or raise the exception; either is let go of."""
+        __traceback_hide__ = True
+        if self._error is not None:
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error
+        result = self._result
+        del self._result
+        return result
+
+
+class AwaitedOutcome(Outcome[R]):
+    """The outcome of a coroutine for which a thread waits: lets the thread go on when it is settled.
+
+    It is also what others know of the call: ``cancel`` finds the hand-over that is under
+    way, whichever it is.
+    """
+
+    __slots__ = ("began", "call", "cancelled", "thread_goes_on")
+
+    def __init__(self, thread_goes_on: Callable[[], None]) -> None:
+        super().__init__()
+        # None where something else, the end of a fresh loop, is what the thread waits for.
+        self.thread_goes_on: Callable[[], None] | None = thread_goes_on
+        # The thread writes ``call`` and then reads ``cancelled``; who cancels does it the other
+        # way round, so that one of the two notices.
+        self.call: LoopCall | None = None
+        self.cancelled = False
+        self.began = clock()
+
+    def set_result(self, result: R) -> None:
+        super().set_result(result)
+        self._let_thread_go_on()
+
+    def set_exception(self, error: BaseException) -> None:
+        super().set_exception(error)
+        self._let_thread_go_on()
+
+    def cancel(self) -> bool:
+        """Cancel the coroutine, begun or not; return False where there is nothing left to cancel. On any thread."""
+        if self.settled:
+            return False
+        self.cancelled = True
+        call = self.call
+        return call is not None and call.cancel()
+
+    def _let_thread_go_on(self) -> None:
+        thread_goes_on = self.thread_goes_on  # read once: another thread may set it to None
+        if thread_goes_on is not None:
+            thread_goes_on()
+
+
+class ThreadCall(Outcome[R]):
+    """One ``sync_to_async`` call, on its way from a loop to a thread and back.
+
+    Args:
+        loop: Where the caller awaits ``arrival``.
+        wrapper: The ``SyncToAsync`` object; its ``thread_handler`` is what the thread calls, with what follows.
+        exc_info: What the caller is handling.
+        inner_calls: Takes up the ``async_to_sync`` calls for which the thread waits.
+        context: The context to run in.
+        child: The wrapped function with its arguments.
+    """
+
+    __slots__ = ("_arrived", "_call", "_generation", "_loop", "_submitted", "arrival", "began")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        wrapper: Any,
+        exc_info: Any,
+        inner_calls: list[AwaitedOutcome[Any]],
+        context: contextvars.Context,
+        child: Callable[[], R],
+    ) -> None:
+        # In place of super().__init__(), since a hundredth of a bridged call is worth a line.
+        self.settled, self._error = False, None
+        # Until the result is on its way to it: what waits for a loop must not keep it.
+        self._loop: asyncio.AbstractEventLoop | None = loop
+        # Ends with None when there is an outcome to take; deleted when nobody will.
+        self.arrival: asyncio.Future[None] = asyncio.Future(loop=loop)
+        self._arrived = False
+        # To delete an attribute is one step, and an error the second time: either the thread
+        # gets the call, to run it, or the caller, to take it back.
+        self._call = wrapper, loop, exc_info, inner_calls, context, child
+        self._submitted: Future[R] | asyncio.Future[R] | None = None
+        self._generation = forks.generation
+        self.began = clock()
+
+    # On the thread:
+
+    def run(self) -> None:
+        __traceback_hide__ = True
+        try:
+            wrapper, loop, exc_info, inner_calls, context, child = self._call
+            del self._call
+        except AttributeError:
+            return
+        try:
+            self._result = wrapper.thread_handler(loop, exc_info, inner_calls, context.run, child)
+        except BaseException as error:
+            self._error = error
+        self.settled = True
+
+    def report(self, after_interrupt: bool = False) -> None:
+        # After a fork, the loop and whoever waits in it are the parent's.
+        loop = self._loop
+        if loop is not None and self.settled and self._generation is forks.generation:
+            deliver_on(loop, self, after_interrupt)
+            self._loop = None
+
+    def abandon(self, error: BaseException) -> None:
+        if not self.settled:
+            self.set_exception(error)
+        self.report(True)
+
+    def submit_to(self, executor: Any) -> None:
+        """Have a foreign *executor* run the call; it needs no more than ``submit(fn)``."""
+        submitted = self._submitted = executor.submit(self._as_function())
+        submitted.add_done_callback(self._take_over)
+
+    def submit_to_default_executor(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have the default executor of the loop run the call."""
+        # Not awaited itself: a cancellation would cut the link to the thread's outcome.
+        submitted = self._submitted = loop.run_in_executor(None, self._as_function())
+        submitted.add_done_callback(self._take_over)
+
+    def _as_function(self) -> functools.partial[R]:
+        """Return the call; a ``partial``, in which instruments look for ``thread_handler``."""
+        wrapper, loop, exc_info, inner_calls, context, child = self._call
+        del self._call
+        return functools.partial(wrapper.thread_handler, loop, exc_info, inner_calls, context.run, child)
+
+    def _take_over(self, submitted: Future[R] | asyncio.Future[R]) -> None:
+        self._submitted = None
+        if submitted.cancelled():
+            self.set_exception(asyncio.CancelledError())
+        elif (error := submitted.exception()) is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(submitted.result())
+        if isinstance(submitted, asyncio.Future):
+            self.deliver()
+        else:
+            self.report()
+
+    # On the loop:
+
+    def deliver(self) -> None:
+        """Let the task that awaits ``arrival`` go on, in this call.
+
+        The future would have the loop call the task in its next turn, which is a look at the
+        selector more for each call, a tenth of what a bridged call costs.
+        """
+        try:
+            arrival = self.arrival
+        except AttributeError:
+            self._forget()
+            return
+        self._arrived = True
+        if arrival.done():  # cancelled, and the task is about to hear of it; or delivered twice, after an interrupt
+            pass
+        elif not (callbacks := arrival._callbacks) or arrival.get_loop().get_debug():
+            arrival.set_result(None)  # asyncio's debug mode tells which task is slow, if the loop calls it
+        else:
+            callback, context = callbacks[0]  # any others can wait
+            arrival.remove_done_callback(callback)
+            arrival.set_result(None)
+            context.run(callback, arrival)
+            # The traceback of an exception of the task leads here, and these may lead to the exception.
+            del callbacks, callback, context
+
+    def _forget(self) -> None:
+        """Drop an outcome that nobody takes: the traceback of an exception leads back to this object."""
+        self._error = None
+        self._result = None  # type: ignore[assignment]
+
+    def _take_back(self) -> None:
+        """Keep the call from running, if it has not begun."""
+        with contextlib.suppress(AttributeError):
+            del self._call
+        submitted = self._submitted  # read once: the thread that ends the call sets it to None
+        if submitted is not None:
+            submitted.cancel()
+
+    def survives_cancellation(self, inner_calls: list[AwaitedOutcome[Any]]) -> bool:
+        """Tell whether to wait on, now that the caller was cancelled.
+
+        The cancellation goes to the *inner_calls* for which the synchronous code waits, and
+        their outcome decides. Where there are none, it ends the wait: a call that has
+        begun goes on alone, one that has not is never run.
+        """
+        if any([call.cancel() for call in inner_calls.copy()]):
+            if self.arrival.cancelled():
+                self.arrival = asyncio.Future(loop=self.arrival.get_loop())
+                if self._arrived:
+                    self.arrival.set_result(None)
+            return True
+        self._take_back()
+        self._forget()
+        return False
+
+
+class LoopCall:
+    """One hand-over of an ``async_to_sync`` call: a coroutine on its way to a loop.
+
+    Whether the loop ever gets to the coroutine is not in the caller's power, so ``start``
+    and ``take_back`` exclude each other, and only one of them wins. Once begun, it is the
+    coroutine that settles the outcome.
+    """
+
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        context: contextvars.Context,
+        outcome: AwaitedOutcome[Any],
+    ) -> None:
+        # To delete an attribute is one step, and an error the second time: either the loop
+        # gets the coroutine, or the caller has it back.
+        self._coroutine = coroutine
+        self._context = context
+        self._outcome = outcome
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # On the loop's thread:
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
+        """Make the coroutine a task of *loop*, unless the caller took it back."""
+        self._loop = loop  # first, since who comes too late to take the coroutine back needs it
+        try:
+            coroutine = self._coroutine
+            del self._coroutine
+        except AttributeError:
+            return None
+        if local.THREADS_INHERIT:
+            local.arrive(self._context)
+        try:
+            # Not create_task(context=...): task factories of older frameworks do not take it.
+            self._task = self._context.run(loop.create_task, coroutine)
+        except BaseException as error:  # of a task factory
+            self._outcome.set_exception(error)
+        else:
+            if asyncio._get_running_loop() is loop:
+                _make_first_step(self._task, loop)
+        return self._task
+
+    # On any thread:
+
+    @property
+    def ended_unheard(self) -> bool:
+        """Whether the task is done and the outcome open: the task was cancelled before its first step."""
+        return self._task is not None and self._task.done() and not self._outcome.settled
+
+    def take_back(self) -> bool:
+        """Keep the coroutine from being started; return False where it has been, or was taken back before."""
+        try:
+            del self._coroutine
+        except AttributeError:
+            return False
+        return True
+
+    def cancel(self) -> bool:
+        """Cancel the coroutine, if this hand-over still has to do with it; see ``AwaitedOutcome.cancel``."""
+        if self.take_back():
+            self._outcome.set_exception(asyncio.CancelledError())
+            return True
+        loop = self._loop
+        if loop is None:  # the thread has taken it back for another loop, and will see that it is cancelled
+            return True
+        if asyncio._get_running_loop() is loop:
+            return self._cancel_task()
+        try:
+            # Behind the callback that starts the task, so never ahead of the task's existence.
+            loop.call_soon_threadsafe(self._cancel_task, context=contextvars.Context())
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
+
+    def _cancel_task(self) -> bool:
+        return self._task is not None and self._task.cancel()
+
+
+def _make_first_step(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
+    """Have *task*, just made, begin in this turn of the loop in place of the next, which would cost a tenth of a call.
+
+    Only where the queue of the loop is to be seen, as with asyncio's own, and short. The tasks of a
+    factory may have begun; in debug mode asyncio is to tell which task is slow. An eager task would
+    begin here too, but in the midst of its making: its exit would look like a fault of the loop, and
+    asking one that has ended for its coroutine crashes Python 3.12.1.
+    """
+    queue: Any = getattr(loop, "_ready", None)
+    if (
+        isinstance(queue, deque)
+        and 0 < len(queue) <= LONGEST_QUEUE
+        and loop.get_task_factory() is None
+        and not loop.get_debug()
+    ):
+        handle = queue[-1]
+        if getattr(handle._callback, "__self__", None) is task:  # else another thread was faster
+            try:
+                queue.remove(handle)
+            except (ValueError, IndexError):  # other threads change the queue meanwhile
+                return
+            handle._run()
+
+
+class _Deliveries:
+    """Finished calls, and other news from threads, for one loop; one wake-up brings many.
+
+    The lock is held from the decision to wake the loop until the loop begins to look at the
+    queue. Who finds it held has put a delivery there before, and so in time.
+
+    The queue may be all that keeps a task, to which asyncio itself refers weakly.
+    """
+
+    def __init__(self) -> None:
+        self.queue: deque[Delivery] = deque()
+        self.waking = threading.Lock()
+
+    def wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            # An empty context keeps nothing of a user's alive; one for all would be
+            # entered by two loops at once.
+            loop.call_soon_threadsafe(self._deliver, loop, context=contextvars.Context())
+        except RuntimeError:  # the loop is closed, and whoever waited in it is gone
+            self.queue.clear()
+            self._release()
+
+    def _release(self) -> None:
+        try:
+            self.waking.release()
+        except RuntimeError:  # not held, after an interrupt
+            pass
+
+    def _deliver(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._release()
+        queue = self.queue
+        # What goes on with its delivery may ask for more, which is for the next turn: or nothing else would get one.
+        count = len(queue)
+        # It may also end the loop, or run it until another one of these has gone on.
+        if count > 1 and self.waking.acquire(False):
+            loop.call_soon(self._deliver, loop, context=contextvars.Context())
+        for _ in range(count):
+            if not queue:
+                return
+            queue.popleft().deliver()
+
+
+# What is under way to each loop. Entries end with their loop, and all of them at a fork.
+_deliveries: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Deliveries] = weakref.WeakKeyDictionary()
+
+# The entry that was used last, so that most looks need not go through the dictionary; at first, what refers to nothing.
+_NOTHING: weakref.ref[Any] = weakref.ref(_Deliveries())
+_latest = _NOTHING, _NOTHING
+
+
+def deliver_on(loop: asyncio.AbstractEventLoop, delivery: Delivery, surely: bool = False) -> None:
+    """Have ``delivery.deliver()`` called on *loop*, soon; never, if the loop is closed. On any thread.
+
+    Args:
+        surely: Wake the loop in any case: an exception raised by a signal may have come
+            between the decision to do that and the deed.
+    """
+    latest_loop, latest_deliveries = _latest
+    deliveries = latest_deliveries() if latest_loop() is loop else None
+    if deliveries is None:
+        deliveries = _deliveries_to(loop)
+    deliveries.queue.append(delivery)
+    if deliveries.waking.acquire(False) or surely:
+        deliveries.wake(loop)
+
+
+def _deliveries_to(loop: asyncio.AbstractEventLoop) -> _Deliveries:
+    global _latest
+    deliveries = _deliveries.get(loop)
+    if deliveries is None:
+        # A loop that was closed before it could empty its queue may be kept by what is in it.
+        for other in [reference() for reference in _deliveries.keyrefs()]:
+            if other is not None and other.is_closed():
+                _deliveries.pop(other, None)
+        deliveries = _deliveries.setdefault(loop, _Deliveries())
+    _latest = weakref.ref(loop), weakref.ref(deliveries)
+    return deliveries
+
+
+@after_fork_in_child
+def _forget_deliveries() -> None:
+    global _deliveries, _latest
+    _deliveries = weakref.WeakKeyDictionary()
+    _latest = _NOTHING, _NOTHING

@@ -1,0 +1,531 @@
+"""Threads that the library owns.
+
+A worker runs one job at a time. Idle workers wait in a pool, last in, first out, and
+leave after some seconds; a ``WorkerExecutor`` leases one with its first job and gives it
+back when it has been shut down and its last job is done. A ``WorkerPool`` leases several,
+for as long as its one queue has jobs. A worker goes back *before* the outcome of its last
+job is reported, so that the caller's next lease finds it there.
+
+There is no lock here. A signal handler, or a finalizer that the garbage collector calls,
+may bridge at any moment, and would wait for ever on a thread that held one. What must be
+one step is one operation of a list, a dict or a queue.
+
+Workers are daemon threads: an idle one holds up nobody's exit. Jobs that run are waited
+for when the interpreter ends, after the ``atexit`` handlers of users, who may still
+bridge in these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import contextvars
+import itertools
+import queue
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from . import forks
+from .forks import after_fork_in_child
+from .jobs import JobExecutor, WouldDeadlock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .jobs import Job
+
+__all__ = [
+    "ContextExecutor",
+    "FreshLoopExecutor",
+    "KeptLoopExecutor",
+    "ProcessExecutor",
+    "WorkerExecutor",
+    "WorkerPool",
+    "is_suspended_here",
+    "loop_suspended",
+    "run_in_place",
+]
+
+# Seconds for which an idle worker stays. A guess: longer than the pauses of a site with little traffic.
+IDLE_TIME = 10.0
+
+# Every worker that lives, and the idle ones among them. A forked child starts with none.
+_workers: set[_Worker] = set()
+_idle: list[_Worker] = []
+
+_numbers = itertools.count(1)
+
+# Of a thread that runs a job in place, at the interpreter's end: the loops that are held up by it.
+_here = threading.local()
+
+
+@after_fork_in_child
+def _start_afresh() -> None:
+    global _idle, _workers
+    _workers = set()
+    _idle = []
+
+
+class _WorkerThread(threading.Thread):
+    """A thread whose name, put together when it is read, says what it works for."""
+
+    # What kind of executor leases it.
+    serves: type[WorkerExecutor] | None = None
+
+    @property
+    def name(self) -> str:
+        # What the system shows has to be short, since it keeps 15 bytes: the prefix and the number.
+        own = super().name.replace("asgiref", "asgiref worker", 1)
+        serves = self.serves
+        return f"{own}: {'idle' if serves is None else serves.purpose}"
+
+    @name.setter
+    def name(self, name: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        threading.Thread.name.__set__(self, name)  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        return super().__repr__().replace(super().name, self.name, 1)
+
+
+class _Worker:
+    """A thread and the queue of its jobs, each with the executor that leases the worker.
+
+    In that queue, None ends the lease, and an event is set when its turn comes.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: queue.SimpleQueue[tuple[WorkerExecutor, Job] | threading.Event | None] = queue.SimpleQueue()
+        self.jobs_done = 0
+        self.idle_since = time.monotonic()
+        self.thread = _WorkerThread(target=self._work, name=f"asgiref {next(_numbers)}", daemon=True)
+        # Where threads inherit contexts, this one must not keep its first caller's.
+        contextvars.Context().run(self.thread.start)
+        self.ident = self.thread.ident
+        _workers.add(self)
+
+    def _work(self) -> None:
+        generation = forks.generation
+        jobs, lasting = self.jobs, False
+        # A job that forks returns here in the child, which nothing can measure: the frame is from before the fork.
+        while generation is forks.generation:  # pragma: no branch
+            try:
+                # A time-out costs a twentieth of a bridged call.
+                item = jobs.get() if lasting else jobs.get(timeout=IDLE_TIME)
+            except queue.Empty:
+                if self._leaves():
+                    return
+                continue
+            if item is None:
+                lasting = False
+                self.go_idle()
+                continue
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
+            executor, job = item
+            lasting = executor.lasting
+            try:
+                job.run()
+            except BaseException:
+                _complain()
+            self.jobs_done += 1
+            if generation is forks.generation:  # pragma: no branch: as above
+                # Before the outcome is reported.
+                executor.unfinished.pop()
+                if executor.shut_down:
+                    executor.give_back_if_done()
+            try:
+                job.report()
+            except BaseException:
+                _complain()
+            del executor, item, job  # a waiting thread keeps nothing of a user's alive
+
+    def wait_until_reached(self) -> None:
+        """Wait until all that is in the queue now is done."""
+        reached = threading.Event()
+        self.jobs.put(reached)
+        while not reached.wait(1) and self.thread.is_alive():
+            pass
+
+    def go_idle(self) -> None:
+        self.thread.serves = None
+        self.idle_since = time.monotonic()
+        _idle.append(self)
+
+    def _leaves(self) -> bool:
+        """Leave the pool, unless somebody has leased this worker between the time-out and now."""
+        if time.monotonic() < self.idle_since + IDLE_TIME:
+            return False
+        try:
+            _idle.remove(self)
+        except ValueError:
+            return False
+        _workers.discard(self)
+        return True
+
+
+class WorkerExecutor(JobExecutor):
+    """An executor of one thread, leased from the pool with the first job until ``shutdown``."""
+
+    # Part of the thread's name.
+    purpose = "one call"
+
+    # For a lease that ends seldom, if at all: the worker then has to be woken to go idle.
+    lasting = False
+
+    # For jobs that last: the interpreter does not wait for them when it ends, and they are
+    # refused, rather than run in place, once it starts no threads.
+    background = False
+
+    # As a ThreadPoolExecutor has it; see also _threads.
+    _max_workers = 1
+
+    # Set, on the object, for as long as a worker is leased. To give it back is to take the
+    # attribute away, which only one thread can do.
+    _worker: _Worker | None = None
+
+    def __init__(self) -> None:
+        # An item for each job that was accepted and is not done.
+        self.unfinished: list[None] = []
+        self.shut_down = False
+        self._generation = forks.generation
+
+    @property
+    def _threads(self) -> set[threading.Thread]:
+        """The threads that serve this executor now: others read it from any executor that stands in its place."""
+        worker = self._worker
+        return set() if worker is None or self._generation is not forks.generation else {worker.thread}
+
+    @property
+    def belongs_to_this_thread(self) -> bool:
+        """Whether this thread is the one that serves the queue."""
+        worker = self._worker
+        return worker is not None and worker.ident == threading.get_ident() and self._generation is forks.generation
+
+    def post(self, job: Job, waiting_thread: int | None = None) -> bool:
+        if self._generation is not forks.generation:
+            self._forget_parents_worker()
+        if self.shut_down:
+            return False
+        worker = self._worker or self._lease()
+        if worker is None:
+            if self.background:
+                return False
+            run_in_place(job)
+            return True
+        if worker.ident == waiting_thread:
+            raise WouldDeadlock
+        self.unfinished.append(None)
+        # Looked at again, now that the worker cannot be given back: shutdown() sets it first.
+        if self.shut_down:
+            self.unfinished.pop()
+            self.give_back_if_done()
+            return False
+        worker.jobs.put((self, job))
+        return True
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more jobs, and give the worker back when the accepted ones are done.
+
+        Args:
+            wait: Wait for that, except on the worker itself.
+            cancel_futures: Has no effect: accepted jobs are done.
+        """
+        if self._generation is not forks.generation:
+            self._forget_parents_worker()
+        worker = self._worker if wait and self.unfinished and not self.belongs_to_this_thread else None
+        self.shut_down = True
+        self.give_back_if_done()
+        if worker is not None:
+            worker.wait_until_reached()
+
+    def _lease(self) -> _Worker | None:
+        worker = _lease()
+        if worker is None:
+            return None
+        worker.thread.serves = type(self)
+        leased: _Worker = self.__dict__.setdefault("_worker", worker)
+        if leased is not worker:  # another thread was faster
+            worker.go_idle()
+        return leased
+
+    def give_back_if_done(self) -> None:
+        if not self.unfinished:
+            worker = self.__dict__.pop("_worker", None)
+            if worker is None:
+                return
+            if self.lasting:
+                worker.jobs.put(None)
+            else:
+                worker.go_idle()
+
+    def _forget_parents_worker(self) -> None:
+        self.__dict__.pop("_worker", None)
+        self.unfinished = []
+        self._generation = forks.generation
+
+    def __del__(self) -> None:
+        # Nobody kept this executor, jobs included, so its worker is free.
+        if self._worker is not None:
+            self._worker.jobs.put(None)
+
+
+class ProcessExecutor(WorkerExecutor):
+    purpose = "thread-sensitive code of the process"
+    lasting = True
+
+
+class ContextExecutor(WorkerExecutor):
+    purpose = "ThreadSensitiveContext"
+
+
+class FreshLoopExecutor(WorkerExecutor):
+    purpose = "event loop of async_to_sync"
+
+
+class KeptLoopExecutor(WorkerExecutor):
+    purpose = "event loop of AsyncSingleThreadContext"
+    background = True
+
+
+class _PoolExecutor(WorkerExecutor):
+    purpose = "WSGI pool"
+
+
+def _complain() -> None:
+    """Show what a job let out after all, of a future's callback, say: the thread serves others too."""
+    threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
+
+
+class WorkerPool(JobExecutor):
+    """An executor of at most *limit* leased workers that take their jobs from one queue.
+
+    One worker at a time is on its way to the queue. It takes a job, and calls the next
+    worker if there are more, before it runs its own. So while the jobs are short, one or
+    two threads do them all, in one go, and are not woken for each; as soon as a job waits
+    for something, another thread goes on with the queue.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._start_afresh()
+        _pools.add(self)
+
+    def _start_afresh(self) -> None:
+        self._jobs: deque[Job] = deque()
+        # An item for each worker that may still be leased.
+        self._free: list[None] = [None] * self._limit
+        # Held while a worker is on its way to the queue. Nobody waits for it.
+        self._coming = threading.Lock()
+
+    def post(self, job: Job, waiting_thread: int | None = None) -> bool:
+        self._jobs.append(job)
+        try:
+            self._call_worker()
+        except Exception as error:
+            # No thread could be started. Whoever has a slot now comes to the queue, or gets here too.
+            if len(self._free) == self._limit and self._abandon_jobs(error, but_for=job):
+                raise
+        except BaseException:
+            with contextlib.suppress(ValueError):  # taken by a worker
+                self._jobs.remove(job)
+            raise
+        return True
+
+    def _abandon_jobs(self, error: Exception, but_for: Job) -> bool:
+        """Abandon all jobs, since nobody will come to them; return whether *but_for* was among them."""
+        found = False
+        while True:
+            try:
+                job = self._jobs.popleft()
+            except IndexError:
+                return found
+            if job is but_for:
+                found = True
+            else:
+                job.abandon(error)
+
+    def _call_worker(self) -> None:
+        """See to it that a worker comes to the queue, if there is something in it and one is free.
+
+        Who finds another on its way has put a job there before that one looks.
+        """
+        try:
+            while self._jobs and self._coming.acquire(blocking=False):
+                try:
+                    self._free.pop()
+                except IndexError:
+                    self.arrived()
+                    # One may have become free meanwhile, found the queue empty and gone; and then
+                    # somebody may have added a job and relied on this call.
+                    if not self._free:
+                        return
+                else:
+                    self._lease_worker()
+                    return
+        except BaseException:
+            # An interrupt comes at any point. To say so too often is harmless: a second worker is called.
+            self.arrived()
+            raise
+
+    def _lease_worker(self) -> None:
+        service = _QueueService(self)
+        try:
+            executor = _PoolExecutor()
+            executor.post(service)
+            executor.shutdown(wait=False)
+        except BaseException:
+            # Whether a worker has got it is not known after an interrupt.
+            if service.take_slot():
+                self._free.append(None)
+            raise
+
+    def arrived(self) -> None:
+        """Note that no worker is on its way any more."""
+        try:
+            self._coming.release()
+        except RuntimeError:  # not held, after an interrupt
+            pass
+
+
+# Every pool, to be made anew in a forked child.
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+
+
+@after_fork_in_child
+def _renew_pools() -> None:
+    for pool in _pools:
+        pool._start_afresh()
+
+
+class _QueueService:
+    """A job: do the jobs of a pool for as long as there are any."""
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
+        self._last: Job | None = None
+        # A list of one, since pop() is atomic: either the worker has the slot, or who called it gives it back.
+        self._slot = [None]
+
+    def take_slot(self) -> bool:
+        try:
+            self._slot.pop()
+        except IndexError:
+            return False
+        return True
+
+    def run(self) -> None:
+        pool = self._pool
+        if not self.take_slot():
+            return
+        pool.arrived()
+        jobs, free, generation = pool._jobs, pool._free, forks.generation
+        while True:
+            try:
+                job = jobs.popleft()
+            except IndexError:
+                free.append(None)
+                # Jobs that came since the look above, and found no worker free, have only this one.
+                if not jobs:
+                    return
+                try:
+                    free.pop()
+                except IndexError:  # others have been leased since, and will come to the queue
+                    return
+                continue
+            if self._last is not None:
+                self.report()
+            if jobs:
+                try:
+                    pool._call_worker()
+                except Exception:  # no more threads can be had, so this one goes on alone
+                    pass
+            try:
+                job.run()
+            except BaseException:
+                _complain()
+            self._last = job
+            # A job that forked returns here in the child, in a frame from before the fork.
+            if generation is not forks.generation:  # pragma: no cover
+                return
+
+    def report(self) -> None:
+        """Report the job that was done last: when the next one has begun, or the worker is back among the idle."""
+        job, self._last = self._last, None
+        if job is not None:
+            try:
+                job.report()
+            except BaseException:
+                _complain()
+
+    def abandon(self, error: BaseException) -> None:  # pragma: no cover: no worker abandons a job
+        self.report()
+
+
+def _lease() -> _Worker | None:
+    """Return an idle worker or a new one, or None where Python starts no thread any more."""
+    try:
+        worker = _idle.pop()
+    except IndexError:
+        try:
+            return _Worker()
+        except RuntimeError as error:
+            if str(error).endswith("at interpreter shutdown"):
+                return None
+            raise
+    if worker.ident == threading.get_ident():
+        # A finalizer bridges on a worker that is back in the pool and drops its last job.
+        try:
+            return _lease()
+        finally:
+            _idle.append(worker)
+    return worker
+
+
+@atexit.register
+def _wait_for_running_jobs() -> None:
+    """Let jobs that run, or wait behind one, come to their end before the interpreter does."""
+    done = -1
+    while done != (done := sum(worker.jobs_done for worker in _workers.copy())):  # they may have led to others
+        for worker in _workers.copy() - set(_idle):
+            if not (worker.thread.serves or WorkerExecutor).background:
+                worker.wait_until_reached()
+
+
+def run_in_place(job: Job) -> None:
+    """Run *job* on this very thread, because Python starts none any more; its loop, if one runs here, is held up."""
+    with loop_suspended():
+        job.run()
+    job.report()
+
+
+@contextlib.contextmanager
+def loop_suspended() -> Iterator[None]:
+    """In the block, no loop runs on this thread as far as anybody can tell, just as on a thread without one."""
+    loop = asyncio._get_running_loop()
+    if loop is None:
+        yield
+        return
+    task = asyncio.current_task(loop)
+    outer: tuple[asyncio.AbstractEventLoop, ...] = getattr(_here, "suspended_loops", ())
+    _here.suspended_loops = (*outer, loop)
+    if task is not None:
+        asyncio._leave_task(loop, task)
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(loop)
+        if task is not None:
+            asyncio._enter_task(loop, task)
+        _here.suspended_loops = outer
+
+
+def is_suspended_here(loop: Any) -> bool:
+    """Tell whether *loop* is held up by a job that this thread runs in place, and so can do nothing for that job."""
+    return loop in getattr(_here, "suspended_loops", ())

@@ -1,0 +1,194 @@
+"""What is stuck? Tells what a look at the bridge calls in flight has found, in strings and numbers alone."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from traceback import FrameSummary
+from typing import TYPE_CHECKING, Any
+
+from .look import Call, Look
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+__all__ = ["BridgeCall", "bridge_calls", "described"]
+
+
+@dataclass(frozen=True)
+class BridgeCall:
+    """A ``sync_to_async`` or ``async_to_sync`` call in flight; ``str()`` of it tells all, in several lines.
+
+    Attributes:
+        ident: A number that no other call in flight has; it is used again later.
+        direction: ``"sync_to_async"`` or ``"async_to_sync"``.
+        function: The qualified name of the function.
+        state: ``"queued"``, ``"running"``, or ``"returning"`` where the work is done, but who waits has not gone on.
+        where: On what the work runs, or in which queue it is, in words.
+        since: When the call began, as ``time.time()`` tells it, or None where that is not known.
+        duration: For how many seconds it has been in flight, or None.
+        waiting_task: The name of the task that waits. None where a thread does, or nobody: the task was cancelled.
+        waiting_thread: The name of the thread that waits, or where the waiting task's loop runs; None if not known.
+        working_thread: The name of the thread that does the work, or serves the queue; None where it may be any of
+            several, or is not known.
+        loop: The name of the class of the event loop that takes part, or None where none does yet.
+        parent: The ``ident`` of the call in which this one was made, or None.
+        parent_name: That call, as in ``"async_to_sync(main)"``, or None.
+        circle: The calls, this one first, that wait for each other in a circle; else empty. None of them can end
+            without help from outside, such as a time limit.
+        stack: ``traceback.FrameSummary`` objects from the outermost caller to the innermost frame that works. Those of
+            asgiref, asyncio and concurrent are left out. One without a ``filename`` stands for the way to another
+            thread, or to a loop, which its ``name`` tells.
+    """
+
+    ident: int
+    direction: str
+    function: str
+    state: str
+    where: str
+    since: float | None
+    duration: float | None
+    waiting_task: str | None
+    waiting_thread: str | None
+    working_thread: str | None
+    loop: str | None
+    parent: int | None
+    parent_name: str | None
+    circle: tuple[str, ...]
+    stack: tuple[FrameSummary, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        return "\n".join([*self._facts(), *self._stack(), ""])
+
+    def _facts(self) -> Iterator[str]:
+        since = ""
+        if self.since is not None:
+            since = f" for {self.duration:.3f} s, since {time.strftime('%H:%M:%S', time.localtime(self.since))}"
+        yield f"{self.direction}({self.function}), {self.state}{since}"
+        if self.waiting_task is not None:
+            yield f"  task {self.waiting_task!r} of {_loop_on(self.loop, self.waiting_thread)} waits"
+        else:
+            yield "  nobody waits" if self.waiting_thread is None else f"  thread {self.waiting_thread!r} waits"
+        yield f"  {self.state} {'in' if self.state == 'queued' else 'on'} {self.where}"
+        if self.parent_name is not None:
+            yield f"  inside {self.parent_name}"
+        if self.circle:
+            yield f"  in a circle: {', which waits for '.join([*self.circle, self.circle[0]])}"
+
+    def _stack(self) -> Iterator[str]:
+        for frame in self.stack:
+            if not frame.filename:
+                yield f"  ---- {frame.name}"
+                continue
+            yield f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}'
+            if frame.line:
+                yield f"    {frame.line}"
+
+
+def described(calls: list[BridgeCall]) -> str:
+    """Return the text for all *calls*, each stack once."""
+    lines: list[str] = []
+    shown: dict[tuple[str, ...], str] = {}
+    for call in calls:
+        stack = tuple(call._stack())
+        lines += [*call._facts(), *([f"  its stack is that of {shown[stack]}"] if stack in shown else stack), ""]
+        shown.setdefault(stack, f"{call.direction}({call.function})")
+    return "\n".join(lines or ["no bridge call is in flight", ""])
+
+
+def bridge_calls() -> list[BridgeCall]:
+    """Return the bridge calls in flight, those that began first at the front."""
+    look = Look()
+    try:
+        look.read()
+        return sorted([_described(look, call) for call in look.calls], key=lambda call: -(call.duration or 0))
+    finally:
+        # Frames are kept by them, and they by each other.
+        for each in (*look.calls, look):
+            each.__dict__.clear()
+
+
+def _described(look: Look, call: Call) -> BridgeCall:
+    began = getattr(call.job, "began", None)
+    duration = None if began is None else look.now - began
+    of_loop = look.name_of(look.thread_of(call.loop))
+    to_thread = call.direction == "sync_to_async"
+    return BridgeCall(
+        ident=call.ident,
+        direction=call.direction,
+        function=call.function,
+        state=call.state,
+        where=_where(look, call),
+        since=None if duration is None else time.time() - duration,
+        duration=duration,
+        waiting_task=None if call.task is None else call.task.get_name(),
+        waiting_thread=look.name_of(call.thread) if call.task is None else of_loop,
+        working_thread=look.name_of(call.works_on) if to_thread else of_loop,
+        loop=None if call.loop is None else type(call.loop).__qualname__,
+        parent=None if call.parent is None else call.parent.ident,
+        parent_name=None if call.parent is None else call.parent.name,
+        circle=tuple([each.name for each in look.circle_of(call)] if call in look.hopeless else ()),
+        stack=(*_waiting_side(look, call), *_working_side(look, call)),
+    )
+
+
+def _where(look: Look, call: Call) -> str:
+    loop = _loop_on(
+        None if call.loop is None else type(call.loop).__qualname__, look.name_of(look.thread_of(call.loop))
+    )
+    if call.direction == "async_to_sync":
+        return f"its way to thread {look.name_of(call.thread)!r}" if call.state == "returning" else loop
+    if call.state == "returning":
+        return f"its way to {loop}"
+    return call.queue if call.place is None else f"thread {look.name_of(call.works_on)!r}"
+
+
+def _passage(look: Look, call: Call) -> FrameSummary:
+    preposition = "in" if call.state == "queued" else "on"
+    return FrameSummary("", 0, f"{call.name}, {call.state} {preposition} {_where(look, call)}", lookup_line=False)
+
+
+def _waiting_side(look: Look, call: Call) -> Iterator[FrameSummary]:
+    if call.parent is not None:
+        yield from _waiting_side(look, call.parent)
+    yield from _summaries(call.waits_in)
+    yield _passage(look, call)
+
+
+def _working_side(look: Look, call: Call) -> Iterator[FrameSummary]:
+    seen: set[Any] = set()
+    latest = call
+    below: Call | None = call
+    while below is not None and below not in seen:
+        seen.add(below)
+        if below is not call:
+            yield _passage(look, below)
+        latest, task = below, below.main
+        below = latest.inner
+        yield from _summaries(latest.works_in)
+        while task is not None and task not in seen:
+            seen.add(task)
+            yield from _summaries(look.chains.get(task, []))
+            below = look.by_task.get(task)
+            awaited = look.awaited(task)
+            task = awaited[0] if len(awaited) == 1 else None
+    busy = look.thread_of(latest.loop)
+    if busy in look.stacks and latest.state == ("queued" if latest.direction == "async_to_sync" else "returning"):
+        yield FrameSummary("", 0, f"thread {look.name_of(busy)!r} meanwhile", lookup_line=False)
+        yield from _summaries(look.stacks[busy])
+
+
+def _loop_on(loop: str | None, thread: str | None) -> str:
+    if loop is None:
+        return "a loop that is to be started"
+    return f"a {loop}" if thread is None else f"the {loop} of thread {thread!r}"
+
+
+def _summaries(frames: list[FrameType]) -> Iterator[FrameSummary]:
+    for frame in frames:
+        code, module = frame.f_code, str(frame.f_globals.get("__name__"))
+        if module.partition(".")[0] in ("asgiref", "asyncio", "concurrent"):
+            continue
+        if module != "threading" or code.co_name not in ("_bootstrap", "_bootstrap_inner", "run"):
+            yield FrameSummary(code.co_filename, frame.f_lineno or 0, code.co_name, lookup_line=False)

@@ -1,0 +1,387 @@
+"""Which bridge calls are in flight, and what do they wait for? Found by looking, and not yet told.
+
+Nothing is noted down while calls run, but for the time at which each began. A look reads
+the frames of all threads, and what each task of all loops awaits. Other threads go on
+meanwhile, so what it finds may be over already.
+
+No code of users is called, since a look may come from a signal handler: no ``repr``, no
+``==``, and no ``isinstance``, which asks an object for its class.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .._bridge import forks, workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import FrameType
+
+    Task = asyncio.Task[Any]
+
+__all__ = ["Call", "Look"]
+
+# What runs a loop, and which of its variables, or attribute of one, has the loop. uvloop has no frame of its own.
+LOOP_RUNNERS = {
+    "asyncio.base_events.BaseEventLoop.run_forever": ("self", ""),
+    "asyncio.runners.Runner.run": ("self", "_loop"),
+    "asgiref._bridge.loops.FreshLoop.run": ("loop", ""),
+    "asgiref._bridge.loops.KeptLoop.run": ("loop", ""),
+}
+MAILBOX = "asgiref.current_thread_executor.CurrentThreadExecutor."
+# The prefix of the attributes of a coroutine or generator, and the attribute that has what it awaits.
+AWAITED = {"cr": "cr_await", "gi": "gi_yieldfrom", "ag": "ag_await"}
+
+
+class Call:
+    """A call, as a look finds it; each side is known once its thread or task has been read."""
+
+    # Who waits: a thread or a task. The frames are those down to the bridge's, without what the parent has.
+    thread: int | None = None
+    task: Task | None = None
+    waits_in: list[FrameType] = []
+    parent: Call | None = None
+    # What works: the task of async_to_sync; a thread, from that place in its stack, or the queue that it serves.
+    main: Task | None = None
+    works_on: int | None = None
+    place: int | None = None
+    works_in: list[FrameType] = []
+    queue = ""
+    # The call of async_to_sync for which that thread waits in turn.
+    inner: Call | None = None
+
+    def __init__(self, direction: str, ident: int, variables: Any) -> None:
+        self.direction, self.ident = direction, ident
+        self.wrapper, self.loop = variables.get("self"), variables.get("loop")
+        self.job: Any = None  # has the outcome
+        # The calls of which each has to end before this one can, or any one.
+        self.blockers: list[Call] = []
+        self.any_will_do = False
+
+    @property
+    def state(self) -> str:
+        if getattr(self.job, "settled", False) or _has_run(getattr(self.job, "_submitted", None)):
+            return "returning"
+        return "queued" if self.place is None and self.main is None else "running"
+
+    @property
+    def function(self) -> str:
+        attributes = getattr(self.wrapper, "__dict__", {})
+        # From functools.update_wrapper().
+        name: Any = attributes.get("__qualname__")
+        function: Any = attributes.get("__wrapped__")
+        while name is None and type(function) is partial:
+            function = function.func
+            name = getattr(function, "__qualname__", None)
+        return str(name or type(function).__qualname__)
+
+    @property
+    def name(self) -> str:
+        return f"{self.direction}({self.function})"
+
+
+class Look:
+    """One look at all threads and tasks."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.running: dict[int, Call] = {}  # of sync_to_async, by the id of the list of its inner calls
+        self.by_task: dict[Any, Call] = {}  # of sync_to_async
+        self.by_main: dict[Any, Call] = {}  # of async_to_sync
+        self.threads_of_loops: dict[Any, int] = {}
+        # The mailboxes that are served, each with the thread and the place in its stack.
+        self.mailboxes: list[tuple[Any, int, int]] = []
+
+    def read(self) -> None:
+        self.stacks = _stacks()
+        self.names = {thread.ident: thread.name for thread in threading.enumerate()}
+        self.places = {frame: (ident, i) for ident, stack in self.stacks.items() for i, frame in enumerate(stack)}
+        for ident, stack in self.stacks.items():
+            self._read_thread(ident, stack)
+        self.chains = {task: self._chain(task) for task in _tasks(self.threads_of_loops)}
+        for task, chain in self.chains.items():
+            self._read_task(task, chain)
+        self.woken_by: dict[Any, list[Task]] = {}
+        for task in self.chains:
+            for future in _futures_that_end_with(task):
+                self.woken_by.setdefault(future, []).append(task)
+        self.awaited_by = {awaited: task for task in self.chains for awaited in self.awaited(task)}
+        for call in self.calls:
+            self._find_parent(call)
+            self._find_blockers(call)
+        self.hopeless = self._hopeless()
+        self.now = time.monotonic()
+
+    def _read_thread(self, ident: int, stack: list[FrameType]) -> None:
+        begin, job, outer = 0, None, None
+        for i, frame in enumerate(stack):
+            role = _role(frame)
+            if role == "asgiref._bridge.jobs.ThreadCall.run":
+                job = frame.f_locals.get("self")
+            elif role == "asgiref.sync.SyncToAsync.thread_handler":
+                if job is not None and job._generation is not forks.generation:
+                    continue
+                inner_calls = (variables := frame.f_locals).get("task_context")
+                if inner_calls is None:
+                    continue
+                outer = self.running[id(inner_calls)] = Call("sync_to_async", id(inner_calls), variables)
+                outer.job, outer.works_on, outer.place, outer.works_in = job, ident, i, stack[i + 1 :]
+                self.calls.append(outer)
+                begin, job = i + 1, None
+            elif role == "asgiref.sync.AsyncToSync.__call__":
+                outcome = (variables := frame.f_locals).get("outcome")
+                if outcome is None or variables["mailbox"]._generation is not forks.generation:
+                    continue
+                call = Call("async_to_sync", id(outcome), variables)
+                call.job, call.thread, call.waits_in, call.parent = outcome, ident, stack[begin:i], outer
+                call.main = getattr(call.job.call, "_task", None)
+                call.loop = getattr(call.job.call, "_loop", None) or _loop_asked(stack[i + 1 : i + 3])
+                self.calls.append(call)
+                if call.main is not None:
+                    self.by_main[call.main] = call
+                if outer is not None:
+                    outer.inner, outer.works_in = call, call.waits_in
+                begin, outer = i + 1, None
+            elif role in (f"{MAILBOX}serve", f"{MAILBOX}close"):
+                self.mailboxes.append((frame.f_locals.get("self"), ident, i))
+            elif role in LOOP_RUNNERS:
+                variable, attribute = LOOP_RUNNERS[role]
+                loop = frame.f_locals.get(variable)
+                if attribute:
+                    loop = getattr(loop, attribute, None)
+                if loop is not None:
+                    self.threads_of_loops[loop] = ident
+
+    def _chain(self, task: Task) -> list[FrameType]:
+        """Return the frames of *task*, from that of its coroutine to the innermost one that it awaits."""
+        frames: list[FrameType] = []
+        inner: Any = task.get_coro()
+        while inner is not None:
+            kind = _kind(inner)
+            if kind is None:
+                inner = _hidden_in(inner)
+                continue
+            frame = getattr(inner, f"{kind}_frame")
+            if frame in self.places:  # it runs
+                ident, i = self.places[frame]
+                return frames + self.stacks[ident][i:]
+            if frame is not None:
+                frames.append(frame)
+            inner = getattr(inner, AWAITED[kind])
+        return frames
+
+    def _read_task(self, task: Task, chain: list[FrameType]) -> None:
+        for i, frame in enumerate(chain):
+            if _role(frame) == "asgiref.sync.SyncToAsync.__call__":
+                inner_calls, job = (variables := frame.f_locals).get("inner_calls"), variables.get("call")
+                if job is None or inner_calls is None or job._generation is not forks.generation:
+                    return
+                del chain[i:]
+                call = self.running.get(id(inner_calls))
+                if call is None:
+                    call = Call("sync_to_async", id(inner_calls), variables)
+                    self.calls.append(call)
+                call.job, call.task, call.waits_in = job, task, chain
+                self.by_task[task] = call
+                if call.state == "queued":
+                    self._find_queue(call, inner_calls.promised_executor)
+                return
+
+    def _find_queue(self, call: Call, executor: Any) -> None:
+        for mailbox, ident, place in self.mailboxes:
+            if call.job in _again(list, mailbox._jobs):
+                call.queue, call.works_on = f"the mailbox of thread {self.name_of(ident)!r}", ident
+                call.blockers = self._running_on(ident, above=place)
+                return
+        for worker in _again(list, workers._workers):
+            if call.job in _jobs_in(worker.jobs):
+                call.queue, call.works_on = f"the queue of thread {self.name_of(worker.ident)!r}", worker.ident
+                call.blockers = self._running_on(worker.ident)
+                return
+        for pool in _again(list, workers._pools):
+            if call.job in _again(list, pool._jobs):
+                call.queue = f"the queue of a pool of {pool._limit} workers"
+                return
+        for each in (
+            call.wrapper._executor,
+            call.wrapper.single_thread_executor if call.wrapper._thread_sensitive else None,
+            getattr(call.loop, "_default_executor", None),
+        ):
+            executor = each if executor is None else executor
+        call.queue = f"the queue of {'an executor' if executor is None else type(executor).__qualname__}"
+        if executor is not None and issubclass(type(executor), ThreadPoolExecutor):
+            call.queue += f" with {executor._max_workers} threads"
+            running = [each for thread in _again(list, executor._threads) for each in self._running_on(thread.ident)]
+            if len(running) == executor._max_workers:
+                call.blockers, call.any_will_do = running, True
+
+    def _running_on(self, ident: int | None, above: int = -1) -> list[Call]:
+        """Return the outermost call that the thread runs above that place in its stack, if there is one."""
+        places = [(call.place, call) for call in self.running.values() if call.works_on == ident]
+        return [call for place, call in places if place is not None and place > above][:1]  # in the order of the stack
+
+    def awaited(self, task: Task) -> list[Task]:
+        """Return the tasks for which *task* waits."""
+        waiter = getattr(task, "_fut_waiter", None)
+        if waiter is None or task in self.by_task:
+            return []
+        return [waiter] if waiter in self.chains else self.woken_by.get(waiter, [])
+
+    def _find_parent(self, call: Call) -> None:
+        task: Any = call.task
+        seen = [task]
+        while task is not None and task not in self.by_main:
+            task = self.awaited_by.get(task)
+            if task is None or task in seen:
+                return
+            seen.append(task)
+            call.waits_in = self.chains[task] + call.waits_in
+        parent = above = self.by_main.get(task)
+        while above is not None and above is not call:
+            above = above.parent
+        if parent is not None and above is None:  # not so in a circle of running calls
+            call.parent = parent
+
+    def _find_blockers(self, call: Call) -> None:
+        if call.inner is not None:
+            call.blockers = [call.inner]
+        tasks = [] if call.main is None else [call.main]
+        for task in tasks:
+            tasks += [awaited for awaited in self.awaited(task) if awaited not in tasks]
+            call.blockers += [self.by_task[task]] if task in self.by_task else []
+
+    def _hopeless(self) -> set[Call]:
+        """Return the calls that wait for each other, directly or not, so that none can end by itself."""
+        hopeless: set[Call] = set()
+        rest = {call for call in self.calls if call.blockers}
+        while rest != hopeless:
+            hopeless = rest
+            rest = {
+                call
+                for call in hopeless
+                if (all if call.any_will_do else any)([blocker in hopeless for blocker in call.blockers])
+            }
+        return hopeless
+
+    def circle_of(self, call: Call) -> list[Call]:
+        """Return the shortest way from *call* back to it along calls without hope, or nothing."""
+        paths = [[call]]
+        seen = set()
+        for path in paths:
+            for blocker in path[-1].blockers:
+                if blocker is call:
+                    return path
+                if blocker in self.hopeless and blocker not in seen:
+                    seen.add(blocker)
+                    paths.append([*path, blocker])
+        return []
+
+    def thread_of(self, loop: Any) -> int:
+        return self.threads_of_loops.get(loop) or getattr(loop, "_thread_id", None) or 0
+
+    def name_of(self, ident: int | None) -> str | None:
+        return self.names.get(ident, str(ident)) if ident else None
+
+
+def _stacks() -> dict[int, list[FrameType]]:
+    """Return the frames of each thread, the outermost first, without those of looks, which refer to what is found."""
+    stacks = {}
+    frame: FrameType | None
+    for ident, frame in sys._current_frames().items():
+        stack = []
+        while frame is not None:
+            if frame.f_globals.get("__name__") not in (__name__, "asgiref._diagnosis.calls"):
+                stack.append(frame)
+            frame = frame.f_back
+        stacks[ident] = stack[::-1]
+    return stacks
+
+
+def _tasks(known_loops: Iterable[Any]) -> set[Any]:
+    """Return the tasks of all loops."""
+    if sys.version_info < (3, 14):
+        registries = [getattr(asyncio.tasks, name, ()) for name in ("_all_tasks", "_scheduled_tasks", "_eager_tasks")]
+        return {task for registry in registries for task in _again(list, registry) if not task.done()}
+    # Only C code can go through the tasks, loop by loop, and nothing lists the loops. All objects
+    # would come with gc.get_objects() too, but some would then lose their last reference here.
+    types: list[type] = [asyncio.AbstractEventLoop]
+    for each in types:
+        types += each.__subclasses__()
+    loops = {each for each in gc.get_referrers(*types) if issubclass(type(each), asyncio.AbstractEventLoop)}
+    return {task for loop in loops.union(known_loops) for task in _again(asyncio.all_tasks, loop)}
+
+
+def _again(function: Callable[[Any], Iterable[Any]], items: Any) -> Iterable[Any]:
+    """Return ``function(items)``, however often another thread changes the *items* meanwhile; in the end, nothing."""
+    for _ in range(1000):
+        try:
+            return function(items)
+        except RuntimeError:
+            pass
+    return []
+
+
+def _role(frame: FrameType) -> str:
+    """Return the full name of the function where the frame is one of this package or of asyncio, else nothing."""
+    module = str(frame.f_globals.get("__name__"))
+    return f"{module}.{frame.f_code.co_qualname}" if module.startswith(("asgiref.", "asyncio.")) else ""
+
+
+def _kind(awaitable: Any) -> str | None:
+    """Return the prefix of the attributes of a coroutine or generator, or None for another object."""
+    return next((kind for kind in AWAITED if hasattr(type(awaitable), f"{kind}_frame")), None)
+
+
+def _hidden_in(awaitable: Any) -> Any:
+    """Return the coroutine or generator in what wraps one: ``asend()`` of an asynchronous generator, say."""
+    inner = gc.get_referents(awaitable)
+    for each in inner.copy():
+        if type(each).__name__.startswith("async_generator_a"):  # in anext(iterator, default)
+            inner += gc.get_referents(each)
+    return next((each for each in inner if _kind(each) is not None), None)
+
+
+def _futures_that_end_with(task: Any) -> Iterator[Any]:
+    """Yield the futures that callbacks of *task* may end: those of ``gather``, ``wait``, ``shield``, ``TaskGroup``."""
+    yield from [part for part in _parts_of_callbacks(task) if issubclass(type(part), asyncio.Future)]
+
+
+def _has_run(submitted: Any) -> bool:
+    """Tell whether the executor's future inside *submitted*, which a loop has wrapped around it, is done."""
+    parts = _parts_of_callbacks(submitted) if issubclass(type(submitted), asyncio.Future) else []
+    # Not done(), which waits for a lock.
+    return any([part._state == "FINISHED" for part in parts if issubclass(type(part), Future)])
+
+
+def _parts_of_callbacks(future: Any) -> Iterator[Any]:
+    """Yield what the callbacks of an asyncio future hold that may be another future."""
+    for callback, _ in getattr(future, "_callbacks", None) or ():
+        owner = getattr(callback, "__self__", None)
+        if type(owner) is asyncio.TaskGroup:
+            yield getattr(owner, "_on_completed_fut", None)
+        yield from gc.get_referents(*(getattr(callback, "__closure__", None) or ()))
+        yield from callback.args if type(callback) is partial else ()
+
+
+def _loop_asked(frames: list[FrameType]) -> Any:
+    """Return the loop that was asked to begin, as the *frames* of ``async_to_sync`` know it."""
+    variables = [frame.f_locals for frame in frames if _role(frame).startswith("asgiref.sync.")]
+    loops = [getattr(each.get("kept"), "loop", None) or each.get("home") for each in variables]
+    return next((loop for loop in loops if loop is not None), None)
+
+
+def _jobs_in(jobs: Any) -> list[Any]:
+    """Return the jobs in the queue of a worker, without taking them out."""
+    # A SimpleQueue refers to its items, or to the list or deque that has them.
+    items = gc.get_referents(jobs)
+    items += [item for each in items if type(each) in (list, deque) for item in _again(list, each)]
+    return [item[1] for item in items if type(item) is tuple]

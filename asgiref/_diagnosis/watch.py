@@ -1,0 +1,98 @@
+"""In asyncio's debug mode: a thread that logs the bridge calls that take long.
+
+Calls read their clock here, which is all that they have to do with it. The thread starts
+with the first of them, looks now and then, and ends when there has been nothing to see
+for a while.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from .._bridge.forks import after_fork_in_child
+from .calls import bridge_calls
+
+__all__ = ["Watch"]
+
+logger = logging.getLogger("asgiref.sync")
+
+# Seconds between looks, at least and at most; and without any call until the thread ends.
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
+IDLE_TIME = 10.0
+
+
+class Watch:
+    """A watch over all bridge calls of the process.
+
+    Args:
+        limit: Returns, for each look, after how many seconds a call is logged.
+    """
+
+    def __init__(self, limit: Callable[[], float]) -> None:
+        self._limit = limit
+        self._start_afresh()
+        after_fork_in_child(self._start_afresh)
+
+    def _start_afresh(self) -> None:
+        # A list of one, since pop() is atomic: who gets the item starts the thread.
+        self._to_be_started = [None]
+        self._latest = time.monotonic()
+        # The numbers of slow calls that have been logged and are still in flight.
+        self._logged: set[int] = set()
+
+    def clock(self) -> float:
+        """Return ``time.monotonic()``, and see to it that somebody watches; lets no exception out."""
+        self._latest = now = time.monotonic()
+        if self._to_be_started:
+            self._start()
+        return now
+
+    def _start(self) -> None:
+        try:
+            self._to_be_started.pop()
+        except IndexError:
+            return
+        try:
+            thread = threading.Thread(target=self._watch, name="asgiref watch", daemon=True)
+            contextvars.Context().run(thread.start)  # it must not keep its first caller's context
+        except Exception:  # no thread can be had, now or at all
+            self._to_be_started.append(None)
+
+    def _watch(self) -> None:
+        try:
+            self._look_until_idle()
+        except Exception:
+            # No other one is started, since it would fail again.
+            logger.exception("bridge calls are not watched any more")
+
+    def _look_until_idle(self) -> None:
+        seen = time.monotonic()
+        while True:
+            time.sleep(min(max(self._limit() / 4, SHORTEST_PAUSE), LONGEST_PAUSE))
+            now = time.monotonic()
+            if self._look():
+                seen = now
+            elif now > max(seen, self._latest) + IDLE_TIME:
+                self._to_be_started.append(None)
+                # Calls that began before that line have relied on this thread.
+                if self._latest <= now:
+                    return
+                try:
+                    self._to_be_started.pop()
+                except IndexError:  # another one has been started for them
+                    return
+
+    def _look(self) -> bool:
+        """Log the calls that have become slow; return whether there are any calls."""
+        limit = self._limit()
+        calls = bridge_calls()
+        slow = [call for call in calls if call.duration is not None and call.duration > limit]
+        before, self._logged = self._logged, {call.ident for call in slow}
+        for call in slow:
+            if call.ident not in before:
+                logger.warning("a bridge call takes longer than %s seconds:\n%s", limit, call)
+        return bool(calls)

@@ -1,0 +1,262 @@
+"""The server's end of one request, as the thread of a WSGI application sees it, and the body that comes from there.
+
+``receive`` and ``send`` belong to the loop of the server, and everything that this module
+keeps of a connection is changed on that loop alone. A thread that needs something from
+there waits in ``Connection.wait_for``, which is ``async_to_sync``: so it serves its
+mailbox, is let go if the loop leaves, and hears of a cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import io
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .._bridge import workers
+from ..sync import AsyncToSync
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+__all__ = ["BodyTooLarge", "ClientDisconnected", "Connection", "RequestBody"]
+
+R = TypeVar("R")
+
+# How many messages in a row may be empty and still announce more. A guess: servers send
+# hardly any, a test client that never comes to an end sends any number.
+EMPTY_MESSAGES = 100
+
+
+class ClientDisconnected(OSError):
+    """The client went away, or its request is over: nothing more can be read from it or written to it."""
+
+
+class BodyTooLarge(OSError):
+    """The request body is larger than the adapter was told to accept."""
+
+
+class _OnLoop(AsyncToSync[..., R]):
+    """``async_to_sync`` onto a given loop, from whatever thread."""
+
+    def __init__(self, awaitable: Callable[..., Awaitable[R]], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(awaitable)
+        self._loop = loop
+
+    def _home_loop(self) -> Any:
+        loop = self._loop
+        return loop if loop.is_running() and not workers.is_suspended_here(loop) else None
+
+
+class Connection:
+    """``receive`` and ``send`` of one request, with the loop and the context in which they are called."""
+
+    # Whether nobody is there any more to read from or to write to. Any thread may look.
+    gone = False
+    # What ``receive`` or ``send`` has raised, where that is an error of the server.
+    error: BaseException | None = None
+    # The message that was asked for before anybody wanted to read it, and whether a reader waits for one itself.
+    _receiving: asyncio.Task[Any] | None = None
+    _is_read = False
+    _ended = False
+    _news: asyncio.Event | None = None
+
+    def __init__(self, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.send = send
+        self._receive = receive
+        self._context = contextvars.copy_context()
+        # Those that run.
+        self.tasks: set[asyncio.Task[Any]] = set()
+        # The functions for which a thread has waited.
+        self._bridges: dict[Any, _OnLoop[Any]] = {}
+
+    # On a thread of the application:
+
+    def wait_for(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any) -> R:
+        """Return what the coroutine ``function(*args)`` returns, which runs on the loop of the server."""
+        __traceback_hide__ = True
+        running = asyncio._get_running_loop()
+        if running is self.loop:
+            raise RuntimeError(
+                "code that runs on the event loop of the server would wait for that very loop to bring more of the "
+                "request body, or to send more of the response; read the body in synchronous code, before the call "
+                "into asynchronous code"
+            )
+        call: _OnLoop[R] | None = self._bridges.get(function)
+        if call is None:
+            call = self._bridges[function] = _OnLoop(function, self.loop)
+        try:
+            # A loop of the application's own is held up by this, as it would be under any WSGI server.
+            with contextlib.nullcontext() if running is None else workers.loop_suspended():
+                return call(*args)
+        except RuntimeError as error:
+            if self.loop.is_running():
+                raise
+            raise ClientDisconnected("the event loop of the server has stopped") from error
+
+    # On the loop:
+
+    def make_sure_it_is_the_loop(self) -> None:
+        """Raise an error on a loop that stands in for that of the server, which has stopped."""
+        if asyncio.get_running_loop() is not self.loop:
+            raise ClientDisconnected("the event loop of the server has stopped")
+
+    def start_task(self, coroutine: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+        """Start a task in the context of the request."""
+        # Not create_task(context=...): task factories of older frameworks do not take it. In a
+        # copy, since an eager task is inside the context when it starts another one.
+        task = self._context.copy().run(self.loop.create_task, coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # or asyncio would log that nobody has seen it
+
+    def expect_message(self) -> None:
+        """See to it that a message is being received, or has been and waits to be taken: one, however often called.
+
+        So a client that leaves is noticed, and one that sends a lot is held back.
+        """
+        if self._receiving is None and not self._is_read and not self.gone:
+            self._receiving = self.start_task(self._receive_one())
+
+    deliver = expect_message
+
+    async def _receive_one(self) -> Any:
+        try:
+            message = await self._receive()
+        except Exception as error:
+            self.lose(error)
+            raise ClientDisconnected("the server failed to receive the request") from error
+        if message["type"] == "http.disconnect":
+            self.lose()
+        return message
+
+    async def next_message(self) -> Any:
+        """Take the next ``http.request`` message."""
+        self.make_sure_it_is_the_loop()
+        receiving, self._receiving = self._receiving, None
+        if self.gone and not (receiving is not None and receiving.done()):
+            raise ClientDisconnected("the request is over, and so its body can no longer be read")
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.add(task)
+        self._is_read = True
+        try:
+            message = await (receiving or self._receive_one())
+        except asyncio.CancelledError:
+            if not self._ended:
+                raise
+            raise ClientDisconnected("the request ended while its body was being read") from None
+        finally:
+            self._is_read = False
+            self.tasks.discard(task)
+        if message["type"] != "http.request":
+            raise ClientDisconnected("the client disconnected before its request body was complete")
+        return message
+
+    def lose(self, error: BaseException | None = None) -> None:
+        """Note that there is nobody to write to any more, because of *error* if there is one.
+
+        An ``OSError`` is how servers say that the client has gone (ASGI, HTTP 2.4).
+        """
+        if error is not None and not isinstance(error, OSError) and self.error is None:
+            self.error = error
+        self.gone = True
+        self.tell()
+
+    def raise_error(self) -> None:
+        """Raise the error of the server, and let go of it, since its traceback leads here."""
+        __traceback_hide__ = True
+        error, self.error = self.error, None
+        try:
+            raise error  # type: ignore[misc]
+        finally:
+            del error
+
+    def tell(self) -> None:
+        """Wake those who ``wait_for_news``."""
+        if self._news is not None:
+            self._news.set()
+
+    async def wait_for_news(self) -> None:
+        """Wait until the client has gone or somebody calls ``tell``."""
+        if self._news is None:
+            self._news = asyncio.Event()
+        self._news.clear()
+        if not self.gone:
+            await self._news.wait()
+
+    async def end_tasks(self) -> None:
+        """Cancel what runs, and wait for its end."""
+        self._ended = True
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.wait(self.tasks)
+        self._receiving = None  # whose exception leads back to this object
+
+
+class RequestBody(io.RawIOBase):
+    """The bytes of a request body that comes in several messages, of which it holds one at a time.
+
+    Args:
+        connection: Where the messages come from.
+        message: The first of them, which the loop has received.
+        limit: How many bytes there may be, or None.
+    """
+
+    def __init__(self, connection: Connection, message: Any, limit: int | None) -> None:
+        self.too_large = False
+        self._connection = connection
+        self._limit = limit
+        self._size = 0
+        self._take(message)
+
+    def _take(self, message: Any) -> None:
+        body = message.get("body", b"")
+        self._more = message.get("more_body", False)
+        self._size += len(body)
+        if self._limit is not None and self._size > self._limit:
+            self.too_large = True
+            body = b""
+        self._rest = memoryview(body)
+
+    def _fetch(self) -> None:
+        """Wait for the next message that is not empty, or the end."""
+        for _ in range(EMPTY_MESSAGES + 1):
+            if self.too_large:
+                raise BodyTooLarge(f"the request body is larger than {self._limit} bytes")
+            if self._rest or not self._more:
+                return
+            self._take(self._connection.wait_for(Connection.next_message, self._connection))
+        raise ClientDisconnected(
+            f"{EMPTY_MESSAGES} messages in a row were empty and announced more of the request body"
+        )
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        __traceback_hide__ = True
+        self._fetch()
+        rest = self._rest
+        count = min(len(buffer), len(rest))
+        buffer[:count] = rest[:count]
+        self._rest = rest[count:]
+        return count
+
+    def readall(self) -> bytes:
+        # That of the base class goes by small pieces.
+        __traceback_hide__ = True
+        pieces = io.BytesIO()  # not a list, which for small pieces is many times their size
+        while True:
+            self._fetch()
+            if not self._rest:
+                return pieces.getvalue()
+            pieces.write(self._rest)
+            self._rest = memoryview(b"")

@@ -1,0 +1,729 @@
+"""Running programs really, with the package under test, and writing down what happens."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures.thread
+import contextlib
+import contextvars
+import faulthandler
+import functools
+import queue
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from asgiref import current_thread_executor, sync
+from asgiref._bridge import workers
+from asgiref.local import Local
+from asgiref.sync import (
+    AsyncSingleThreadContext,
+    AsyncToSync,
+    SyncToAsync,
+    ThreadSensitiveContext,
+    async_to_sync,
+    sync_to_async,
+)
+
+from .programs import Block, Call, Collect, Gather, Held, Hold, Leave, Piece, Raise, Spawn, Write
+from .reference import VARIABLES, Look, Outcome, Trace
+
+__all__ = ["Hung", "MainThread"]
+
+Loops = dict[str, Callable[[], asyncio.AbstractEventLoop]]
+
+PLAIN = {name: contextvars.ContextVar[int | None](name, default=None) for name in ("var.x", "var.y")}
+
+
+class Oops(Exception):
+    """What programs raise. Its text names the function that does."""
+
+
+class Hung(Exception):
+    """A program did not end; the text shows where its threads are."""
+
+
+class MainThread:
+    """The thread on which programs start, and what they share: executors, and the limit of their time."""
+
+    # Often, so that there are some in each wait.
+    FIRST_CHECK, LAST_CHECK = 0.001, 0.004
+
+    def __init__(self, loops: Loops, limit: float) -> None:
+        self._before = _waits()
+        # What a program that hangs has left there is still there.
+        self.blocked = set(AsyncToSync.loop_thread_executors)
+        _set_waits(self.FIRST_CHECK, self.LAST_CHECK, 0)
+        self.loops, self.limit = loops, limit
+        self.pool = concurrent.futures.ThreadPoolExecutor(64, "pool")
+        self.one = concurrent.futures.ThreadPoolExecutor(1, "one")
+        self.hung = False
+        self._start_thread()
+
+    def _start_thread(self) -> None:
+        self._programs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=_serve, args=[self._programs], name="main of programs", daemon=True)
+        self._thread.start()
+        # Leased now, the process-wide worker is none of those that a program leases.
+        SyncToAsync.single_thread_executor.submit(int).result()
+
+    def run(self, program: Piece) -> Trace:
+        """Run *program*; if it does not end in time, raise ``Hung`` and start afresh."""
+        _set_waits(self.FIRST_CHECK, self.LAST_CHECK, 2 * self.limit if program.patient else 0)
+        run = _Run(self)
+        result: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        context = contextvars.Context()
+
+        def run_and_report() -> None:
+            try:
+                context.run(run.main, program)
+            except BaseException as error:
+                result.put(error)
+            else:
+                result.put(None)
+
+        self._programs.put(run_and_report)
+        try:
+            error = result.get(timeout=self.limit)
+        except queue.Empty:
+            stacks = _stacks()
+            self._abandon(run)
+            raise Hung(f"the program did not end in {self.limit:.0f} s; all threads:\n{stacks}") from None
+        if error is not None:
+            raise error
+        return run.trace
+
+    def _abandon(self, run: _Run) -> None:
+        run.open_gates()
+        self.hung = True
+        self.limit = min(self.limit, 1.0)  # the same again, most likely, while a smaller program is looked for
+        workers._idle.clear()  # one that waits may be among them, after a fault
+        SyncToAsync.single_thread_executor = type(SyncToAsync.single_thread_executor)()
+        self.one = concurrent.futures.ThreadPoolExecutor(1, "one")
+        self._programs.put(None)
+        self._start_thread()
+
+    def close(self) -> None:
+        _set_waits(*self._before)
+        self._programs.put(None)
+        self._thread.join()
+        self.pool.shutdown(wait=not self.hung)
+        self.one.shutdown(wait=not self.hung)
+        if self.hung:
+            # Threads that wait for ever are not to be waited for when the interpreter ends.
+            concurrent.futures.thread._threads_queues.clear()  # type: ignore[attr-defined]
+            workers._workers.clear()
+
+
+def _waits() -> tuple[float, float, float]:
+    return current_thread_executor.FIRST_CHECK, current_thread_executor.LAST_CHECK, sync.STOPPED_LOOP_PATIENCE
+
+
+def _set_waits(first_check: float, last_check: float, patience: float) -> None:
+    current_thread_executor.FIRST_CHECK, current_thread_executor.LAST_CHECK = first_check, last_check
+    sync.STOPPED_LOOP_PATIENCE = patience
+
+
+def _stacks() -> str:
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()
+
+
+def _serve(programs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (program := programs.get()) is not None:
+        program()
+        del program
+
+
+class _Signal:
+    """Something that a task of one loop waits for, and any thread may tell."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self.loop.create_future()
+
+    def tell(self) -> None:
+        self.loop.call_soon_threadsafe(self._set)
+
+    def _set(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class _Gate:
+    """Where a ``Hold`` waits, and how the one who made the call knows of it."""
+
+    def __init__(self) -> None:
+        self.reached = _Signal()
+        # The sync_to_async call whose function is held has ended for the caller, and on the thread.
+        self.left, self.done = _Signal(), _Signal()
+        self.opened = threading.Event()
+        self.in_coroutine = False
+        self._awaiting: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    def hold_thread(self) -> None:
+        self.reached.tell()
+        self.opened.wait()
+
+    async def hold_task(self) -> None:
+        self.in_coroutine = True
+        event = asyncio.Event()
+        self._awaiting = asyncio.get_running_loop(), event
+        self.reached.tell()
+        await event.wait()
+
+    def open(self) -> None:
+        self.opened.set()
+        if self._awaiting is not None:
+            loop, event = self._awaiting
+            loop.call_soon_threadsafe(event.set)
+
+
+class _Leaving:
+    """A loop that leaves when the ``Leave`` below is reached."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, how: str) -> None:
+        self.loop, self.how = loop, how
+        self.task: asyncio.Task[Any] | None = None
+        self.reached = False
+        # The bridged functions that run.
+        self._functions: list[None] = []
+        self._functions_ended = threading.Event()
+        self.left = threading.Event()
+        self._left: _Signal | None = None
+        # The thread with whose next coroutine the loop leaves.
+        self._thread: int | None = None
+        self._held, self._handed_over = threading.Event(), threading.Event()
+
+    def reach_in_thread(self, late: str) -> None:
+        self.reached = True
+        if late == "" or self.how not in ("closed", "stopped"):
+            self._begin_to_leave()
+            self.left.wait()
+        elif late == "looked at":
+            self._thread = threading.get_ident()
+            self.loop.is_running = functools.partial(self._is_running, self.loop.is_running)  # type: ignore[method-assign]
+        else:
+            self.loop.call_soon_threadsafe(self._hold_and_stop)
+            self._held.wait()
+            self._thread = threading.get_ident()
+            self.loop.call_soon_threadsafe = functools.partial(  # type: ignore[method-assign, assignment]
+                self._call_soon_threadsafe, self.loop.call_soon_threadsafe
+            )
+
+    async def reach_in_coroutine(self) -> None:
+        self.reached = True
+        self._left = _Signal()
+        self._begin_to_leave()
+        await self._left.future
+
+    def _begin_to_leave(self) -> None:
+        assert self.task is not None
+        self.loop.call_soon_threadsafe(self.task.cancel if self.how == "cancelled" else self.loop.stop)
+
+    def _is_running(self, is_running: Callable[[], bool]) -> bool:
+        if self._thread != threading.get_ident():
+            return is_running()
+        self._leave_late()
+        return True
+
+    def _leave_late(self) -> None:
+        self._thread = None
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.left.wait()
+
+    def _hold_and_stop(self) -> None:
+        self._held.set()
+        self._handed_over.wait()
+        self.loop.stop()  # after this turn, in which it does not come to what was handed over
+
+    def _call_soon_threadsafe(self, call_soon_threadsafe: Any, *arguments: Any, **options: Any) -> Any:
+        handle = call_soon_threadsafe(*arguments, **options)
+        if self._thread == threading.get_ident():
+            self._thread = None
+            self._handed_over.set()
+        return handle
+
+    def function_begins(self) -> None:
+        self._functions.append(None)
+
+    def function_ended(self) -> None:
+        if self._thread == threading.get_ident():  # without another coroutine
+            self._leave_late() if not self._held.is_set() else self._handed_over.set()
+        self._functions.pop()
+        if not self._functions:
+            self._functions_ended.set()
+
+    def give_up(self) -> None:
+        self.left.set()
+        self._handed_over.set()
+        self._functions.clear()
+        self._functions_ended.set()
+
+    # On the thread of the loop:
+
+    def tell(self) -> None:
+        """Let go on whoever reached the ``Leave``."""
+        self.left.set()
+        if self._left is not None and not self._left.loop.is_closed():
+            self._left.tell()
+
+    def wait_for_functions(self) -> None:
+        while self._functions:
+            self._functions_ended.clear()
+            if self._functions:
+                self._functions_ended.wait()
+
+
+def _run_until_stopped(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    with contextlib.suppress(BaseException):  # the task has it
+        loop.run_until_complete(task)
+
+
+def _run_leaving(leaving: _Leaving, task: asyncio.Task[Any], strand: _Strand) -> None:
+    """Run *task* on a loop that leaves; see ``programs.Call.leaves``."""
+    loop, leaving.task = leaving.loop, task
+    _run_until_stopped(loop, task)
+    tasks = asyncio.all_tasks(loop)
+    if not task.done() and leaving.how in ("paused", "stopped"):
+        if leaving.how == "paused":
+            time.sleep(2 * MainThread.LAST_CHECK)  # so that all see it
+            loop.call_soon(leaving.tell)
+        else:
+            leaving.tell()
+            leaving.wait_for_functions()
+        _run_until_stopped(loop, task)
+        # What nobody waits for any more comes to its end by itself, before what was spawned is cancelled.
+        left_behind = tasks - {spawned for _, _, spawned in strand.spawned}
+        if left_behind:
+            loop.run_until_complete(asyncio.wait(left_behind))
+    elif not task.done() or (leaving.how == "cancelled" and leaving.reached):
+        loop.close()
+        leaving.tell()
+        leaving.wait_for_functions()
+        for unfinished in tasks:
+            unfinished._log_destroy_pending = False  # type: ignore[attr-defined]
+            coroutine: Any = unfinished.get_coro()
+            contextvars.Context().run(coroutine.close)
+        return
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.get_loop()
+
+
+class _Bridged:
+    """One sync_to_async call."""
+
+    gate: _Gate | None = None
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+
+
+class _Strand:
+    """Tasks that were spawned and not collected, in a line of things that happen one after the other."""
+
+    def __init__(self) -> None:
+        self.spawned: list[tuple[asyncio.AbstractEventLoop, asyncio.Event, asyncio.Task[None]]] = []
+
+
+class _Flow:
+    """What a function is run with."""
+
+    def __init__(
+        self,
+        name: str,
+        strand: _Strand,
+        gate: _Gate | None = None,
+        bridged: _Bridged | None = None,
+        leaving: _Leaving | None = None,
+    ) -> None:
+        self.name, self.strand, self.gate, self.bridged, self.leaving = name, strand, gate, bridged, leaving
+
+    def into(self, piece: Piece, bridged: _Bridged | None = None, leaving: _Leaving | None = None) -> _Flow:
+        return _Flow(piece.name, self.strand, self.gate, bridged or self.bridged, leaving or self.leaving)
+
+
+class _Run:
+    def __init__(self, main: MainThread) -> None:
+        self.main_thread = main
+        self.trace: Trace = {}
+        self.local, self.critical = Local(), Local(thread_critical=True)
+        self.kept_context = contextvars.Context()
+        self.gates: list[_Gate] = []
+        self.leaving: list[_Leaving] = []
+        # What the loops that leave have logged.
+        self.complaints: list[dict[str, Any]] = []
+
+    def main(self, program: Piece) -> None:
+        flow = _Flow(program.name, _Strand())
+        try:
+            outcome = "returned", self.sync_piece(program, flow)
+        except BaseException as error:
+            outcome = _outcome(error)
+        self.note(program.name, outcome)
+        assert self.main_thread.hung or self.main_thread.blocked == AsyncToSync.loop_thread_executors.keys()
+        assert [] == self.complaints, self.complaints
+
+    def open_gates(self) -> None:
+        for gate in self.gates:
+            gate.opened.set()
+        for leaving in self.leaving:
+            leaving.give_up()
+
+    def note(self, name: str, what: Any) -> None:
+        self.trace.setdefault(name, []).append(what)
+
+    def look(self, name: str) -> None:
+        handled = sys.exc_info()[1]
+        self.note(
+            name,
+            Look(
+                threading.get_ident(),
+                asyncio._get_running_loop(),
+                None if handled is None else _outcome(handled),
+                {name: self.read(name) for name in VARIABLES},
+            ),
+        )
+
+    def read(self, variable: str) -> Any:
+        kind, name = variable.split(".")
+        if kind == "var":
+            return PLAIN[variable].get()
+        return getattr(self.local if kind == "local" else self.critical, name, None)
+
+    def write(self, variable: str, value: int | None) -> None:
+        kind, name = variable.split(".")
+        storage = self.local if kind == "local" else self.critical
+        if kind == "var":
+            PLAIN[variable].set(value)
+        elif value is not None:
+            setattr(storage, name, value)
+        elif hasattr(storage, name):
+            delattr(storage, name)
+
+    # Synchronous functions
+
+    def sync_piece(self, piece: Piece, flow: _Flow) -> str:
+        self.look(piece.name)
+        self.sync_steps(piece.steps, flow)
+        return piece.name
+
+    def sync_steps(self, steps: list[Any], flow: _Flow) -> None:
+        for step in steps:
+            if isinstance(step, Raise):
+                raise _exception(step, flow)
+            if isinstance(step, Write):
+                self.write(step.variable, step.value)
+            elif isinstance(step, Call):
+                self.note(flow.name, self.sync_caught(step, flow))
+            elif isinstance(step, Block):
+                error = None
+                with AsyncSingleThreadContext():
+                    self.look(flow.name)
+                    try:
+                        self.sync_steps(step.steps, flow)
+                    except BaseException as caught:
+                        error = caught  # so that the block ends with nothing being handled
+                if error is not None:
+                    raise error
+            elif isinstance(step, Hold):
+                assert flow.gate is not None
+                assert flow.bridged is not None
+                flow.bridged.gate = flow.gate
+                flow.gate.hold_thread()
+            elif isinstance(step, Leave):
+                assert flow.leaving is not None
+                assert flow.bridged is not None
+                flow.leaving.reach_in_thread(step.late if flow.bridged.loop is flow.leaving.loop else "")
+            self.look(flow.name)
+
+    def sync_caught(self, call: Call, flow: _Flow) -> Outcome:
+        if call.handling:
+            try:
+                raise Oops(f"handled by {flow.name}")
+            except Oops:
+                outcome, error = self.sync_attempt(call, flow)
+        else:
+            outcome, error = self.sync_attempt(call, flow)
+        if error is not None and not _catches(call, error):
+            raise error
+        return outcome
+
+    def sync_attempt(self, call: Call, flow: _Flow) -> tuple[Outcome, BaseException | None]:
+        try:
+            return ("returned", self.sync_call(call, flow)), None
+        except BaseException as error:
+            return _outcome(error), error
+
+    def sync_call(self, call: Call, flow: _Flow) -> str:
+        inner = flow.into(call.piece)
+        if call.by == "call":
+            return self.sync_piece(call.piece, inner)
+        if call.by == "run" and call.leaves:
+            leaving = _Leaving(self.main_thread.loops[call.loop](), call.leaves)
+            leaving.loop.set_exception_handler(lambda _, complaint: self.complaints.append(complaint))
+            self.leaving.append(leaving)
+            inner = flow.into(call.piece, leaving=leaving)
+            task = leaving.loop.create_task(self.async_piece(call.piece, inner), context=contextvars.copy_context())
+            _run_leaving(leaving, task, flow.strand)
+            if not task.done():
+                raise RuntimeError("never ended")
+            return task.result()
+        if call.by == "run":
+            result = error = None
+            with asyncio.Runner(loop_factory=self.main_thread.loops[call.loop]) as runner:
+                try:
+                    result = runner.run(self.async_piece(call.piece, inner))
+                except BaseException as caught:
+                    error = caught
+            if error is not None:
+                raise error
+            assert result is not None
+            return result
+        return async_to_sync(self.async_piece, force_new_loop=call.by == "force_new_loop")(call.piece, inner)
+
+    # Asynchronous functions
+
+    async def async_piece(self, piece: Piece, flow: _Flow) -> str:
+        self.look(piece.name)
+        await self.async_steps(piece.steps, flow)
+        return piece.name
+
+    async def async_steps(self, steps: list[Any], flow: _Flow) -> None:
+        for step in steps:
+            if isinstance(step, Raise):
+                raise _exception(step, flow)
+            if isinstance(step, Write):
+                self.write(step.variable, step.value)
+            elif isinstance(step, Call):
+                self.note(flow.name, await self.async_caught(step, flow))
+            elif isinstance(step, Block):
+                await self.block(step, flow)
+            elif isinstance(step, Gather):
+                await self.gather(step, flow)
+            elif isinstance(step, Spawn):
+                await self.spawn(step, flow)
+            elif isinstance(step, Collect):
+                await self.collect(flow)
+            elif isinstance(step, Held):
+                await self.held(step, flow)
+            elif isinstance(step, Hold):
+                assert flow.gate is not None
+                await flow.gate.hold_task()
+            elif isinstance(step, Leave):
+                assert flow.leaving is not None
+                await flow.leaving.reach_in_coroutine()
+            self.look(flow.name)
+
+    async def async_caught(self, call: Call, flow: _Flow) -> Outcome:
+        if call.handling:
+            try:
+                raise Oops(f"handled by {flow.name}")
+            except Oops:
+                outcome, error = await _attempt(self.async_call(call, flow))
+        else:
+            outcome, error = await _attempt(self.async_call(call, flow))
+        if error is not None and not _catches(call, error):
+            raise error
+        return outcome
+
+    async def async_call(self, call: Call, flow: _Flow) -> str:
+        inner = flow.into(call.piece)
+        if call.by == "call":
+            return self.sync_piece(call.piece, inner)
+        if call.by == "await":
+            return await self.async_piece(call.piece, inner)
+        context = {
+            "": None,
+            "copy": contextvars.copy_context(),
+            "empty": contextvars.Context(),
+            "kept": self.kept_context,
+        }[call.context]
+        if call.by == "create_task":
+            return await asyncio.create_task(self.async_piece(call.piece, inner), context=context)
+        executor = {"": None, "default": None, "pool": self.main_thread.pool, "one": self.main_thread.one}[
+            call.executor
+        ]
+        return await self.bridge(call.piece, flow, not call.executor, executor, context)
+
+    async def bridge(
+        self, piece: Piece, flow: _Flow, thread_sensitive: bool = True, executor: Any = None, context: Any = None
+    ) -> str:
+        bridged = _Bridged()
+        inner = flow.into(piece, bridged)
+
+        def function() -> str:
+            if inner.leaving is not None:
+                inner.leaving.function_begins()
+            try:
+                return self.sync_piece(piece, inner)
+            finally:
+                if inner.leaving is not None:
+                    inner.leaving.function_ended()
+                if bridged.gate is not None:
+                    bridged.gate.done.tell()
+
+        try:
+            return await sync_to_async(
+                function, thread_sensitive=thread_sensitive, executor=executor, context=context
+            )()
+        finally:
+            if bridged.gate is not None:
+                bridged.gate.left.tell()
+
+    async def block(self, block: Block, flow: _Flow) -> None:
+        if block.manager.startswith("Async"):
+            error = None
+            with AsyncSingleThreadContext():
+                self.look(flow.name)
+                _, error = await _attempt(self.async_steps(block.steps, flow))
+            if error is not None:
+                raise error
+            return
+        async with ThreadSensitiveContext(executor=self.main_thread.one if "executor" in block.manager else None):
+            self.look(flow.name)
+            await self.async_steps(block.steps, flow)
+
+    async def gather(self, gather: Gather, flow: _Flow) -> None:
+        strands = [_Strand() for _ in gather.pieces]
+        results = await asyncio.gather(
+            *[
+                self.async_piece(piece, _Flow(piece.name, strand))
+                for piece, strand in zip(gather.pieces, strands, strict=True)
+            ],
+            return_exceptions=True,
+        )
+        for strand in strands:
+            flow.strand.spawned += strand.spawned
+        errors = [result for result in results if isinstance(result, BaseException)]
+        self.note(
+            flow.name,
+            [_outcome(result) if isinstance(result, BaseException) else ("returned", result) for result in results],
+        )
+        if errors and gather.raises:
+            raise errors[0]
+
+    async def spawn(self, spawn: Spawn, flow: _Flow) -> None:
+        gate = asyncio.Event()
+        name = spawn.piece.name
+
+        async def outliving() -> None:
+            _, cancelled = await _attempt(gate.wait())
+            self.note(name, "released" if cancelled is None else "cancelled")
+            outcome, _ = await _attempt(self.async_piece(spawn.piece, _Flow(name, _Strand())))
+            self.note(name, outcome)
+            if cancelled is not None:
+                raise cancelled
+
+        task = asyncio.create_task(outliving(), context=contextvars.Context() if spawn.context else None)
+        flow.strand.spawned.append((asyncio.get_running_loop(), gate, task))
+        await asyncio.sleep(0)  # a task that is cancelled before its first step never runs
+
+    async def collect(self, flow: _Flow) -> None:
+        here = asyncio.get_running_loop()
+        mine = [(gate, task) for loop, gate, task in flow.strand.spawned if loop is here]
+        flow.strand.spawned = [entry for entry in flow.strand.spawned if entry[0] is not here]
+        for gate, _ in mine:
+            gate.set()
+        if mine:
+            await asyncio.wait([task for _, task in mine])
+
+    async def held(self, held: Held, flow: _Flow) -> None:
+        gate = _Gate()
+        self.gates.append(gate)
+        context = contextvars.copy_context()
+        apart = _Flow(flow.name, flow.strand, gate, leaving=flow.leaving)
+
+        async def main() -> Outcome:
+            try:
+                outcome = await self.async_caught(held.call, apart)
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                outcome = _outcome(error)
+            self.look(f"{held.call.piece.name}'s task")
+            return outcome
+
+        task = asyncio.create_task(main(), context=context)
+        either: list[asyncio.Future[Any]] = [task, gate.reached.future]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        queued = None
+        own = _Strand()  # of what is queued: it may run at the same time as the rest of a task that was cancelled
+        if gate.reached.future.done():
+            if held.queued is not None:
+                queued = asyncio.create_task(
+                    _attempt(self.bridge(held.queued, _Flow(flow.name, own, leaving=flow.leaving)))
+                )
+                await asyncio.sleep(0)
+                if held.queued_is_cancelled:
+                    queued.cancel()
+                    await asyncio.wait([queued])
+            if held.meanwhile is not None:
+                other = self.async_piece(held.meanwhile, _Flow(held.meanwhile.name, flow.strand))
+                attempt = asyncio.create_task(_attempt(other), context=context if held.shared else None)
+                self.note(flow.name, (await attempt)[0])
+            if held.cancels:
+                task.cancel()
+            if not gate.in_coroutine:
+                if held.cancels:
+                    await gate.left.future
+                gate.open()
+                await gate.done.future
+            elif not held.cancels:
+                gate.open()
+        self.note(flow.name, await task)
+        if queued is not None:
+            self.note(flow.name, (await queued)[0])
+            flow.strand.spawned += own.spawned
+
+
+async def _attempt(awaitable: Awaitable[Any]) -> tuple[Outcome, BaseException | None]:
+    try:
+        return ("returned", await awaitable), None
+    except GeneratorExit:  # its loop is closed, and it is to leave no trace
+        raise
+    except BaseException as error:
+        return _outcome(error), error
+
+
+def _exception(step: Raise, flow: _Flow) -> BaseException:
+    if step.kind == "Oops":
+        return Oops(flow.name)
+    kinds: dict[str, type[BaseException]] = {
+        "CancelledError": asyncio.CancelledError,
+        "StopIteration": StopIteration,
+        "SystemExit": SystemExit,
+        "KeyboardInterrupt": KeyboardInterrupt,
+    }
+    return kinds[step.kind]()
+
+
+def _catches(call: Call, error: BaseException) -> bool:
+    return call.catch == "BaseException" or (call.catch == "Oops" and isinstance(error, Oops))
+
+
+def _outcome(error: BaseException) -> Outcome:
+    if isinstance(error, Oops):
+        return "Oops", str(error)
+    if isinstance(error, RuntimeError):
+        for detail, words in DETAILS.items():
+            if words in str(error):
+                return "RuntimeError", detail
+    return type(error).__name__, "" if isinstance(error, (asyncio.CancelledError, StopIteration)) else str(error)
+
+
+# What tells one RuntimeError from another.
+DETAILS = {
+    "StopIteration": "StopIteration",
+    "await": "await the function itself there",
+    "deadlock": "would deadlock",
+    "ended": "after the end of the ThreadSensitiveContext",
+    "left": "stopped or closed while it ran a coroutine",
+    "never ended": "never ended",
+    "entered": "is already entered",
+}

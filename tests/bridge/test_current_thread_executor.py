@@ -1,0 +1,238 @@
+"""``CurrentThreadExecutor``: the mailbox that a blocked thread serves."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from asgiref import current_thread_executor
+from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref.sync import sync_to_async
+
+from ..helpers import LIMIT, Thread, wait_for
+
+
+class Job:
+    """Stands for a job; notes what becomes of it."""
+
+    def __init__(self, work: Callable[[], None] = lambda: None) -> None:
+        self.work = work
+        self.ran = self.reported = False
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        self.work()
+        self.ran = True
+
+    def report(self) -> None:
+        self.reported = True
+
+    def abandon(self, error: BaseException) -> None:
+        self.error = error
+
+
+def serving() -> tuple[CurrentThreadExecutor, concurrent.futures.Future[None], Thread]:
+    """Return an executor, the future that ends its service, and the thread that serves it."""
+    executors: list[CurrentThreadExecutor] = []
+    done: concurrent.futures.Future[None] = concurrent.futures.Future()
+    made = threading.Event()
+
+    def serve() -> None:
+        executors.append(CurrentThreadExecutor(None))
+        made.set()
+        executors[0].run_until_future(done)
+
+    thread = Thread(serve)
+    wait_for(made)
+    return executors[0], done, thread
+
+
+def test_runs_calls_on_the_serving_thread_in_order() -> None:
+    executor, done, thread = serving()
+    order: list[int] = []
+    for number in range(10):
+        executor.submit(order.append, number)
+    assert executor.submit(threading.current_thread).result(LIMIT) is thread
+    assert list(range(10)) == order
+    done.set_result(None)
+    thread.get()
+
+
+def test_exceptions_go_into_the_future() -> None:
+    executor, done, thread = serving()
+    for error in (LookupError, SystemExit, KeyboardInterrupt):
+
+        def fail(error: type[BaseException] = error) -> None:
+            raise error
+
+        with pytest.raises(error):
+            executor.submit(fail).result(LIMIT)
+    done.set_result(None)
+    thread.get()
+
+
+def test_cancelled_call_is_not_run() -> None:
+    executor, done, thread = serving()
+    hold = threading.Event()
+    first = executor.submit(wait_for, hold)
+    second = executor.submit(pytest.fail)
+    assert second.cancel()
+    hold.set()
+    first.result(LIMIT)
+    done.set_result(None)
+    thread.get()
+
+
+async def test_call_for_a_thread_that_serves_no_more_is_refused() -> None:
+    executor, future, thread = serving()
+    future.set_result(None)
+    thread.get()
+    with pytest.raises(RuntimeError, match="has been shut down"):
+        await sync_to_async(int, thread_sensitive=False, executor=executor)()
+
+
+def test_own_thread_cannot_submit() -> None:
+    executor = CurrentThreadExecutor(None)
+    with pytest.raises(RuntimeError, match="wait for itself"):
+        executor.submit(print)
+
+
+def test_future_that_is_done_already_ends_the_service() -> None:
+    done: concurrent.futures.Future[None] = concurrent.futures.Future()
+    done.set_result(None)
+    executor = CurrentThreadExecutor(None)
+    executor.run_until_future(done)
+    with pytest.raises(RuntimeError, match="takes no new calls"):
+        Thread(executor.submit, print).get()
+
+
+def test_what_was_accepted_is_run_though_the_service_ends_first() -> None:
+    """1. A call is accepted. 2. The service is told to end. 3. The call runs. 4. The next one is refused."""
+    executor = CurrentThreadExecutor(None)
+    future = Thread(executor.submit, threading.current_thread).get()
+    executor.stop()
+    executor.serve()
+    assert not future.done()
+    executor.close()
+    assert threading.current_thread() is future.result(0)
+    assert not executor.post(Job())
+
+
+def test_post_that_meets_the_closing_is_run_or_refused() -> None:
+    """The lock makes the two take turns; whichever comes first, no job is lost."""
+
+    class Lock:
+        """Stands for the mailbox's lock; lets the other thread go first."""
+
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+            self.first = True
+
+        def __enter__(self) -> None:
+            if self.first:
+                self.first = False
+                other()
+            self.lock.acquire()
+
+        def __exit__(self, *exc_info: object) -> None:
+            self.lock.release()
+
+    # 1. A post has seen an open mailbox. 2. The mailbox closes. 3. The post goes on: it is refused.
+    executor = CurrentThreadExecutor(None)
+    other: Callable[[], Any] = executor.close
+    executor._lock = Lock()  # type: ignore[assignment]
+    job = Job()
+    assert not executor.post(job)
+    assert not job.ran
+
+    # 1. The mailbox is about to close. 2. A job is posted: accepted. 3. The closing goes on: it is run.
+    executor = CurrentThreadExecutor(None)
+    accepted: list[bool] = []
+    other = lambda: accepted.append(executor.post(job))  # noqa: E731
+    executor._lock = Lock()  # type: ignore[assignment]
+    executor.close()
+    assert [True] == accepted
+    assert job.ran
+    assert job.reported
+
+
+def test_interrupted_service_can_be_taken_up_again() -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    executor = CurrentThreadExecutor(None)
+    first, second = Job(interrupt), Job()
+    executor.post(first)
+    executor.post(second)
+    with pytest.raises(KeyboardInterrupt):
+        executor.serve()
+    assert isinstance(first.error, KeyboardInterrupt)
+    executor.stop()
+    executor.close()
+    assert second.ran
+
+
+def test_interrupt_tells_the_callers_of_what_was_not_run() -> None:
+    done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    executor = CurrentThreadExecutor(None)
+    jobs = [Job(interrupt), Job()]
+    for job in jobs:
+        executor.post(job)
+    future = Thread(executor.submit, print).get()
+    with pytest.raises(KeyboardInterrupt):
+        executor.run_until_future(done)
+    assert isinstance(jobs[1].error, RuntimeError)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        future.result(0)
+
+
+def test_stop_that_was_noticed_by_an_interrupted_service_still_counts() -> None:
+    """1. The service is told to end. 2. It is interrupted. 3. Taken up again, it ends."""
+
+    def interrupt() -> None:
+        executor.stop()
+        raise KeyboardInterrupt
+
+    executor = CurrentThreadExecutor(None)
+    executor.post(Job(interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        executor.serve()
+    executor.serve()
+
+
+def test_check_is_asked_while_nothing_comes() -> None:
+    answers = [False, False, True]
+    executor = CurrentThreadExecutor(None)
+    executor.serve(lambda: answers.pop(0))
+    assert [] == answers
+
+
+def test_check_is_asked_however_late_the_thread_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. A job comes that the thread finds without waiting. 2. The next wait is over before it has begun: it ends."""
+    monkeypatch.setattr(current_thread_executor, "FIRST_CHECK", 1e-6)
+    monkeypatch.setattr(current_thread_executor, "LAST_CHECK", 1e-6)
+    executor = CurrentThreadExecutor(None)
+    times = iter(range(20_000))
+
+    def check() -> bool:
+        executor.post(Job())
+        return next(times, None) is None
+
+    Thread(executor.serve, check).get()
+
+
+def test_finished_executors_are_left_out_of_the_line() -> None:
+    outermost = CurrentThreadExecutor(None)
+    middle = CurrentThreadExecutor(outermost)
+    middle.close()
+    assert outermost is CurrentThreadExecutor(middle).outer
+    outermost.close()
+    assert CurrentThreadExecutor(middle).outer is None

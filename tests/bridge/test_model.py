@@ -1,0 +1,141 @@
+"""Random programs over the bridge do what the rules say; see ``model``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, reject, settings
+
+from asgiref._bridge import lending
+
+from ..conftest import LOOP_FACTORIES
+from ..helpers import LIMIT
+from .model.checking import check
+from .model.programs import Piece, programs, smaller, write_program
+from .model.reference import Unfit, expected_of
+from .model.running import Hung, MainThread
+
+LOOPS = list(LOOP_FACTORIES)
+EAGER_LOOPS = frozenset({"asyncio-eager"})
+DEBUG_LOOPS = frozenset({"asyncio-debug"})
+
+# For the deep run: how long it lasts, in minutes, or how many programs; and where its random numbers start.
+MINUTES = float(os.environ.get("ASGIREF_MODEL_MINUTES", 0))
+PROGRAMS = int(os.environ.get("ASGIREF_MODEL_PROGRAMS", 0))
+DEEP = bool(MINUTES or PROGRAMS)
+SEED = int(os.environ.get("ASGIREF_MODEL_SEED", time.time_ns() if DEEP else 1))
+
+
+@contextlib.contextmanager
+def programs_judged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Piece], None]]:
+    """Give a function that runs a program and raises where it does other than it must, or ``Unfit``.
+
+    Where one hangs, smaller ones are judged for some time only, as each that hangs too takes a
+    second, and only by whether they hang: what others left behind may make them fail.
+    """
+    # The executors are large enough, and on a busy machine a free thread may be late: none is to be helped.
+    monkeypatch.setattr(lending, "FIRST_LOOK", 10 * LIMIT)
+    main = MainThread(LOOP_FACTORIES, LIMIT / 2)
+    hangs: dict[str, Hung] = {}
+    give_up = 0.0
+
+    def judge(program: Piece) -> None:
+        nonlocal give_up
+        expected = expected_of(program, EAGER_LOOPS, DEBUG_LOOPS)
+        text = str(program)
+        if text not in hangs:
+            if hangs and time.monotonic() > give_up:
+                raise Unfit("another one hangs")
+            try:
+                check(expected, main.run(program))
+                return
+            except Hung as error:
+                give_up = give_up or time.monotonic() + LIMIT
+                hangs[text] = error
+            except AssertionError:
+                if hangs:
+                    raise Unfit("another one hangs") from None
+                raise
+        raise hangs[text].with_traceback(None)  # from one place, or Hypothesis takes it for different faults
+
+    try:
+        yield judge
+    finally:
+        main.close()
+
+
+@pytest.mark.slow
+def test_programs_do_what_the_rules_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is nested in whatever: threads, loops, values, results and exceptions are those of the rules."""
+    with programs_judged(monkeypatch) as judge:
+
+        @settings(
+            max_examples=600,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate, Phase.shrink],
+            print_blob=True,
+            report_multiple_bugs=False,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        )
+        @given(programs(LOOPS))
+        def judge_each(program: Piece) -> None:
+            try:
+                judge(program)
+            except Unfit:
+                reject()
+
+        judge_each()
+
+
+@pytest.mark.slow
+def test_many_programs_do_what_the_rules_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same without Hypothesis, which takes longer to draw a program than that takes to run; see tox -e deep."""
+    choices = random.Random(SEED)
+    count = PROGRAMS if DEEP else 2000
+    begun = told = time.monotonic()
+    done = functions = 0
+    with programs_judged(monkeypatch) as judge:
+        while (not count or done < count) and (not MINUTES or time.monotonic() < begun + 60 * MINUTES):
+            program = write_program(choices.randrange, LOOPS)
+            if program.size < 4:  # half of them, and soon all the same
+                continue
+            try:
+                judge(program)
+            except Unfit:
+                continue
+            except (AssertionError, Hung) as error:
+                smallest, why = smallest_failing(judge, program, error)
+                pytest.fail(f"after {done} programs of seed {SEED}:\n{smallest}\n{why}")
+            done, functions = done + 1, functions + program.size
+            if time.monotonic() > told + 60:
+                told = time.monotonic()
+                print(f"{done} programs so far")
+    seconds = time.monotonic() - begun
+    print(f"{done} programs of {functions} functions without a fault, in {seconds:.0f} s, seed {SEED}")
+
+
+def error_of(judge: Callable[[Piece], None], program: Piece) -> Exception | None:
+    try:
+        judge(program)
+    except Unfit:
+        pass
+    except (AssertionError, Hung) as error:
+        return error.with_traceback(None)
+    return None
+
+
+def smallest_failing(judge: Callable[[Piece], None], program: Piece, error: Exception) -> tuple[Piece, Exception]:
+    """Leave out what is not needed for the fault; where that depends on chance, each try is made thrice."""
+    for candidate in smaller(program):
+        for _ in range(3):
+            found = error_of(judge, candidate)
+            if found is not None:
+                return smallest_failing(judge, candidate, found)
+    return program, error

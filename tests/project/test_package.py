@@ -1,0 +1,187 @@
+"""The package as such: what it offers, what depends on what."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import asgiref
+
+from ..helpers import ROOT, output_of
+
+PACKAGE = Path(asgiref.__file__).parent
+MODULES = sorted(module.name.removeprefix("asgiref.") for module in pkgutil.walk_packages([str(PACKAGE)], "asgiref."))
+WINGS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+
+# Which modules of the package may each of them import? Arrows run one way.
+ALLOWED = {
+    "local": set[str](),
+    "current_thread_executor": {"_bridge.forks", "_bridge.jobs"},
+    "_bridge": set[str](),
+    "_bridge.forks": set[str](),
+    "_bridge.carry": {"local"},
+    "_bridge.jobs": {"_bridge.forks", "local"},
+    "_bridge.routing": {"current_thread_executor"},
+    "_bridge.lending": {"_bridge.jobs", "current_thread_executor"},
+    "_bridge.workers": {"_bridge.forks", "_bridge.jobs"},
+    "_bridge.loops": {"_bridge.forks", "_bridge.jobs", "_bridge.workers", "current_thread_executor"},
+    "_diagnosis": set[str](),
+    "_diagnosis.look": {"_bridge.forks", "_bridge.workers"},
+    "_diagnosis.calls": {"_diagnosis.look"},
+    "_diagnosis.watch": {"_bridge.forks", "_diagnosis.calls"},
+    "_wsgi": set[str](),
+    "_wsgi.environ": set[str](),
+    "_wsgi.connection": {"_bridge.workers", "sync"},
+    "_wsgi.response": {"_bridge.jobs", "_wsgi.connection"},
+    "compatibility": {"sync"},
+    "server": {"compatibility"},
+    "testing": {"compatibility"},
+    "timeout": set[str](),
+    "typing": set[str](),
+    "wsgi": {"_bridge.workers", "_wsgi.connection", "_wsgi.environ", "_wsgi.response", "sync"},
+    "sync": {
+        *(f"_bridge.{room}" for room in ("carry", "forks", "jobs", "lending", "loops", "routing", "workers")),
+        *("_diagnosis.calls", "_diagnosis.watch", "current_thread_executor", "local"),
+    },
+}
+
+# What a wing may use besides itself, whatever its modules are.
+ALLOWED_OF_WINGS = {
+    "_bridge": {"current_thread_executor", "local"},
+    "_diagnosis": {"_bridge"},
+    "_wsgi": {"_bridge", "sync"},
+}
+
+
+def source_of(module: str) -> Path:
+    path = PACKAGE.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def imports_of(module: str) -> set[str]:
+    """Return the modules of the package that *module* imports, also those for type checkers alone."""
+    found = set()
+    path = source_of(module)
+    package = ["asgiref", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1] + (node.module.split(".") if node.module else [])
+            names = [".".join([*base, alias.name])[len("asgiref.") :] for alias in node.names]
+            of_module = ".".join(base)[len("asgiref.") :]
+            found |= {name if name in MODULES else of_module for name in names}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module: str) -> None:
+    assert imports_of(module) <= ALLOWED[module]
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_wings_use_only_what_they_may(wing: str) -> None:
+    used = set().union(*(imports_of(module) for module in MODULES if module.partition(".")[0] == wing))
+    outside = {name for name in used if name.partition(".")[0] != wing}
+    assert outside
+    assert {name if name in ALLOWED_OF_WINGS[wing] else name.partition(".")[0] for name in outside} <= ALLOWED_OF_WINGS[
+        wing
+    ]
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_wing_opens_with_its_rule_and_nothing_else(wing: str) -> None:
+    [statement] = ast.parse((PACKAGE / wing / "__init__.py").read_text()).body
+    assert isinstance(statement, ast.Expr)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_exist_and_are_documented(module: str) -> None:
+    loaded = importlib.import_module(f"asgiref.{module}")
+    assert loaded.__doc__
+    if module in WINGS:
+        return
+    assert sorted(loaded.__all__) == list(loaded.__all__)
+    for name in loaded.__all__:
+        value = getattr(loaded, name)
+        if not module.startswith("_") and inspect.isfunction(value) and value.__module__ == loaded.__name__:
+            assert value.__doc__, name
+
+
+def test_public_surface() -> None:
+    from asgiref import compatibility, current_thread_executor, local, server, sync, testing, timeout, wsgi
+
+    assert ["double_to_single_callable", "guarantee_single_callable", "is_double_callable"] == compatibility.__all__
+    assert ["ApplicationCommunicator"] == testing.__all__
+    assert ["timeout"] == timeout.__all__
+    assert ["CurrentThreadExecutor"] == current_thread_executor.__all__
+    assert ["Local"] == local.__all__
+    assert ["StatelessServer"] == server.__all__
+    assert ["WsgiToAsgi", "WsgiToAsgiInstance"] == wsgi.__all__
+    assert [
+        "AsyncSingleThreadContext",
+        "AsyncToSync",
+        "BridgeCall",
+        "SyncToAsync",
+        "ThreadSensitiveContext",
+        "async_to_sync",
+        "bridge_calls",
+        "iscoroutinefunction",
+        "markcoroutinefunction",
+        "print_bridge_calls",
+        "sync_to_async",
+    ] == sync.__all__
+
+
+def test_version_satisfies_what_django_channels_and_daphne_ask_for() -> None:
+    version = re.fullmatch(r"3\.(\d+)\.(\d+)", asgiref.__version__)
+    assert version
+    assert (int(version[1]), int(version[2])) >= (12, 1)
+
+
+def test_package_is_typed() -> None:
+    assert (PACKAGE / "py.typed").exists()
+
+
+def test_import_starts_no_thread_and_needs_no_other_package() -> None:
+    code = """
+import asgiref
+print(threading.active_count(), [name for name in sys.modules if name.startswith("site-packages")])
+"""
+    assert ["2 []"] == output_of(code) or ["1 []"] == output_of(code)
+
+
+@pytest.mark.parametrize(
+    "module", ["sync", "local", "current_thread_executor", "server", "testing", "compatibility", "timeout", "wsgi"]
+)
+def test_examples_in_docstrings(module: str) -> None:
+    import doctest
+
+    result = doctest.testmod(importlib.import_module(f"asgiref.{module}"))
+    assert 0 == result.failed
+    assert result.attempted
+
+
+def test_examples_in_the_readme() -> None:
+    import doctest
+
+    result = doctest.testfile(str(ROOT / "README.rst"), module_relative=False)
+    assert 0 == result.failed
+    assert result.attempted
+
+
+def texts_of_tests(file: str) -> list[str]:
+    return [path.read_text() for path in (ROOT / "tests").rglob(f"{file}.py")]
+
+
+def test_tests_that_the_security_page_names_exist() -> None:
+    named = re.findall(r"``(test_\w+)\.(test_\w+)``", (ROOT / "docs" / "security.rst").read_text())
+    missing = [
+        f"{file}.{test}" for file, test in named if not any(f"def {test}(" in text for text in texts_of_tests(file))
+    ]
+    assert named
+    assert [] == missing

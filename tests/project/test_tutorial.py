@@ -1,0 +1,136 @@
+"""The first pages of the documentation: what they tell to type is typed, what they show is compared, names exist."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import asgiref
+
+from ..helpers import LIMIT, ROOT
+from ..servers import HOST, Server, _serve
+
+DOCS = ROOT / "docs"
+GUIDES = DOCS / "guides"
+TUTORIAL = ROOT / "examples" / "tutorial"
+
+pytestmark = pytest.mark.slow
+
+
+def console(page: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """Give each command that *page* tells to type, and the lines that it shows below."""
+    for block in re.findall(r"\.\. code-block:: console\n\n((?:   .*\n|\n)+)", page.read_text()):
+        for typed in block.replace("\n   ", "\n").strip().split("$ ")[1:]:
+            command, *output = typed.strip().splitlines()
+            yield command.split(), output
+
+
+@contextlib.contextmanager
+def serving(application: str, directory: Path) -> Iterator[str]:
+    """Serve *application*, a file in *directory*, with uvicorn; give the address."""
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    server = Server("uvicorn", (HOST, port), directory / "log")
+    with contextlib.contextmanager(_serve)(server, ("uvicorn",), f"uvicorn --port {port} {application}"):
+        yield f"http://{HOST}:{port}"
+
+
+def run(*command: str | Path, directory: Path) -> str:
+    """Run Python, which must end well, and return what it prints."""
+    path = os.pathsep.join([str(Path(asgiref.__file__).parent.parent), str(ROOT)])
+    process = subprocess.run(
+        [sys.executable, *command],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE,
+        timeout=LIMIT,
+        text=True,
+    )
+    assert process.returncode == 0, process.stdout
+    return process.stdout
+
+
+def get(url: str) -> str:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=LIMIT) as response:
+        text: str = response.read().decode()
+    return text
+
+
+def test_what_the_pages_tell_to_type(tmp_path: Path) -> None:
+    """Whoever types what docs/start.rst says, and then docs/guides/clients.rst, sees what they show."""
+    for package in ("django", "flask", "httpx"):
+        pytest.importorskip(package)
+    for file in TUTORIAL.glob("*.py"):
+        shutil.copy(file, tmp_path)
+    compared = 0
+    with contextlib.ExitStack() as running:
+        address = ""
+        for command, output in [*console(DOCS / "start.rst"), *console(GUIDES / "clients.rst")]:
+            command = [word.replace("http://127.0.0.1:8000", address) for word in command]
+            match command:
+                case ["python", "-m", "pip", "install", ".", *packages]:
+                    assert all(importlib.util.find_spec(package) for package in packages)
+                case ["python", script, *arguments]:
+                    assert output == run(script, *arguments, directory=tmp_path).splitlines()
+                    compared += 1
+                case ["uvicorn", application]:
+                    running.close()
+                    address = running.enter_context(serving(application, tmp_path))
+                case ["curl", url]:
+                    assert output == get(url).splitlines()
+                    compared += 1
+                case _:
+                    pytest.fail(f"who types {command}?")
+    assert compared == 7
+
+
+def test_tests_of_a_django_site(tmp_path: Path) -> None:
+    pytest.importorskip("django")
+    code = """
+import sys
+import django
+from django.conf import settings
+settings.configure(
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+    INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth"],
+    MIGRATION_MODULES={"auth": None, "contenttypes": None},
+)
+django.setup()
+from django.test.runner import DiscoverRunner
+sys.exit(DiscoverRunner().run_tests(["examples.tutorial.django_tests"]))
+"""
+    assert "Ran 2 tests" in run("-c", code, directory=tmp_path)
+
+
+@pytest.mark.parametrize("server", ["daphne", "granian", "gunicorn", "hypercorn", "uvicorn"])
+def test_options_of_servers_exist(server: str, tmp_path: Path) -> None:
+    """Each option that docs/guides/servers.rst names for a server is one of it, as installed here."""
+    pytest.importorskip(server)
+    section = re.search(
+        rf"^{server}\n-+\n(.*?)(?=^\w+\n-+$|\Z)", (GUIDES / "servers.rst").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert section
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", section[1]))
+    offered = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", run("-m", server, "--help", directory=tmp_path)))
+    assert named
+    assert set() == named - offered
+
+
+def test_what_the_contributors_page_names_exists() -> None:
+    page = (DOCS / "contributing.rst").read_text()
+    files = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set() == set(re.findall(r"\btest_\w+", page)) - files
