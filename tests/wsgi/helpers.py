@@ -1,0 +1,195 @@
+"""A server with one client, by hand, and applications for it: what the tests of this folder share."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from asgiref.wsgi import WsgiToAsgi
+
+from ..helpers import LIMIT
+
+Message = dict[str, Any]
+Environ = dict[str, Any]
+
+CHUNK = bytes(64 * 1024)
+DISCONNECT = {"type": "http.disconnect"}
+
+
+def http(**changes: Any) -> dict[str, Any]:
+    return {"type": "http", "http_version": "1.1", "method": "GET", "path": "/", "headers": [], **changes}
+
+
+def request(body: bytes = b"", more_body: bool = False) -> Message:
+    return {"type": "http.request", "body": body, "more_body": more_body}
+
+
+def body_in(*parts: bytes) -> list[Message]:
+    """Return the messages for a request body that comes in *parts*."""
+    return [request(part, number < len(parts)) for number, part in enumerate(parts, 1)]
+
+
+class Client:
+    """A server with one client: gives *messages*, or raises them, then waits for more; keeps what it is sent."""
+
+    def __init__(self, *messages: Any, on_send: Callable[[Message], object] | None = None) -> None:
+        self.inputs: asyncio.Queue[Any] = asyncio.Queue()
+        for message in messages or [request()]:
+            self.inputs.put_nowait(message)
+        self.receives = 0
+        # Set while receive() has nothing to give.
+        self.waiting = asyncio.Event()
+        # Set when receive() has given a message.
+        self.received = asyncio.Event()
+        self.sent: list[Message] = []
+        self.on_send = on_send
+        self.may_send = asyncio.Event()
+        self.may_send.set()
+
+    async def receive(self) -> Message:
+        self.receives += 1
+        if self.inputs.empty():
+            self.waiting.set()
+        message = await self.inputs.get()
+        if isinstance(message, BaseException):
+            try:
+                raise message
+            finally:
+                del message  # whose traceback leads here
+        self.received.set()
+        return dict(message)
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+        if self.on_send is not None:
+            self.on_send(message)
+        await self.may_send.wait()
+
+    @property
+    def status(self) -> Any:
+        return self.sent[0]["status"]
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        headers: list[tuple[bytes, bytes]] = self.sent[0]["headers"]
+        return headers
+
+    @property
+    def body(self) -> bytes:
+        return b"".join([message["body"] for message in self.sent if message["type"] == "http.response.body"])
+
+    @property
+    def complete(self) -> bool:
+        """Whether the response came to its end."""
+        return bool(self.sent) and self.sent[-1].get("more_body") is False
+
+
+async def serve(application: Any, client: Client | None = None, scope: Any = None, **options: Any) -> Client:
+    """Have *application* answer *client*; nothing may be left over afterwards."""
+    client = client or Client()
+    await run(WsgiToAsgi(application, **options), client, scope)
+    return client
+
+
+async def run(adapter: Any, client: Client, scope: Any = None) -> None:
+    async with asyncio.timeout(LIMIT):
+        await adapter(scope or http(), client.receive, client.send)
+    assert {asyncio.current_task()} == asyncio.all_tasks()
+
+
+async def on_loop(event: asyncio.Event) -> None:
+    async with asyncio.timeout(LIMIT):
+        await event.wait()
+
+
+async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Wait on another thread, so that the loop stays free."""
+    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+
+
+class Chunks:
+    """A body that notes how much of it was taken, and its end; raises what it has in place of a chunk."""
+
+    def __init__(self, chunks: Iterable[Any]) -> None:
+        self.chunks = chunks
+        self.taken = self.closes = 0
+        self.closed = threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self.chunks:
+            self.taken += 1
+            if isinstance(chunk, BaseException):
+                raise chunk
+            yield chunk
+
+    def close(self) -> None:
+        self.closes += 1
+        self.closed.set()
+
+
+def answers(body: Any = (), status: Any = "200 OK", headers: Any = ()) -> Any:
+    """Return an application that gives this response."""
+
+    def application(environ: Environ, start_response: Any) -> Any:
+        start_response(status, headers if not isinstance(headers, tuple) else list(headers))
+        return body
+
+    return application
+
+
+def reads(read: Callable[[Any], Any] = lambda body: body.read()) -> Any:
+    """Return an application that answers with what it reads."""
+
+    def application(environ: Environ, start_response: Any) -> list[bytes]:
+        body = read(environ["wsgi.input"])
+        start_response("200 OK", [])
+        return [body]
+
+    return application
+
+
+class Log:
+    """What was logged as ``asgiref.wsgi``."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self._caplog = caplog
+
+    @property
+    def records(self) -> list[logging.LogRecord]:
+        return [record for record in self._caplog.records if record.name == "asgiref.wsgi"]
+
+    @property
+    def only(self) -> logging.LogRecord:
+        [record] = self.records
+        return record
+
+
+async def serve_beside(application: Any, client: Client, scope: Any = None, **options: Any) -> None:
+    """Serve, while other tasks run."""
+    async with asyncio.timeout(LIMIT):
+        await WsgiToAsgi(application, **options)(scope or http(), client.receive, client.send)
+
+
+ZEROCOPY = "http.response.zerocopysend"
+PATHSEND = "http.response.pathsend"
+
+
+def scope_with(*extensions: str, **changes: Any) -> dict[str, Any]:
+    return http(extensions={extension: {} for extension in extensions}, **changes)
+
+
+def stop_after(number: int, error: type[Exception]) -> Callable[[Message], None]:
+    """Return a function that raises *error* with the message of that number."""
+    count = itertools.count(1)
+
+    def stop(message: Message) -> None:
+        if next(count) >= number:
+            raise error("stopped")
+
+    return stop
