@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol
 from . import local
 from ._bridge import forks, jobs, lending, loops, routing, workers
 from ._bridge.carry import ExceptionMarks, changes_since
-from ._bridge.jobs import AwaitedOutcome, JobExecutor, LoopCall, ThreadCall, WouldDeadlock
+from ._bridge.jobs import AwaitedOutcome, InnerCalls, JobExecutor, LoopCall, ThreadCall, WouldDeadlock
 from .current_thread_executor import CurrentThreadExecutor
 from .local import Local
 
@@ -548,15 +548,6 @@ def _loss_check(loop: asyncio.AbstractEventLoop, call: LoopCall, outcome: Awaite
     return is_lost
 
 
-class _InnerCalls(list[AwaitedOutcome[Any]]):
-    """The ``async_to_sync`` calls for which one bridged call waits; what to cancel when its caller is cancelled."""
-
-    # The executor that runs the call, where a ThreadSensitiveContext was given it, and so the promise of one thread.
-    promised_executor: Any = None
-    # The loop in whose default executor the call runs, where that does not show its threads.
-    default_executor_of: weakref.ref[asyncio.AbstractEventLoop] | None = None
-
-
 class SyncToAsync(Generic[P, R]):
     """Make a synchronous callable into a coroutine function that runs it on a thread.
 
@@ -616,7 +607,7 @@ class SyncToAsync(Generic[P, R]):
         if context is None:
             context = contextvars.copy_context()
             snapshot = context.copy()
-        inner_calls = _InnerCalls()
+        inner_calls = InnerCalls()
         child: Callable[[], R] = functools.partial(self.func, *args, **kwargs)
         call: ThreadCall[R] = ThreadCall(loop, self, sys.exc_info(), inner_calls, context, child)
         self._give_to_thread(call, loop, inner_calls, args)
@@ -625,8 +616,8 @@ class SyncToAsync(Generic[P, R]):
                 try:
                     await call.arrival
                     break
-                except asyncio.CancelledError:
-                    if not call.survives_cancellation(inner_calls):
+                except asyncio.CancelledError as cancellation:
+                    if not call.survives_cancellation(inner_calls, cancellation):
                         raise
         finally:
             del call.arrival
@@ -636,10 +627,12 @@ class SyncToAsync(Generic[P, R]):
                 # A context never loses a variable, so an empty one has not changed.
                 if snapshot is not None and context and (changes := changes_since(snapshot, context)) is not None:
                     _restore_context(changes)
+        if inner_calls.absorbed is not None:
+            call.cancel_result(*inner_calls.absorbed)
         return call.take()
 
     def _give_to_thread(
-        self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls, args: tuple[Any, ...]
+        self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls, args: tuple[Any, ...]
     ) -> None:
         executors: Iterable[Any]
         executor: Any = self._executor
@@ -663,7 +656,7 @@ class SyncToAsync(Generic[P, R]):
         raise RuntimeError(f"{_name_of(self.func)} cannot run: {executor!r} has been shut down")
 
     def _submit(
-        self, call: ThreadCall[R], executor: Any, loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls
+        self, call: ThreadCall[R], executor: Any, loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls
     ) -> None:
         """Give *call* to a foreign *executor*."""
         if executor is self._executor_that_runs_this() or routing.has_no_other_thread(executor):
@@ -705,7 +698,7 @@ class SyncToAsync(Generic[P, R]):
         )
 
     def _give_to_default_executor(
-        self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: _InnerCalls
+        self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls
     ) -> None:
         # Pools refuse work from the moment on when the interpreter begins to end. That is before
         # the calls that their threads run are waited for, and so well before the main thread has ended.
@@ -921,8 +914,10 @@ def sync_to_async(
 
     Cancellation:
         Where the function waits in ``async_to_sync``, that coroutine is cancelled, and
-        what the function makes of it is what the ``await`` gives. Otherwise the ``await``
-        ends at once: a function that has begun goes on alone, one that has not never runs.
+        what the function makes of it is what the ``await`` gives. Further cancellations
+        wait for the end of the function; then ``CancelledError`` replaces its result. Where
+        it does not wait so, the first one ends the ``await`` at once: a function that has
+        begun goes on alone, one that has not never runs.
 
     Returns:
         A ``SyncToAsync``; awaiting its call gives what the function returns. It has the

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AwaitedOutcome",
+    "InnerCalls",
     "JobExecutor",
     "LoopCall",
     "Outcome",
@@ -188,13 +189,17 @@ class AwaitedOutcome(Outcome[R]):
         super().set_exception(error)
         self._let_thread_go_on()
 
-    def cancel(self) -> bool:
-        """Cancel the coroutine, begun or not; return False where there is nothing left to cancel. On any thread."""
+    def cancel(self, *message: Any) -> bool:
+        """Cancel the coroutine, begun or not; return False where there is nothing left to cancel. On any thread.
+
+        Args:
+            message: The arguments of the ``CancelledError`` that the coroutine gets.
+        """
         if self.settled:
             return False
         self.cancelled = True
         call = self.call
-        return call is not None and call.cancel()
+        return call is not None and call.cancel(*message)
 
     def _let_thread_go_on(self) -> None:
         thread_goes_on = self.thread_goes_on  # read once: another thread may set it to None
@@ -221,7 +226,7 @@ class ThreadCall(Outcome[R]):
         loop: asyncio.AbstractEventLoop,
         wrapper: Any,
         exc_info: Any,
-        inner_calls: list[AwaitedOutcome[Any]],
+        inner_calls: InnerCalls,
         context: contextvars.Context,
         child: Callable[[], R],
     ) -> None:
@@ -335,22 +340,45 @@ class ThreadCall(Outcome[R]):
         if submitted is not None:
             submitted.cancel()
 
-    def survives_cancellation(self, inner_calls: list[AwaitedOutcome[Any]]) -> bool:
+    def survives_cancellation(self, inner_calls: InnerCalls, cancellation: asyncio.CancelledError) -> bool:
         """Tell whether to wait on, now that the caller was cancelled.
 
-        The cancellation goes to the *inner_calls* for which the synchronous code waits, and
+        The first *cancellation* goes to the *inner_calls* for which the synchronous code waits, and
         their outcome decides. Where there are none, it ends the wait: a call that has
-        begun goes on alone, one that has not is never run.
+        begun goes on alone, one that has not is never run. Further ones, which may come until
+        the task has ended, must not break off the cleanup that the first has caused.
         """
-        if any([call.cancel() for call in inner_calls.copy()]):
-            if self.arrival.cancelled():
-                self.arrival = asyncio.Future(loop=self.arrival.get_loop())
-                if self._arrived:
-                    self.arrival.set_result(None)
-            return True
-        self._take_back()
-        self._forget()
-        return False
+        if inner_calls.cancelled:
+            inner_calls.absorbed = cancellation.args
+        elif any([call.cancel(*cancellation.args) for call in inner_calls.copy()]):
+            inner_calls.cancelled = True
+        else:
+            self._take_back()
+            self._forget()
+            return False
+        if self.arrival.cancelled():
+            self.arrival = asyncio.Future(loop=self.arrival.get_loop())
+            if self._arrived:
+                self.arrival.set_result(None)
+        return True
+
+    def cancel_result(self, *message: Any) -> None:
+        """Put ``CancelledError`` in the place of a result; an exception stays."""
+        if self._error is None:
+            self._error = asyncio.CancelledError(*message)
+            self._result = None  # type: ignore[assignment]
+
+
+class InnerCalls(list[AwaitedOutcome[Any]]):
+    """The ``async_to_sync`` calls for which one bridged call waits; what to cancel when its caller is cancelled."""
+
+    # The executor that runs the call, where a ThreadSensitiveContext was given it, and so the promise of one thread.
+    promised_executor: Any = None
+    # The loop in whose default executor the call runs, where that does not show its threads.
+    default_executor_of: weakref.ref[asyncio.AbstractEventLoop] | None = None
+    # Whether a cancellation of the caller has gone in, and the arguments of the latest one that came after it.
+    cancelled = False
+    absorbed: tuple[Any, ...] | None = None
 
 
 class LoopCall:
@@ -412,25 +440,25 @@ class LoopCall:
             return False
         return True
 
-    def cancel(self) -> bool:
+    def cancel(self, *message: Any) -> bool:
         """Cancel the coroutine, if this hand-over still has to do with it; see ``AwaitedOutcome.cancel``."""
         if self.take_back():
-            self._outcome.set_exception(asyncio.CancelledError())
+            self._outcome.set_exception(asyncio.CancelledError(*message))
             return True
         loop = self._loop
         if loop is None:  # the thread has taken it back for another loop, and will see that it is cancelled
             return True
         if asyncio._get_running_loop() is loop:
-            return self._cancel_task()
+            return self._cancel_task(*message)
         try:
             # Behind the callback that starts the task, so never ahead of the task's existence.
-            loop.call_soon_threadsafe(self._cancel_task, context=contextvars.Context())
+            loop.call_soon_threadsafe(self._cancel_task, *message, context=contextvars.Context())
         except RuntimeError:  # the loop is closed
             return False
         return True
 
-    def _cancel_task(self) -> bool:
-        return self._task is not None and self._task.cancel()
+    def _cancel_task(self, *message: Any) -> bool:
+        return self._task is not None and self._task.cancel(*message)
 
 
 def _make_first_step(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:

@@ -193,12 +193,20 @@ class Connection:
             await self._news.wait()
 
     async def end_tasks(self) -> None:
-        """Cancel what runs, and wait for its end."""
+        """Cancel what runs, once, and wait for its end, however often the caller is cancelled meanwhile."""
         self._ended = True
+        absorbed: tuple[Any, ...] | None = None
         for task in self.tasks:
             task.cancel()
-        await asyncio.wait(self.tasks)
+        while self.tasks:
+            try:
+                await asyncio.wait(self.tasks)
+                break
+            except asyncio.CancelledError as cancellation:
+                absorbed = cancellation.args
         self._receiving = None  # whose exception leads back to this object
+        if absorbed is not None:
+            raise asyncio.CancelledError(*absorbed)
 
 
 class RequestBody(io.RawIOBase):

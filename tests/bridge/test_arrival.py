@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from asgiref._bridge.jobs import AwaitedOutcome, LoopCall
+from asgiref._bridge.jobs import AwaitedOutcome, InnerCalls, LoopCall
 from asgiref.sync import sync_to_async
 
 from ..conftest import LOOP_FACTORIES
@@ -109,11 +109,11 @@ async def test_cancellation_in_debug_mode_between_the_arrival_and_the_task() -> 
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    class Inner:
-        def cancel(self) -> bool:
+    class Inner(AwaitedOutcome[None]):
+        def cancel(self, *message: Any) -> bool:
             return True
 
-    assert call.survives_cancellation([Inner()])
+    assert call.survives_cancellation(InnerCalls([Inner(lambda: None)]), asyncio.CancelledError())
     assert arrival is call.arrival
     await asyncio.wait_for(call.arrival, 0)
 

@@ -21,7 +21,7 @@ import pytest
 
 from asgiref import sync
 from asgiref._bridge import jobs, loops, workers
-from asgiref._bridge.jobs import AwaitedOutcome, LoopCall, ThreadCall, deliver_on
+from asgiref._bridge.jobs import AwaitedOutcome, InnerCalls, LoopCall, ThreadCall, deliver_on
 from asgiref._bridge.loops import FreshLoop, KeptLoop
 from asgiref._bridge.workers import ProcessExecutor, WorkerExecutor
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -439,7 +439,7 @@ async def test_result_that_comes_between_the_cancellation_and_its_handling() -> 
     """1. A wait is cancelled. 2. The result comes, and others after it. 3. The caller waits on: the result is there."""
 
     class Cancelling(AwaitedOutcome[None]):
-        def cancel(self) -> bool:
+        def cancel(self, *message: Any) -> bool:
             return True
 
     fake: Any = Loop()
@@ -449,7 +449,8 @@ async def test_result_that_comes_between_the_cancellation_and_its_handling() -> 
     async def wait() -> None:
         with pytest.raises(asyncio.CancelledError):
             await call.arrival
-        assert call.survives_cancellation([Cancelling(lambda: None)])
+        inner_calls = InnerCalls([Cancelling(lambda: None)])
+        assert call.survives_cancellation(inner_calls, asyncio.CancelledError())
         await call.arrival
 
     task = asyncio.create_task(wait())
@@ -921,17 +922,20 @@ def test_thread_that_is_let_go_by_the_end_of_a_block_leaves_no_trace() -> None:
 
 async def test_cancellation_while_a_foreign_executor_ends_the_call() -> None:
     """1. The caller is cancelled, and looks at the future. 2. The executor ends it. 3. The caller goes on."""
-    hold = threading.Event()
-    begun = threading.Event()
+    hold, begun, ended = threading.Event(), threading.Event(), threading.Event()
 
     class Call(ThreadCall[Any]):
         def __getattribute__(self, name: str) -> Any:
             value = super().__getattribute__(name)
             if name == "_submitted" and value is not None and hold.is_set() is False:
                 hold.set()
-                value.result(LIMIT)
+                wait_for(ended)  # not for the result, which is there before the callbacks run
                 assert super().__getattribute__("_submitted") is None
             return value
+
+        def _take_over(self, submitted: Any) -> None:
+            super()._take_over(submitted)
+            ended.set()
 
     def work() -> None:
         begun.set()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import functools
 import inspect
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -365,6 +368,182 @@ async def test_function_may_turn_the_cancellation_into_a_result() -> None:
     await waiting.wait()
     task.cancel()
     assert "saved" == await task
+
+
+class Cleanup:
+    """A coroutine that waits until it is cancelled, and then cleans up until it is let go."""
+
+    # Called when it waits.
+    when_waiting: Callable[[], object] = int
+
+    def __init__(self, shield: bool = False) -> None:
+        self.waiting, self.cleaning, self.cleaned = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.go_on = asyncio.Event()
+        self._shield = shield
+
+    async def wait(self) -> None:
+        self.waiting.set()
+        asyncio.get_running_loop().call_soon(self.when_waiting)
+        try:
+            await asyncio.sleep(LIMIT)
+        finally:
+            with anyio.CancelScope(shield=self._shield):
+                self.cleaning.set()
+                await self.go_on.wait()  # a second cancellation would break it off
+                self.cleaned.set()
+
+    async def cancel_repeatedly(self, task: asyncio.Task[Any]) -> int:
+        """Cancel *task* before, during and after the cleanup, until it ends; return how often."""
+        await self.waiting.wait()
+        cancellations = 0
+        while not task.done():
+            task.cancel(f"number {cancellations}")
+            cancellations += 1
+            await asyncio.sleep(0)
+            if self.cleaning.is_set() and cancellations > 5:
+                self.go_on.set()
+        assert self.cleaned.is_set()
+        return cancellations
+
+
+def as_it_is(wait: Callable[[], None]) -> str:
+    wait()
+    return "waited"
+
+
+def caught(wait: Callable[[], None]) -> str:
+    with contextlib.suppress(asyncio.CancelledError):
+        wait()
+    return "saved"
+
+
+def failing(wait: Callable[[], None]) -> str:
+    try:
+        wait()
+    except asyncio.CancelledError:
+        raise LookupError("failed") from None
+    return "waited"
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [(as_it_is, asyncio.CancelledError), (caught, asyncio.CancelledError), (failing, LookupError)],
+)
+async def test_task_that_is_cancelled_until_it_ends(function: Callable[..., str], error: type[BaseException]) -> None:
+    """The first cancellation goes in, the others wait for the function, whose result must not hide them."""
+    cleanup = Cleanup()
+    ended: list[str] = []
+
+    def view() -> str:
+        try:
+            return function(async_to_sync(cleanup.wait))
+        finally:
+            ended.append("the function")
+
+    async def outer() -> None:
+        try:
+            await sync_to_async(view)()
+        finally:
+            ended.append("the await")
+
+    task = asyncio.create_task(outer())
+    cancellations = await cleanup.cancel_repeatedly(task)
+    with pytest.raises(error):
+        await task
+    assert ["the function", "the await"] == ended
+    assert cancellations == task.cancelling()
+
+
+async def test_absorbed_cancellation_is_raised_with_its_message() -> None:
+    cleanup = Cleanup()
+    task = asyncio.create_task(sync_to_async(caught)(async_to_sync(cleanup.wait)))
+    await cleanup.waiting.wait()
+    for message in "first", "second", "third":
+        task.cancel(message)
+        await asyncio.sleep(0)
+        await cleanup.cleaning.wait()
+    cleanup.go_on.set()
+    with pytest.raises(asyncio.CancelledError, match="third"):
+        await task
+
+
+@pytest.mark.parametrize("same_loop", [True, False])
+async def test_message_of_a_cancellation_goes_along(same_loop: bool) -> None:
+    """As from a task to the one that it awaits; anyio tells by it whose cancellation it is."""
+    waiting = threading.Event()
+
+    async def inner() -> None:
+        waiting.set()
+        await asyncio.sleep(LIMIT)
+
+    task = asyncio.create_task(sync_to_async(async_to_sync(inner, force_new_loop=not same_loop))())
+    await asyncio.to_thread(wait_for, waiting)
+    task.cancel("so it is")
+    with pytest.raises(asyncio.CancelledError, match="so it is"):
+        await task
+
+
+@pytest.mark.parametrize("shield", [True, False])
+@pytest.mark.parametrize("function", [as_it_is, caught])
+async def test_anyio_scope_that_cancels_on_each_turn_of_the_loop(function: Callable[..., str], shield: bool) -> None:
+    cleanup = Cleanup(shield)
+
+    async def end() -> None:
+        await cleanup.cleaning.wait()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        cleanup.go_on.set()
+
+    ending = asyncio.create_task(end())
+    with anyio.move_on_after(LIMIT) as scope:
+        cleanup.when_waiting = scope.cancel
+        await sync_to_async(function)(async_to_sync(cleanup.wait))
+    await ending
+    assert cleanup.cleaned.is_set()
+    assert (True, 0) == (scope.cancelled_caught, current_task().cancelling())
+
+
+def current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+async def test_time_limit_and_task_group_that_both_cancel() -> None:
+    """The limit goes in, the end of the group is absorbed: each ends what it has to, and nothing is left over."""
+    cleanup = Cleanup()
+    outcomes: list[str] = []
+
+    async def limited() -> None:
+        try:
+            async with asyncio.timeout(LIMIT) as limit:
+                cleanup.when_waiting = functools.partial(limit.reschedule, 0)
+                await sync_to_async(caught)(async_to_sync(cleanup.wait))
+        except asyncio.CancelledError:
+            outcomes.append(f"cancelled, {current_task().cancelling()} left")
+            raise
+
+    async def fail() -> None:
+        await cleanup.cleaning.wait()
+        outcomes.append("failed")
+        asyncio.get_running_loop().call_later(0.01, cleanup.go_on.set)  # some turns after the group has cancelled
+        raise LookupError
+
+    with pytest.raises(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(limited())
+            group.create_task(fail())
+    assert cleanup.cleaned.is_set()
+    assert ["failed", "cancelled, 1 left"] == outcomes
+
+
+async def test_time_limit_whose_cancellation_becomes_a_result() -> None:
+    cleanup = Cleanup()
+    cleanup.go_on.set()
+    async with asyncio.timeout(LIMIT) as limit:
+        cleanup.when_waiting = functools.partial(limit.reschedule, 0)
+        assert "saved" == await sync_to_async(caught)(async_to_sync(cleanup.wait))
+    assert 0 == current_task().cancelling()
 
 
 async def test_cancellation_crosses_to_a_loop_in_another_thread() -> None:

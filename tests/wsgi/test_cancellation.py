@@ -96,6 +96,36 @@ async def test_cancelled_while_the_application_is_held_back(held_back: asyncio.E
     assert 1 == body.closes
 
 
+async def test_cancelled_until_the_request_has_ended() -> None:
+    """As anyio's scopes do: each task of the request is cancelled once, and none outlives the request."""
+    log: list[str] = []
+
+    class SlowClient(Client):
+        async def receive(self) -> Message:
+            try:
+                return await super().receive()
+            except asyncio.CancelledError:
+                log.append("cancelled")
+                for _ in range(9):
+                    await asyncio.sleep(0)
+                log.append("cleaned up")
+                raise
+
+    streams = asyncio.Event()
+    body, client = Chunks(itertools.repeat(b"a")), SlowClient()
+    client.on_send = lambda message: streams.set() if client.waiting.is_set() else None
+    task = asyncio.create_task(serve_beside(answers(body), client))
+    await on_loop(streams)
+    while not task.done():
+        task.cancel("again")
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError, match="again"):
+        await task
+    assert ["cancelled", "cleaned up"] == log
+    assert {asyncio.current_task()} == asyncio.all_tasks()
+    await in_thread(wait_for, body.closed)
+
+
 async def test_cancelled_while_the_application_computes() -> None:
     """It goes on alone. When it comes back, what it made is of no use to anybody, but is closed."""
     computing, go_on = asyncio.Event(), threading.Event()

@@ -217,8 +217,9 @@ class Held:
     # Thread-sensitive code for the thread that is held; "cancelled" never runs.
     queued: Piece | None
     queued_is_cancelled: bool
-    # Whether to cancel the task.
+    # Whether to cancel the task, and how often again while the coroutine that is held cleans up.
     cancels: bool
+    cancels_again: int = 0
 
     def lines(self) -> Iterator[str]:
         yield from self.call.piece.lines()
@@ -234,7 +235,8 @@ class Held:
         if self.meanwhile is not None:
             yield from self.meanwhile.lines()
             yield f"await create_task({self.meanwhile.name}())" + "  # in the same context" * self.shared
-        yield "task.cancel()" if self.cancels else "let it go on"
+        again = f"  # and {self.cancels_again} more while it cleans up" * bool(self.cancels_again)
+        yield "task.cancel()" + again if self.cancels else "let it go on"
 
 
 Goal = Hold | Leave
@@ -408,7 +410,10 @@ class _Writer:
         queued_is_cancelled = queued is not None and self.choose(True, False)
         meanwhile = self.active_piece(apart) if self.choose(False, True) else None
         shared = meanwhile is not None and self.choose(True, False)
-        return Held(call, meanwhile, shared, queued, queued_is_cancelled, self.choose(False, True))
+        cancels = self.choose(False, True)
+        return Held(
+            call, meanwhile, shared, queued, queued_is_cancelled, cancels, self.choose(0, 1, 3) if cancels else 0
+        )
 
     def steps_to(self, goal: Goal, place: Place) -> tuple[list[Any], bool]:
         """Return steps that lead to *goal*, and whether no change of side lies between here and there.

@@ -126,7 +126,11 @@ class Strand:
 class BridgedCall:
     """One call of ``sync_to_async``."""
 
+    # The call further out.
+    outer: BridgedCall | None = None
     cancelled: bool = False
+    # Whether it was cancelled again, after that had gone in.
+    absorbs: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,7 +334,7 @@ class _Reference:
         else:
             inner = {} if context == "empty" else flow.context.copy()
         snapshot = inner.copy()
-        bridged = BridgedCall()
+        bridged = BridgedCall(flow.bridged)
         inner_flow = flow.but(
             thread=thread,
             loop=None,
@@ -367,6 +371,8 @@ class _Reference:
             flow.loop.running, flow.loop.left = True, ""
         if outcome[0] == "StopIteration":
             raise Failure("RuntimeError", "StopIteration")
+        if bridged.absorbs and outcome[0] == "returned":
+            raise Failure("CancelledError")
         return _result(outcome)
 
     def route(self, flow: Flow) -> tuple[str, Mailbox | None]:
@@ -656,6 +662,11 @@ class _Reference:
                 self.note(name, self.outcome_of(functools.partial(self.piece, held.meanwhile, other)))
             if held.cancels:
                 if where.loop is not None:
+                    outermost = where.bridged
+                    while outermost is not None and outermost.outer is not flow.bridged:
+                        outermost = outermost.outer
+                    if where.bridged is not flow.bridged and outermost is not None and held.cancels_again:
+                        outermost.absorbs = True
                     raise Failure("CancelledError")
                 assert where.bridged is not None
                 where.bridged.cancelled = True

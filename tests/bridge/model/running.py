@@ -164,7 +164,12 @@ class _Gate:
         self.left, self.done = _Signal(), _Signal()
         self.opened = threading.Event()
         self.in_coroutine = False
+        # The innermost sync_to_async call in which the coroutine is that is held.
+        self.bridged: _Bridged | None = None
         self._awaiting: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        # Whether the coroutine, when it has been cancelled, tells so, and cleans up until it is let go.
+        self.cleans_up = False
+        self.cleaning = _Signal()
 
     def hold_thread(self) -> None:
         self.reached.tell()
@@ -175,7 +180,14 @@ class _Gate:
         event = asyncio.Event()
         self._awaiting = asyncio.get_running_loop(), event
         self.reached.tell()
-        await event.wait()
+        try:
+            await event.wait()
+        except asyncio.CancelledError:
+            if self.cleans_up:
+                self.cleaning.tell()
+                await event.wait()  # a second cancellation would break it off, and so be seen in time
+                self.cleans_up = False
+            raise
 
     def open(self) -> None:
         self.opened.set()
@@ -514,6 +526,7 @@ class _Run:
                 await self.held(step, flow)
             elif isinstance(step, Hold):
                 assert flow.gate is not None
+                flow.gate.bridged = flow.bridged
                 await flow.gate.hold_task()
             elif isinstance(step, Leave):
                 assert flow.leaving is not None
@@ -637,7 +650,7 @@ class _Run:
         gate = _Gate()
         self.gates.append(gate)
         context = contextvars.copy_context()
-        apart = _Flow(flow.name, flow.strand, gate, leaving=flow.leaving)
+        apart = _Flow(flow.name, flow.strand, gate, flow.bridged, flow.leaving)
 
         async def main() -> Outcome:
             try:
@@ -668,7 +681,17 @@ class _Run:
                 attempt = asyncio.create_task(_attempt(other), context=context if held.shared else None)
                 self.note(flow.name, (await attempt)[0])
             if held.cancels:
+                # Without a bridged call in between, the others would go to the coroutine too.
+                again = held.cancels_again if gate.in_coroutine and gate.bridged is not flow.bridged else 0
+                gate.cleans_up = bool(again)
                 task.cancel()
+                if again:
+                    await gate.cleaning.future
+                    for _ in range(again):
+                        task.cancel()
+                        await asyncio.sleep(0)
+                        await asyncio.sleep(0)
+                    gate.open()
             if not gate.in_coroutine:
                 if held.cancels:
                     await gate.left.future
