@@ -971,6 +971,8 @@ def bridge_calls() -> list[BridgeCall]:
 def print_bridge_calls(file: SupportsWrite[str] | None = None) -> None:
     """Print what ``bridge_calls`` finds, with the stacks of both sides of each call.
 
+    Where no call is in flight, it says so, and prints the pending tasks of all loops.
+
     Args:
         file: Where to print, in place of ``sys.stderr``.
 
@@ -980,7 +982,7 @@ def print_bridge_calls(file: SupportsWrite[str] | None = None) -> None:
     """
     from ._diagnosis import calls
 
-    print(calls.described(calls.bridge_calls()), end="", file=sys.stderr if file is None else file)
+    print(calls.report(), end="", file=sys.stderr if file is None else file)
 
 
 def __getattr__(name: str) -> Any:

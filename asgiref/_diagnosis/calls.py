@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from .look import Call, Look
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import FrameType
 
-__all__ = ["BridgeCall", "bridge_calls", "described"]
+__all__ = ["BridgeCall", "bridge_calls", "report"]
 
 
 @dataclass(frozen=True)
@@ -77,36 +77,61 @@ class BridgeCall:
             yield f"  in a circle: {', which waits for '.join([*self.circle, self.circle[0]])}"
 
     def _stack(self) -> Iterator[str]:
-        for frame in self.stack:
-            if not frame.filename:
-                yield f"  ---- {frame.name}"
-                continue
-            yield f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}'
-            if frame.line:
-                yield f"    {frame.line}"
+        return _lines(self.stack)
 
 
-def described(calls: list[BridgeCall]) -> str:
-    """Return the text for all *calls*, each stack once."""
-    lines: list[str] = []
-    shown: dict[tuple[str, ...], str] = {}
-    for call in calls:
-        stack = tuple(call._stack())
-        lines += [*call._facts(), *([f"  its stack is that of {shown[stack]}"] if stack in shown else stack), ""]
-        shown.setdefault(stack, f"{call.direction}({call.function})")
-    return "\n".join(lines or ["no bridge call is in flight", ""])
+def _lines(stack: Iterable[FrameSummary]) -> Iterator[str]:
+    for frame in stack:
+        if not frame.filename:
+            yield f"  ---- {frame.name}"
+            continue
+        yield f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}'
+        if frame.line:
+            yield f"    {frame.line}"
 
 
 def bridge_calls() -> list[BridgeCall]:
     """Return the bridge calls in flight, those that began first at the front."""
-    look = Look()
-    try:
+    with Look() as look:
         look.read()
-        return sorted([_described(look, call) for call in look.calls], key=lambda call: -(call.duration or 0))
-    finally:
-        # Frames are kept by them, and they by each other.
-        for each in (*look.calls, look):
-            each.__dict__.clear()
+        return _calls(look)
+
+
+def report() -> str:
+    """Return the text for all bridge calls in flight, or where there are none, for the pending tasks of all loops."""
+    with Look() as look:
+        look.read()
+        texts = [(f"{call.direction}({call.function})", [*call._facts()], [*call._stack()]) for call in _calls(look)]
+        if texts:
+            return "\n".join(_each_stack_once(texts))
+        tasks = sorted(look.chains, key=lambda task: (look.thread_of(task.get_loop()), task.get_name()))
+        texts = [
+            (f"task {task.get_name()!r}", [_task(look, task)], [*_lines(_summaries(look.chains[task]))])
+            for task in tasks
+        ]
+        first = "no bridge call is in flight" + ("; the pending tasks of all loops:\n" if tasks else "")
+        return "\n".join([first, *_each_stack_once(texts), *[""] * (not tasks)])
+
+
+def _each_stack_once(texts: list[tuple[str, list[str], list[str]]]) -> Iterator[str]:
+    """Yield the lines of *texts*, each of which is a name, facts and a stack."""
+    shown: dict[tuple[str, ...], str] = {}
+    for name, facts, stack in texts:
+        yield from facts
+        before = shown.setdefault(tuple(stack), name)
+        yield from [f"  its stack is that of {before}"] if stack and before is not name else stack
+        yield ""
+
+
+def _task(look: Look, task: Any) -> str:
+    loop = task.get_loop()
+    awaited = ", ".join(sorted([repr(other.get_name()) for other in look.awaited(task)]))
+    waits = f" waits for {awaited}" if awaited else ""
+    return f"task {task.get_name()!r} of {_loop_on(type(loop).__qualname__, look.name_of(look.thread_of(loop)))}{waits}"
+
+
+def _calls(look: Look) -> list[BridgeCall]:
+    return sorted([_described(look, call) for call in look.calls], key=lambda call: -(call.duration or 0))
 
 
 def _described(look: Look, call: Call) -> BridgeCall:
@@ -164,7 +189,7 @@ def _working_side(look: Look, call: Call) -> Iterator[FrameSummary]:
         seen.add(below)
         if below is not call:
             yield _passage(look, below)
-        latest, task = below, below.main
+        latest, task = below, below.main or below.joined
         below = latest.inner
         yield from _summaries(latest.works_in)
         while task is not None and task not in seen:

@@ -58,6 +58,8 @@ class Call:
     queue = ""
     # The call of async_to_sync for which that thread waits in turn.
     inner: Call | None = None
+    # Or the task, in run_coroutine_threadsafe(...).result().
+    joined: Task | None = None
 
     def __init__(self, direction: str, ident: int, variables: Any) -> None:
         self.direction, self.ident = direction, ident
@@ -90,7 +92,7 @@ class Call:
 
 
 class Look:
-    """One look at all threads and tasks."""
+    """One look at all threads and tasks; in a ``with`` block, whose end lets go of all that was seen."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -101,6 +103,14 @@ class Look:
         # The mailboxes that are served, each with the thread and the place in its stack.
         self.mailboxes: list[tuple[Any, int, int]] = []
 
+    def __enter__(self) -> Look:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        # Frames are kept by calls, and these by each other.
+        for each in (*self.calls, self):
+            each.__dict__.clear()
+
     def read(self) -> None:
         self.stacks = _stacks()
         self.names = {thread.ident: thread.name for thread in threading.enumerate()}
@@ -110,6 +120,7 @@ class Look:
         self.chains = {task: self._chain(task) for task in _tasks(self.threads_of_loops)}
         for task, chain in self.chains.items():
             self._read_task(task, chain)
+        # Futures, of asyncio or for threads, that end with a task.
         self.woken_by: dict[Any, list[Task]] = {}
         for task in self.chains:
             for future in _futures_that_end_with(task):
@@ -254,10 +265,21 @@ class Look:
     def _find_blockers(self, call: Call) -> None:
         if call.inner is not None:
             call.blockers = [call.inner]
-        tasks = [] if call.main is None else [call.main]
+        elif call.place is not None:
+            call.joined = self._task_joined_in(call.works_in)
+        task = call.main or call.joined
+        tasks = [] if task is None else [task]
         for task in tasks:
             tasks += [awaited for awaited in self.awaited(task) if awaited not in tasks]
             call.blockers += [self.by_task[task]] if task in self.by_task else []
+
+    def _task_joined_in(self, frames: list[FrameType]) -> Task | None:
+        """Return the task for whose result a thread waits that runs *frames*, and did not get by ``async_to_sync``."""
+        for frame in reversed(frames):
+            if frame.f_code in (Future.result.__code__, Future.exception.__code__):
+                future = frame.f_locals.get("self")
+                return next(iter(self.woken_by.get(future, ())), None) if type(future) is Future else None
+        return None
 
     def _hopeless(self) -> set[Call]:
         """Return the calls that wait for each other, directly or not, so that none can end by itself."""
@@ -351,8 +373,13 @@ def _hidden_in(awaitable: Any) -> Any:
 
 
 def _futures_that_end_with(task: Any) -> Iterator[Any]:
-    """Yield the futures that callbacks of *task* may end: those of ``gather``, ``wait``, ``shield``, ``TaskGroup``."""
-    yield from [part for part in _parts_of_callbacks(task) if issubclass(type(part), asyncio.Future)]
+    """Yield the futures that callbacks of *task* may end.
+
+    They are those of ``gather``, ``wait``, ``shield``, ``TaskGroup``, and of ``run_coroutine_threadsafe``.
+    """
+    for part in _parts_of_callbacks(task):
+        if issubclass(type(part), asyncio.Future) or type(part) is Future:
+            yield part
 
 
 def _has_run(submitted: Any) -> bool:
@@ -363,7 +390,7 @@ def _has_run(submitted: Any) -> bool:
 
 
 def _parts_of_callbacks(future: Any) -> Iterator[Any]:
-    """Yield what the callbacks of an asyncio future hold that may be another future."""
+    """Yield what the callbacks of an asyncio future hold that may be another future, of either kind."""
     for callback, _ in getattr(future, "_callbacks", None) or ():
         owner = getattr(callback, "__self__", None)
         if type(owner) is asyncio.TaskGroup:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import io
 import logging
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -460,6 +462,60 @@ async def test_circle_of_running_calls() -> None:
     await tasks[0]
 
 
+@pytest.mark.parametrize("wait", [concurrent.futures.Future.result, concurrent.futures.Future.exception])
+def test_circle_through_a_coroutine_that_was_given_to_the_loop(wait: Callable[..., Any]) -> None:
+    """The thread-sensitive thread waits for the result of a coroutine that needs that very thread."""
+    loops: queue.SimpleQueue[asyncio.AbstractEventLoop] = queue.SimpleQueue()
+    state: dict[str, Any] = {}
+
+    async def fetch() -> None:
+        state["task"] = asyncio.current_task()
+        await asyncio.create_task(sync_to_async(nothing)())
+
+    def view() -> None:
+        future = asyncio.run_coroutine_threadsafe(fetch(), state["loop"])
+        with contextlib.suppress(concurrent.futures.CancelledError):
+            wait(future)
+
+    async def main() -> None:
+        state["loop"] = asyncio.get_running_loop()
+        loops.put(state["loop"])
+        await sync_to_async(view)()
+
+    thread = Thread(asyncio.run, main())
+    loop = loops.get(timeout=LIMIT)
+    deadline = time.monotonic() + LIMIT
+    while not [call for call in bridge_calls() if call.circle]:
+        assert time.monotonic() < deadline, bridge_calls()
+        time.sleep(0.001)
+    calls = {call.function.rpartition(".")[2]: call for call in bridge_calls()}
+    assert {"view", "nothing"} == set(calls)
+    names = [f"sync_to_async({calls[name].function})" for name in ("view", "nothing")]
+    assert tuple(names) == calls["view"].circle
+    assert tuple(names[::-1]) == calls["nothing"].circle
+    assert "fetch" in way(calls["view"])
+    loop.call_soon_threadsafe(state["task"].cancel)
+    thread.get()
+
+
+def test_thread_that_waits_for_the_future_of_somebody_else(held: Hold) -> None:
+    """It may end at any time, so nothing is followed."""
+    future: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def view() -> None:
+        held.begun.set()
+        future.result(LIMIT)
+
+    async def main() -> None:
+        await asyncio.gather(sync_to_async(view)(), sync_to_async(nothing)())
+
+    thread = Thread(asyncio.run, main())
+    wait_for(held.begun)
+    assert [()] == list({call.circle for call in bridge_calls()})
+    future.set_result(None)
+    thread.get()
+
+
 async def test_function_whose_task_was_cancelled(held: Hold) -> None:
     """It is still there, but nobody waits for it."""
     task = asyncio.create_task(sync_to_async(held.hold)())
@@ -673,6 +729,35 @@ def test_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "in prints\n    print_bridge_calls(text)\n" not in two
     assert two.endswith(f"  inside async_to_sync({name})\n  its stack is that of async_to_sync({name})\n")
     assert one.endswith("in prints\n    print_bridge_calls(text)")
+
+
+async def test_printed_where_only_tasks_wait() -> None:
+    """With no call in flight, what the tasks of all loops wait for is the next question."""
+    queues = [asyncio.Queue[None]() for _ in range(2)]
+    text = io.StringIO()
+
+    async def worker(number: int) -> None:
+        await queues[number].get()
+
+    async def waits() -> None:
+        await asyncio.gather(*workers)
+
+    workers = [asyncio.create_task(worker(number), name=f"worker {number}") for number in range(2)]
+    other = asyncio.create_task(waits(), name="zoo")
+    await asyncio.sleep(0)
+    await asyncio.to_thread(print_bridge_calls, text)
+    first, *rest = text.getvalue().split("\n\n")
+    assert "no bridge call is in flight; the pending tasks of all loops:" == first
+    tasks = {part.split("'")[1]: part for part in rest if part}
+    loop = f"the {type(asyncio.get_running_loop()).__qualname__} of thread 'MainThread'"
+    one, two, zoo = (tasks[name] for name in ("worker 0", "worker 1", "zoo"))
+    assert one.startswith(f"task 'worker 0' of {loop}\n  File ")
+    assert one.endswith(", in worker\n    await queues[number].get()")
+    assert f"task 'worker 1' of {loop}\n  its stack is that of task 'worker 0'" == two
+    assert zoo.startswith(f"task 'zoo' of {loop} waits for 'worker 0', 'worker 1'\n")
+    for queue_ in queues:
+        queue_.put_nowait(None)
+    await other
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="loops have other names")
