@@ -32,6 +32,16 @@ __all__ = ["CurrentThreadExecutor"]
 FIRST_CHECK, LAST_CHECK = 0.05, 1.0
 
 
+# The idents of the threads that serve a mailbox and have nothing to do. Each adds and removes its own.
+waiting: set[int] = set()
+
+
+@forks.after_fork_in_child
+def _forget_waiting() -> None:
+    global waiting
+    waiting = set()
+
+
 class CurrentThreadExecutor(JobExecutor):
     """An executor that runs what is submitted on the thread that built it, while that thread serves it.
 
@@ -65,6 +75,8 @@ class CurrentThreadExecutor(JobExecutor):
         self._generation = forks.generation
         # The loop whose default executor this thread belongs to, where the executor does not show that.
         self.lends_to: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        # And then, what gives that executor, or None.
+        self.pool: Callable[[], Any]
         self._jobs: deque[Job] = deque()
         self._lock = threading.Lock()
         # Released when there is news for the thread. Not a queue: up to Python 3.12, a SimpleQueue that
@@ -143,6 +155,7 @@ class CurrentThreadExecutor(JobExecutor):
 
     def stop(self) -> None:
         """Let ``serve`` return. Any thread may call this."""
+        # Seen by ``serve``: it reads this after it has taken the lock, which ``_wake`` releases, or finds released.
         self._stopped = True
         self._wake()
 
@@ -159,7 +172,13 @@ class CurrentThreadExecutor(JobExecutor):
             if self._jobs:
                 self._run_next()
                 continue
-            if not self._no_news.acquire(True, pause):
+            waiting.add(self.owner)
+            try:
+                is_news = self._no_news.acquire(True, pause)
+            finally:
+                # A signal handler that bridges meanwhile removes it too, for one pause at most.
+                waiting.discard(self.owner)
+            if not is_news:
                 if check is not None and check():
                     return
                 pause = min(2 * pause, LAST_CHECK)

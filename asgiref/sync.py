@@ -341,6 +341,8 @@ class AsyncToSync(Generic[P, R]):
         inner_calls = SyncToAsync.threadlocal.__dict__.get("task_context")
         if inner_calls is not None:
             mailbox.lends_to = getattr(inner_calls, "default_executor_of", None)
+            if mailbox.lends_to is not None:
+                mailbox.pool = lending.pool_here()
         coroutine = self.main_wrap(outcome, sys.exc_info(), inner_calls, contexts, awaitable)
         try:
             self._run_to_end(coroutine, context, outcome, mailbox, inner_calls)

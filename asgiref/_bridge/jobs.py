@@ -27,7 +27,7 @@ from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
 
 from .. import local
-from . import forks
+from . import builds, forks
 from .forks import after_fork_in_child
 
 if TYPE_CHECKING:
@@ -50,6 +50,12 @@ R = TypeVar("R")
 
 # Looking through a longer queue would take longer than a turn of the loop. A guess.
 LONGEST_QUEUE = 100
+
+# Where ``ThreadCall`` keeps the attribute that two threads claim by deleting it: a slot of that name, or, without the
+# interpreter's lock, the object's ``__dict__``. To delete a slot is no claim there: PyMember_SetOne
+# (Python/structmember.c) looks for the value before it takes the object's lock, so that two threads can both succeed.
+# _PyObject_StoreInstanceAttribute (Objects/dictobject.c) looks while it holds the lock.
+CLAIMED_IN = "__dict__" if builds.FREE_THREADED else "_call"
 
 # When a call began; in debug mode, the clock of ``_diagnosis.watch`` is in its place.
 clock = time.monotonic
@@ -176,7 +182,8 @@ class AwaitedOutcome(Outcome[R]):
         # None where something else, the end of a fresh loop, is what the thread waits for.
         self.thread_goes_on: Callable[[], None] | None = thread_goes_on
         # The thread writes ``call`` and then reads ``cancelled``; who cancels does it the other
-        # way round, so that one of the two notices.
+        # way round, so that one of the two notices. Without the interpreter's lock too: each
+        # write takes the lock of this object, and who takes it second sees what the first wrote.
         self.call: LoopCall | None = None
         self.cancelled = False
         self.began = clock()
@@ -219,7 +226,7 @@ class ThreadCall(Outcome[R]):
         child: The wrapped function with its arguments.
     """
 
-    __slots__ = ("_arrived", "_call", "_generation", "_loop", "_submitted", "arrival", "began")
+    __slots__ = ("_arrived", "_generation", "_loop", "_submitted", "arrival", "began", CLAIMED_IN)
 
     def __init__(
         self,
@@ -238,7 +245,7 @@ class ThreadCall(Outcome[R]):
         self.arrival: asyncio.Future[None] = asyncio.Future(loop=loop)
         self._arrived = False
         # To delete an attribute is one step, and an error the second time: either the thread
-        # gets the call, to run it, or the caller, to take it back.
+        # gets the call, to run it, or the caller, to take it back. See CLAIMED_IN.
         self._call = wrapper, loop, exc_info, inner_calls, context, child
         self._submitted: Future[R] | asyncio.Future[R] | None = None
         self._generation = forks.generation
@@ -396,7 +403,7 @@ class LoopCall:
         outcome: AwaitedOutcome[Any],
     ) -> None:
         # To delete an attribute is one step, and an error the second time: either the loop
-        # gets the coroutine, or the caller has it back.
+        # gets the coroutine, or the caller has it back. No slots here, see CLAIMED_IN.
         self._coroutine = coroutine
         self._context = context
         self._outcome = outcome
@@ -489,7 +496,10 @@ class _Deliveries:
     """Finished calls, and other news from threads, for one loop; one wake-up brings many.
 
     The lock is held from the decision to wake the loop until the loop begins to look at the
-    queue. Who finds it held has put a delivery there before, and so in time.
+    queue. Who finds it held has put a delivery there before, and so in time. Without the
+    interpreter's lock, this goes by the lock of the deque, which appending takes and rotating
+    does (``len`` does not). If the thread takes it first, the loop sees its delivery. If the loop
+    does, it released ``waking`` before, so the thread finds that free.
 
     The queue may be all that keeps a task, to which asyncio itself refers weakly.
     """
@@ -516,6 +526,7 @@ class _Deliveries:
     def _deliver(self, loop: asyncio.AbstractEventLoop) -> None:
         self._release()
         queue = self.queue
+        queue.rotate(0)
         # What goes on with its delivery may ask for more, which is for the next turn: or nothing else would get one.
         count = len(queue)
         # It may also end the loop, or run it until another one of these has gone on.

@@ -15,10 +15,12 @@ import contextlib
 import contextvars
 import functools
 import sys
+import threading
 import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .. import current_thread_executor
 from ..current_thread_executor import CurrentThreadExecutor
 from .jobs import SubmittedCall
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["LendingExecutor", "blocked_above", "lending_executor"]
 
 R = TypeVar("R")
+
+# ``pool``: what ``pool_here`` has found.
+_of_thread = threading.local()
 
 # Seconds between two looks at whether a call is left waiting, at first and at most. Guesses:
 # longer than a free thread takes to come to a call, short beside what a program takes that blocks so.
@@ -110,7 +115,7 @@ class LendingExecutor:
         offered = reference()
         if offered is None or not offered.untaken:
             return
-        starved = is_starved(_pool_of(self._mailboxes[-1].owner) if self._executor is None else self._executor)
+        starved = is_starved(self._mailboxes[-1].pool() if self._executor is None else self._executor)
         # Twice, since between two jobs each thread looks blocked for a moment.
         if not (starved and starved_before):
             self._look_later(reference, FIRST_LOOK if starved else min(2 * pause, LAST_LOOK), starved)
@@ -128,24 +133,28 @@ def is_starved(executor: Any) -> bool:
     threads, limit = getattr(executor, "_threads", None), getattr(executor, "_max_workers", None)
     if not threads or not isinstance(limit, int) or len(threads) < limit:
         return False
-    frames = sys._current_frames()
+    return all([thread.ident in current_thread_executor.waiting for thread in list(threads)])
+
+
+def pool_here() -> Callable[[], Any]:
+    """Return a function that gives the executor for which this thread works, as its outermost frames know it, or None.
+
+    Asked on the thread itself, since frames of other threads cannot be read without the interpreter's lock; and once
+    for each thread, which belongs to one executor all its life.
+    """
     try:
-        return all([_waits_in_mailbox(frames.get(thread.ident)) for thread in list(threads)])
-    finally:
-        del frames  # which has the frame of this function in it
+        return _of_thread.pool  # type: ignore[no-any-return]
+    except AttributeError:
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and frame.f_code is not concurrent.futures.thread._worker.__code__:
+            frame = frame.f_back
+        reference = None if frame is None else frame.f_locals.get("executor_reference")
+        pool: Callable[[], Any]
+        pool = _of_thread.pool = _no_pool if reference is None else reference
+        return pool
 
 
-def _waits_in_mailbox(frame: FrameType | None) -> bool:
-    return frame is not None and frame.f_code is CurrentThreadExecutor.serve.__code__
-
-
-def _pool_of(thread: int) -> Any:
-    """Return the executor for which *thread* works, found by its outermost frames, or None."""
-    frame = sys._current_frames().get(thread)
-    while frame is not None and frame.f_code is not concurrent.futures.thread._worker.__code__:
-        frame = frame.f_back
-    reference = None if frame is None else frame.f_locals.get("executor_reference")
-    return None if reference is None else reference()
+def _no_pool() -> None: ...
 
 
 class _OfferedCall(functools.partial[Any]):

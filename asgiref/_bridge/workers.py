@@ -255,7 +255,10 @@ class WorkerExecutor(JobExecutor):
         return leased
 
     def give_back_if_done(self) -> None:
-        if not self.unfinished:
+        # Copied, which takes the list's lock, as adding and removing an item do: either shutdown() finds here the
+        # item of a job that was accepted, or who added or removed that item reads ``shut_down`` after it was set.
+        # That holds without the interpreter's lock too, where merely asking for the length takes no lock.
+        if not self.unfinished.copy():
             worker = self.__dict__.pop("_worker", None)
             if worker is None:
                 return
@@ -353,7 +356,8 @@ class WorkerPool(JobExecutor):
     def _call_worker(self) -> None:
         """See to it that a worker comes to the queue, if there is something in it and one is free.
 
-        Who finds another on its way has put a job there before that one looks.
+        Who finds another on its way has put a job there before that one looks: by the locks of the deque
+        and the list, this holds without the interpreter's lock too.
         """
         try:
             while self._jobs and self._coming.acquire(blocking=False):

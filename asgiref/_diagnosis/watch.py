@@ -47,7 +47,9 @@ class Watch:
     def clock(self) -> float:
         """Return ``time.monotonic()``, and see to it that somebody watches; lets no exception out."""
         self._latest = now = time.monotonic()
-        if self._to_be_started:
+        # Copied, which takes the list's lock, as adding an item does: without the interpreter's lock, either the
+        # item is found here, or the thread that added it, and is about to end, finds what was written above.
+        if self._to_be_started.copy():
             self._start()
         return now
 

@@ -1,0 +1,458 @@
+"""Each place where two threads meet, as one round that all CPUs run at once and that then is judged.
+
+A round ends by itself; whatever it finds amiss is an ``AssertionError``. What it proves rests on
+chance, so a fault that is known has a test of its own elsewhere, which forces the one schedule.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from asgiref._bridge import jobs, lending
+from asgiref._bridge.jobs import AwaitedOutcome, LoopCall, SubmittedCall
+from asgiref._bridge.workers import WorkerExecutor, WorkerPool
+from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref.local import Local
+from asgiref.sync import (
+    AsyncSingleThreadContext,
+    ThreadSensitiveContext,
+    async_to_sync,
+    bridge_calls,
+    sync_to_async,
+)
+from asgiref.testing import ApplicationCommunicator
+from asgiref.wsgi import WsgiToAsgi
+
+from ..helpers import LIMIT, Thread, thread_call
+
+__all__ = ["MEETINGS"]
+
+# At least two threads meet; twice as many as there are CPUs are switched in the midst of things.
+CPUS = max(2, os.cpu_count() or 1)
+THREADS = 2 * CPUS
+
+MEETINGS: list[Callable[[], None]] = []
+
+
+def meeting(function: Callable[[], None]) -> Callable[[], None]:
+    MEETINGS.append(function)
+    return function
+
+
+def at_once(*functions: Callable[[], Any]) -> list[Any]:
+    """Call the functions, each on a thread, at the same moment; return what they return."""
+    barrier = threading.Barrier(len(functions))
+
+    def call(function: Callable[[], Any]) -> Any:
+        barrier.wait(LIMIT)
+        return function()
+
+    return [thread.get() for thread in [Thread(call, function) for function in functions]]
+
+
+def races(count: int, make: Callable[[], tuple[Callable[[], Any], ...]], judge: Callable[..., None]) -> None:
+    """Have threads race *count* times, and judge what the functions of each race return.
+
+    A thread that is ahead waits for the others in a busy loop: to be woken takes longer than what they race for.
+    """
+    rounds = [make() for _ in range(count)]
+    threads = range(len(rounds[0]))
+    at = [-1 for _ in threads]
+
+    def run(own: int) -> list[Any]:
+        results = []
+        for i, functions in enumerate(rounds):
+            at[own] = i
+            deadline = time.monotonic() + 0.001  # where there are fewer CPUs than threads
+            while min(at) < i and time.monotonic() < deadline:
+                pass
+            results.append(functions[own]())
+        return results
+
+    for results in zip(*at_once(*[functools.partial(run, i) for i in threads]), strict=True):
+        judge(*results)
+
+
+class QuietLoop:
+    """Stands for a loop that never runs."""
+
+    def call_soon_threadsafe(self, callback: Any, *arguments: Any, context: Any = None) -> None: ...
+
+    def get_debug(self) -> bool:
+        return False
+
+
+# Claims:
+
+
+@meeting
+def call_is_run_or_taken_back() -> None:
+    runs: list[list[int]] = []
+
+    def make() -> tuple[Callable[[], Any], ...]:
+        ran: list[int] = []
+        runs.append(ran)
+        call = thread_call(QuietLoop(), lambda: ran.append(1))
+
+        def take_back() -> bool:
+            try:
+                del call._call
+            except AttributeError:
+                return False
+            return True
+
+        return call.run, take_back
+
+    taken: list[bool] = []
+    races(500, make, lambda _, back: taken.append(back))
+    assert [1 - back for back in taken] == [len(ran) for ran in runs]
+
+
+@meeting
+def coroutine_is_started_or_taken_back() -> None:
+    class Task:
+        def cancel(self) -> bool:
+            return True
+
+    class StartingLoop(QuietLoop):
+        def create_task(self, coroutine: Any) -> Any:
+            coroutine.close()
+            return Task()
+
+    async def nothing() -> None: ...
+
+    made: list[Any] = []
+
+    def make() -> tuple[Callable[[], Any], ...]:
+        coroutine = nothing()
+        made.append(coroutine)
+        outcome: AwaitedOutcome[None] = AwaitedOutcome(lambda: None)
+        outcome.call = call = LoopCall(coroutine, contextvars.Context(), outcome)
+        loop: Any = StartingLoop()
+        return lambda: call.start(loop) is not None, call.take_back, lambda: (outcome.cancel(), outcome.settled)
+
+    def judge(started: bool, back: bool, cancellation: tuple[bool, bool]) -> None:
+        cancelled, claimed = cancellation
+        assert cancelled
+        assert [True] == [won for won in (started, back, claimed) if won]
+
+    races(100, make, judge)
+    for coroutine in made:
+        coroutine.close()
+
+
+@meeting
+def offered_call_is_run_once() -> None:
+    runs: list[list[int]] = []
+
+    def make() -> tuple[Callable[[], Any], ...]:
+        ran: list[int] = []
+        runs.append(ran)
+        offered = lending._OfferedCall(lambda: ran.append(1))
+        return offered, offered
+
+    races(100, make, lambda *_: None)
+    assert [[1]] * 100 == runs
+
+
+# Queues:
+
+
+@meeting
+def job_is_accepted_and_run_or_refused() -> None:
+    """A lease that ends while others post."""
+    for _ in range(10):
+        executor = WorkerExecutor()
+        ran: list[int] = []
+        calls = [SubmittedCall(ran.append, (i,), {}) for i in range(4 * THREADS)]
+
+        def post(i: int, executor: WorkerExecutor = executor, calls: Any = calls) -> list[Any]:
+            return [call.future for call in calls[i::THREADS] if executor.post(call)]
+
+        *accepted, _ = at_once(
+            *[functools.partial(post, i) for i in range(THREADS)],
+            functools.partial(executor.shutdown, wait=False),
+        )
+        futures = [future for some in accepted for future in some]
+        for future in futures:
+            future.result(LIMIT)
+        assert len(ran) == len(futures)
+        assert executor._worker is None or not executor.shut_down or executor.unfinished
+
+
+@meeting
+def pool_runs_all_jobs_within_its_limit() -> None:
+    limit = 3
+    pool, free = WorkerPool(limit), threading.Semaphore(limit)
+
+    def job() -> None:
+        assert free.acquire(blocking=False), "more workers than the limit"
+        free.release()
+
+    def post() -> None:
+        for future in [pool.submit(job) for _ in range(50)]:
+            future.result(LIMIT)
+
+    at_once(*[post] * THREADS)
+
+
+@meeting
+def mailbox_runs_what_it_accepts() -> None:
+    ran: list[int] = []
+    made: list[CurrentThreadExecutor] = []
+    ready = threading.Event()
+
+    def serve() -> None:
+        mailbox = CurrentThreadExecutor(None)
+        made.append(mailbox)
+        ready.set()
+        mailbox.serve()
+        mailbox.close()
+
+    server = Thread(serve)
+    assert ready.wait(LIMIT)
+    [mailbox] = made
+
+    def post() -> int:
+        return sum([mailbox.post(SubmittedCall(ran.append, (1,), {})) for _ in range(100)])
+
+    *accepted, _ = at_once(*[post] * CPUS, mailbox.stop)
+    server.get()
+    assert len(ran) >= sum(accepted)
+
+
+@meeting
+def every_result_reaches_its_loop() -> None:
+    missing = [None] * (THREADS * 200)
+    arrived = asyncio.Event()
+
+    class Delivery:
+        def deliver(self) -> None:
+            missing.pop()
+            if not missing:
+                arrived.set()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        def deliver() -> None:
+            for _ in range(200):
+                jobs.deliver_on(loop, Delivery())
+
+        threads = [Thread(deliver) for _ in range(THREADS)]
+        await asyncio.wait_for(arrived.wait(), LIMIT)
+        for thread in threads:
+            thread.get()
+
+    asyncio.run(main())
+
+
+# Calls:
+
+
+def on_each_thread(main: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    """Run *main* on a loop of its own in each of many threads."""
+    at_once(*[lambda: asyncio.run(main())] * THREADS)
+
+
+@meeting
+def loops_share_the_worker_of_the_process() -> None:
+    running = threading.Lock()
+
+    def alone() -> None:
+        assert running.acquire(blocking=False), "two at a time"
+        running.release()
+
+    async def main() -> None:
+        await asyncio.gather(*[sync_to_async(alone)() for _ in range(50)])
+
+    on_each_thread(main)
+
+
+@meeting
+def calls_are_cancelled_at_any_moment() -> None:
+    ran: list[int] = []
+
+    async def main() -> None:
+        executor = WorkerPool(2)
+        for i in range(30):
+            calls = [
+                asyncio.ensure_future(sync_to_async(ran.append, thread_sensitive=False, executor=executor)(1))
+                for _ in range(4)
+            ]
+            for _ in range(i % 3):
+                await asyncio.sleep(0)
+            for call in calls[::2]:
+                call.cancel()
+            for outcome in await asyncio.gather(*calls, return_exceptions=True):
+                assert outcome is None or isinstance(outcome, asyncio.CancelledError)
+
+    on_each_thread(main)
+
+
+@meeting
+def inner_calls_are_cancelled_at_any_moment() -> None:
+    async def inner() -> int:
+        await asyncio.sleep(0)
+        return await sync_to_async(lambda: 1)()
+
+    def there() -> int:
+        return async_to_sync(inner)()
+
+    async def main() -> None:
+        for i in range(20):
+            call = asyncio.ensure_future(sync_to_async(there, thread_sensitive=False)())
+            for _ in range(i % 6):
+                await asyncio.sleep(0)
+            call.cancel()
+            [outcome] = await asyncio.gather(call, return_exceptions=True)
+            assert outcome == 1 or isinstance(outcome, asyncio.CancelledError)
+
+    on_each_thread(main)
+
+
+@meeting
+def values_follow_nested_calls() -> None:
+    variable = contextvars.ContextVar[int]("variable")
+    storage = Local()
+
+    def change(i: int) -> None:
+        assert storage.value == variable.get() == i
+        storage.value = i + 1
+        variable.set(i + 1)
+
+    async def back(i: int) -> None:
+        await sync_to_async(change)(i)
+        assert storage.value == variable.get() == i + 1
+
+    async def main() -> None:
+        async with ThreadSensitiveContext():
+            for i in range(20):
+                storage.value = i
+                variable.set(i)
+                await sync_to_async(async_to_sync(back))(i)
+                assert storage.value == variable.get() == i + 1
+
+    on_each_thread(main)
+
+
+@meeting
+def top_level_calls_lease_their_loops() -> None:
+    async def number(i: int) -> int:
+        return await sync_to_async(lambda: i)()
+
+    def calls() -> None:
+        assert list(range(20)) == [async_to_sync(number)(i) for i in range(20)]
+
+    at_once(*[calls] * THREADS)
+
+
+@meeting
+def threads_share_a_kept_loop() -> None:
+    async def loop() -> Any:
+        await sync_to_async(int)()
+        return asyncio.get_running_loop()
+
+    with AsyncSingleThreadContext():
+        contexts = [contextvars.copy_context() for _ in range(THREADS)]
+
+        def calls(context: contextvars.Context) -> set[Any]:
+            return {context.run(async_to_sync(loop)) for _ in range(10)}
+
+        found = at_once(*[functools.partial(calls, context) for context in contexts])
+    assert 1 == len(set().union(*found))
+
+
+@meeting
+def blocked_threads_lend_themselves() -> None:
+    with ThreadPoolExecutor(2) as executor:
+
+        def there() -> int:
+            async def back() -> int:
+                return await sync_to_async(lambda: 1, thread_sensitive=False, executor=executor)()
+
+            return async_to_sync(back)()
+
+        async def main() -> None:
+            calls = [sync_to_async(there, thread_sensitive=False, executor=executor)() for _ in range(4)]
+            assert [1] * 4 == await asyncio.wait_for(asyncio.gather(*calls), LIMIT)
+
+        on_each_thread(main)
+
+
+@meeting
+def loops_share_a_wsgi_adapter() -> None:
+    def application(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return iter([b"a", b"b"]) if environ["PATH_INFO"] == "/streams" else [b"ab"]
+
+    adapter = WsgiToAsgi(application, threads=3)
+
+    async def request(path: str) -> None:
+        scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": path, "headers": []}
+        client = ApplicationCommunicator(adapter, scope)
+        await client.send_input({"type": "http.request"})
+        assert 200 == (await client.receive_output(LIMIT))["status"]
+        body = b""
+        while True:
+            message = await client.receive_output(LIMIT)
+            body += message.get("body", b"")
+            if not message.get("more_body", False):
+                break
+        assert b"ab" == body
+        await client.wait(LIMIT)
+
+    async def main() -> None:
+        await asyncio.gather(*[request(path) for path in ("/", "/streams") * 5])
+
+    on_each_thread(main)
+
+
+# Values:
+
+
+@meeting
+def threads_have_values_of_their_own() -> None:
+    plain, critical = Local(), Local(thread_critical=True)
+
+    def use(i: int) -> None:
+        for storage in plain, critical:
+            assert not hasattr(storage, "value")
+            for j in range(200):
+                storage.value = i, j
+                storage.other = j
+                assert storage.value == (i, j)
+                del storage.other
+            del storage.value
+
+    at_once(*[functools.partial(use, i) for i in range(THREADS)])
+
+
+@meeting
+def calls_are_looked_at_meanwhile() -> None:
+    stop = threading.Event()
+
+    async def back() -> None:
+        await asyncio.gather(*[sync_to_async(int, thread_sensitive=i % 2 == 0)() for i in range(5)])
+
+    def bridge() -> None:
+        while not stop.is_set():
+            async_to_sync(back)()
+
+    def look() -> None:
+        try:
+            for _ in range(5):
+                for call in bridge_calls():
+                    assert str(call)
+        finally:
+            stop.set()
+
+    at_once(*[bridge] * CPUS, look)
