@@ -13,8 +13,9 @@ import contextvars
 import sys
 import threading
 import weakref
-from asyncio import _get_running_loop
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from ._bridge.internals import running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -147,7 +148,7 @@ class _ThreadCriticalLocal(Local):
         object.__setattr__(self, "_in_thread", threading.local())
 
     def __getattribute__(self, name: str) -> Any:
-        loop = _get_running_loop()
+        loop = running_loop()
         attributes: Mapping[Any, Any]
         key: Any
         if loop is None:
@@ -163,7 +164,7 @@ class _ThreadCriticalLocal(Local):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _RESERVED:
             _refuse(name)
-        loop = _get_running_loop()
+        loop = running_loop()
         if loop is None:
             super(Local, self)._in_thread.__dict__[name] = value
         else:
@@ -171,7 +172,7 @@ class _ThreadCriticalLocal(Local):
             variable.set({**variable.get(), (weakref.ref(loop), name): value})
 
     def __delattr__(self, name: str) -> None:
-        loop = _get_running_loop()
+        loop = running_loop()
         variable = super(Local, self)._variable
         attributes: dict[Any, Any]
         key: Any

@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from types import FrameType
 from typing import Any, TypedDict
 
+from ._bridge.internals import running_loop
 from .compatibility import guarantee_single_callable
 
 __all__ = ["StatelessServer"]
@@ -181,7 +182,7 @@ class StatelessServer:
             BaseException: what ``arun`` raises.
         """
         __traceback_hide__ = True
-        if asyncio._get_running_loop() is not None:
+        if running_loop() is not None:
             raise RuntimeError(
                 "run() was called in a thread that runs an event loop, which it would block; await arun()"
             )

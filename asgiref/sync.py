@@ -16,7 +16,6 @@ rebind them.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures.thread
 import contextlib
 import contextvars
 import functools
@@ -32,8 +31,9 @@ from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from . import local
-from ._bridge import forks, jobs, lending, loops, routing, workers
+from ._bridge import forks, internals, jobs, lending, loops, routing, workers
 from ._bridge.carry import ExceptionMarks, changes_since
+from ._bridge.internals import running_loop
 from ._bridge.jobs import AwaitedOutcome, InnerCalls, JobExecutor, LoopCall, ThreadCall, WouldDeadlock
 from .current_thread_executor import CurrentThreadExecutor
 from .local import Local
@@ -83,8 +83,7 @@ else:
 
     def markcoroutinefunction(func: F) -> F:
         """Mark *func* so that ``iscoroutinefunction`` tells that calling it gives an awaitable; return it."""
-        func._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
-        return func
+        return internals.mark_as_coroutine_function(func)
 
 
 class ThreadSensitiveContext:
@@ -253,7 +252,7 @@ class AsyncSingleThreadContext:
             self._kept_loop = None
 
     def _close(self, kept: loops.KeptLoop) -> None:
-        if asyncio._get_running_loop() is not None:
+        if running_loop() is not None:
             kept.close(None)
             return
         mailbox = CurrentThreadExecutor(None)
@@ -309,7 +308,7 @@ class AsyncToSync(Generic[P, R]):
                 "arguments to what async_to_sync returns"
             )
         functools.update_wrapper(self, awaitable)
-        for mark in ("_is_coroutine_marker", "_is_coroutine"):  # true of the function, not of this
+        for mark in internals.COROUTINE_MARKS:  # true of the function, not of this
             self.__dict__.pop(mark, None)
         self.awaitable = awaitable
         self.force_new_loop = force_new_loop
@@ -324,7 +323,7 @@ class AsyncToSync(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         __traceback_hide__ = True
-        if asyncio._get_running_loop() is not None:
+        if running_loop() is not None:
             raise RuntimeError(
                 f"{_name_of(self.awaitable)} was called through async_to_sync in a thread that runs an event loop, "
                 "which it would block; await the function itself there"
@@ -702,17 +701,15 @@ class SyncToAsync(Generic[P, R]):
     def _give_to_default_executor(
         self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls
     ) -> None:
-        # Pools refuse work from the moment on when the interpreter begins to end. That is before
-        # the calls that their threads run are waited for, and so well before the main thread has ended.
-        if concurrent.futures.thread._shutdown:
+        if internals.pools_refuse_work():
             worker = workers.WorkerExecutor()
             worker.post(call)
             worker.shutdown(wait=False)
             return
         # asyncio's own loops show it. Without the future that the loop would wrap around the
         # executor's, the result comes one turn of the loop earlier.
-        executor = getattr(loop, "_default_executor", None)
-        if not hasattr(executor, "_threads"):
+        executor = internals.default_executor_of(loop)
+        if internals.threads_of(executor) is None:
             inner_calls.default_executor_of = weakref.ref(loop)
         lender = lending.lending_executor(executor, loop, self._blocked_above(), default=True)
         if lender is not None:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
 from .. import local
 from . import builds, forks
 from .forks import after_fork_in_child
+from .internals import callbacks_of, make_first_step, running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -47,9 +48,6 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-# Looking through a longer queue would take longer than a turn of the loop. A guess.
-LONGEST_QUEUE = 100
 
 # Where ``ThreadCall`` keeps the attribute that two threads claim by deleting it: a slot of that name, or, without the
 # interpreter's lock, the object's ``__dict__``. To delete a slot is no claim there: PyMember_SetOne
@@ -324,7 +322,7 @@ class ThreadCall(Outcome[R]):
         self._arrived = True
         if arrival.done():  # cancelled, and the task is about to hear of it; or delivered twice, after an interrupt
             pass
-        elif not (callbacks := arrival._callbacks) or arrival.get_loop().get_debug():
+        elif not (callbacks := callbacks_of(arrival)) or arrival.get_loop().get_debug():
             arrival.set_result(None)  # asyncio's debug mode tells which task is slow, if the loop calls it
         else:
             callback, context = callbacks[0]  # any others can wait
@@ -428,8 +426,8 @@ class LoopCall:
         except BaseException as error:  # of a task factory
             self._outcome.set_exception(error)
         else:
-            if asyncio._get_running_loop() is loop:
-                _make_first_step(self._task, loop)
+            if running_loop() is loop:
+                make_first_step(self._task, loop)
         return self._task
 
     # On any thread:
@@ -455,7 +453,7 @@ class LoopCall:
         loop = self._loop
         if loop is None:  # the thread has taken it back for another loop, and will see that it is cancelled
             return True
-        if asyncio._get_running_loop() is loop:
+        if running_loop() is loop:
             return self._cancel_task(*message)
         try:
             # Behind the callback that starts the task, so never ahead of the task's existence.
@@ -466,30 +464,6 @@ class LoopCall:
 
     def _cancel_task(self, *message: Any) -> bool:
         return self._task is not None and self._task.cancel(*message)
-
-
-def _make_first_step(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
-    """Have *task*, just made, begin in this turn of the loop in place of the next, which would cost a tenth of a call.
-
-    Only where the queue of the loop is to be seen, as with asyncio's own, and short. The tasks of a
-    factory may have begun; in debug mode asyncio is to tell which task is slow. An eager task would
-    begin here too, but in the midst of its making: its exit would look like a fault of the loop, and
-    asking one that has ended for its coroutine crashes Python 3.12.1.
-    """
-    queue: Any = getattr(loop, "_ready", None)
-    if (
-        isinstance(queue, deque)
-        and 0 < len(queue) <= LONGEST_QUEUE
-        and loop.get_task_factory() is None
-        and not loop.get_debug()
-    ):
-        handle = queue[-1]
-        if getattr(handle._callback, "__self__", None) is task:  # else another thread was faster
-            try:
-                queue.remove(handle)
-            except (ValueError, IndexError):  # other threads change the queue meanwhile
-                return
-            handle._run()
 
 
 class _Deliveries:

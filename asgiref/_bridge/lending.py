@@ -10,7 +10,6 @@ what its call sends to it, so as long as another can come to the work, that one 
 
 from __future__ import annotations
 
-import concurrent.futures.thread
 import contextlib
 import contextvars
 import functools
@@ -22,12 +21,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import current_thread_executor
 from ..current_thread_executor import CurrentThreadExecutor
+from .internals import reference_to_executor_above, thread_limit_of, threads_of
 from .jobs import SubmittedCall
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
-    from types import FrameType
 
 __all__ = ["LendingExecutor", "blocked_above", "lending_executor"]
 
@@ -73,7 +72,7 @@ def lending_executor(
     if not blocked:
         return None
     owners: set[int | None] = set()
-    if (threads := getattr(executor, "_threads", None)) is not None:
+    if (threads := threads_of(executor)) is not None:
         with contextlib.suppress(TypeError):  # of an executor that calls something else so
             owners = {getattr(thread, "ident", None) for thread in list(threads)}
     elif default:
@@ -130,8 +129,8 @@ def is_starved(executor: Any) -> bool:
 
     Where the executor does not show its threads as a ``ThreadPoolExecutor`` does, the answer is no.
     """
-    threads, limit = getattr(executor, "_threads", None), getattr(executor, "_max_workers", None)
-    if not threads or not isinstance(limit, int) or len(threads) < limit:
+    threads, limit = threads_of(executor), thread_limit_of(executor)
+    if not threads or limit is None or len(threads) < limit:
         return False
     return all([thread.ident in current_thread_executor.waiting for thread in list(threads)])
 
@@ -145,12 +144,8 @@ def pool_here() -> Callable[[], Any]:
     try:
         return _of_thread.pool  # type: ignore[no-any-return]
     except AttributeError:
-        frame: FrameType | None = sys._getframe()
-        while frame is not None and frame.f_code is not concurrent.futures.thread._worker.__code__:
-            frame = frame.f_back
-        reference = None if frame is None else frame.f_locals.get("executor_reference")
         pool: Callable[[], Any]
-        pool = _of_thread.pool = _no_pool if reference is None else reference
+        pool = _of_thread.pool = reference_to_executor_above(sys._getframe()) or _no_pool
         return pool
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import forks, workers
 from .forks import after_fork_in_child
+from .internals import has_nothing_left
 from .jobs import AwaitedOutcome, LoopCall, Outcome
 
 if TYPE_CHECKING:
@@ -70,19 +71,11 @@ def _end(loop: asyncio.AbstractEventLoop) -> None:
             runner.get_loop()
         return
     try:
-        if not _has_nothing_left(loop):
+        if not has_nothing_left(loop):
             # In one run of the loop where a runner makes two.
             loop.run_until_complete(_shut_down(loop))
     finally:
         loop.close()
-
-
-def _has_nothing_left(loop: asyncio.AbstractEventLoop) -> bool:
-    """Tell whether a loop without tasks can be closed without another run, a tenth of a short call.
-
-    asyncio's own loops show it; a transport that has just been closed is among the callbacks.
-    """
-    return not any(getattr(loop, name, True) for name in ("_ready", "_asyncgens", "_default_executor"))
 
 
 async def _shut_down(loop: asyncio.AbstractEventLoop) -> None:

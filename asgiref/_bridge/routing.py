@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..current_thread_executor import CurrentThreadExecutor
+from .internals import thread_limit_of, threads_of
 
 __all__ = ["has_no_other_thread", "thread_sensitive_executors"]
 
@@ -42,5 +43,4 @@ def has_no_other_thread(executor: Any) -> bool:
 
     Where an executor does not show its threads as a ``ThreadPoolExecutor`` does, the answer is no.
     """
-    one_worker = getattr(executor, "_max_workers", None) == 1
-    return one_worker and threading.current_thread() in getattr(executor, "_threads", ())
+    return thread_limit_of(executor) == 1 and threading.current_thread() in (threads_of(executor) or ())

@@ -30,8 +30,9 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from . import forks
+from . import forks, internals
 from .forks import after_fork_in_child
+from .internals import running_loop
 from .jobs import JobExecutor, WouldDeadlock
 
 if TYPE_CHECKING:
@@ -479,7 +480,7 @@ def _lease() -> _Worker | None:
         try:
             return _Worker()
         except RuntimeError as error:
-            if str(error).endswith("at interpreter shutdown"):
+            if internals.interpreter_ends(error):
                 return None
             raise
     if worker.ident == threading.get_ident():
@@ -511,22 +512,18 @@ def run_in_place(job: Job) -> None:
 @contextlib.contextmanager
 def loop_suspended() -> Iterator[None]:
     """In the block, no loop runs on this thread as far as anybody can tell, just as on a thread without one."""
-    loop = asyncio._get_running_loop()
+    loop = running_loop()
     if loop is None:
         yield
         return
     task = asyncio.current_task(loop)
     outer: tuple[asyncio.AbstractEventLoop, ...] = getattr(_here, "suspended_loops", ())
     _here.suspended_loops = (*outer, loop)
-    if task is not None:
-        asyncio._leave_task(loop, task)
-    asyncio._set_running_loop(None)
+    internals.leave_loop(loop, task)
     try:
         yield
     finally:
-        asyncio._set_running_loop(loop)
-        if task is not None:
-            asyncio._enter_task(loop, task)
+        internals.enter_loop(loop, task)
         _here.suspended_loops = outer
 
 

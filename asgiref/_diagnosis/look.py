@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .._bridge import forks, workers
+from .._bridge import forks, internals, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -225,7 +225,7 @@ class Look:
         for each in (
             call.wrapper._executor,
             call.wrapper.single_thread_executor if call.wrapper._thread_sensitive else None,
-            getattr(call.loop, "_default_executor", None),
+            internals.default_executor_of(call.loop),
         ):
             executor = each if executor is None else executor
         call.queue = f"the queue of {'an executor' if executor is None else type(executor).__qualname__}"
@@ -242,7 +242,7 @@ class Look:
 
     def awaited(self, task: Task) -> list[Task]:
         """Return the tasks for which *task* waits."""
-        waiter = getattr(task, "_fut_waiter", None)
+        waiter = internals.waited_for_by(task)
         if waiter is None or task in self.by_task:
             return []
         return [waiter] if waiter in self.chains else self.woken_by.get(waiter, [])
@@ -308,7 +308,7 @@ class Look:
         return []
 
     def thread_of(self, loop: Any) -> int:
-        return self.threads_of_loops.get(loop) or getattr(loop, "_thread_id", None) or 0
+        return self.threads_of_loops.get(loop) or internals.thread_of_uvloop(loop)
 
     def name_of(self, ident: int | None) -> str | None:
         return self.names.get(ident, str(ident)) if ident else None
@@ -331,8 +331,9 @@ def _stacks() -> dict[int, list[FrameType]]:
 def _tasks(known_loops: Iterable[Any]) -> set[Any]:
     """Return the tasks of all loops."""
     if sys.version_info < (3, 14):
-        registries = [getattr(asyncio.tasks, name, ()) for name in ("_all_tasks", "_scheduled_tasks", "_eager_tasks")]
-        return {task for registry in registries for task in _again(list, registry) if not task.done()}
+        return {
+            task for registry in internals.all_task_registries() for task in _again(list, registry) if not task.done()
+        }
     # Only C code can go through the tasks, loop by loop, and nothing lists the loops. All objects
     # would come with gc.get_objects() too, but some would then lose their last reference here.
     types: list[type] = [asyncio.AbstractEventLoop]
@@ -385,16 +386,15 @@ def _futures_that_end_with(task: Any) -> Iterator[Any]:
 def _has_run(submitted: Any) -> bool:
     """Tell whether the executor's future inside *submitted*, which a loop has wrapped around it, is done."""
     parts = _parts_of_callbacks(submitted) if issubclass(type(submitted), asyncio.Future) else []
-    # Not done(), which waits for a lock.
-    return any([part._state == "FINISHED" for part in parts if issubclass(type(part), Future)])
+    return any([internals.is_finished(part) for part in parts if issubclass(type(part), Future)])
 
 
 def _parts_of_callbacks(future: Any) -> Iterator[Any]:
     """Yield what the callbacks of an asyncio future hold that may be another future, of either kind."""
-    for callback, _ in getattr(future, "_callbacks", None) or ():
+    for callback, _ in internals.callbacks_of(future) or ():
         owner = getattr(callback, "__self__", None)
         if type(owner) is asyncio.TaskGroup:
-            yield getattr(owner, "_on_completed_fut", None)
+            yield internals.future_of_task_group(owner)
         yield from gc.get_referents(*(getattr(callback, "__closure__", None) or ()))
         yield from callback.args if type(callback) is partial else ()
 

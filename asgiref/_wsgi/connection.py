@@ -15,6 +15,7 @@ import io
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._bridge import workers
+from .._bridge.internals import running_loop
 from ..sync import AsyncToSync
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Connection:
     def wait_for(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any) -> R:
         """Return what the coroutine ``function(*args)`` returns, which runs on the loop of the server."""
         __traceback_hide__ = True
-        running = asyncio._get_running_loop()
+        running = running_loop()
         if running is self.loop:
             raise RuntimeError(
                 "code that runs on the event loop of the server would wait for that very loop to bring more of the "

@@ -21,33 +21,39 @@ WINGS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
 # Which modules of the package may each of them import? Arrows run one way.
 ALLOWED = {
-    "local": set[str](),
+    "local": {"_bridge.internals"},
     "current_thread_executor": {"_bridge.forks", "_bridge.jobs"},
     "_bridge": set[str](),
     "_bridge.builds": set[str](),
     "_bridge.forks": set[str](),
+    "_bridge.internals": set[str](),
     "_bridge.carry": {"local"},
-    "_bridge.jobs": {"_bridge.builds", "_bridge.forks", "local"},
-    "_bridge.routing": {"current_thread_executor"},
-    "_bridge.lending": {"_bridge.jobs", "current_thread_executor"},
-    "_bridge.workers": {"_bridge.forks", "_bridge.jobs"},
-    "_bridge.loops": {"_bridge.forks", "_bridge.jobs", "_bridge.workers", "current_thread_executor"},
+    "_bridge.jobs": {"_bridge.builds", "_bridge.forks", "_bridge.internals", "local"},
+    "_bridge.routing": {"_bridge.internals", "current_thread_executor"},
+    "_bridge.lending": {"_bridge.internals", "_bridge.jobs", "current_thread_executor"},
+    "_bridge.workers": {"_bridge.forks", "_bridge.internals", "_bridge.jobs"},
+    "_bridge.loops": {
+        *("_bridge.forks", "_bridge.internals", "_bridge.jobs", "_bridge.workers", "current_thread_executor"),
+    },
     "_diagnosis": set[str](),
-    "_diagnosis.look": {"_bridge.forks", "_bridge.workers"},
+    "_diagnosis.look": {"_bridge.forks", "_bridge.internals", "_bridge.workers"},
     "_diagnosis.calls": {"_diagnosis.look"},
     "_diagnosis.watch": {"_bridge.forks", "_diagnosis.calls"},
     "_wsgi": set[str](),
     "_wsgi.environ": set[str](),
-    "_wsgi.connection": {"_bridge.workers", "sync"},
+    "_wsgi.connection": {"_bridge.internals", "_bridge.workers", "sync"},
     "_wsgi.response": {"_bridge.jobs", "_wsgi.connection"},
     "compatibility": {"sync"},
-    "server": {"compatibility"},
+    "server": {"_bridge.internals", "compatibility"},
     "testing": {"compatibility"},
     "timeout": set[str](),
     "typing": set[str](),
     "wsgi": {"_bridge.workers", "_wsgi.connection", "_wsgi.environ", "_wsgi.response", "sync"},
     "sync": {
-        *(f"_bridge.{room}" for room in ("carry", "forks", "jobs", "lending", "loops", "routing", "workers")),
+        *(
+            f"_bridge.{room}"
+            for room in ("carry", "forks", "internals", "jobs", "lending", "loops", "routing", "workers")
+        ),
         *("_diagnosis.calls", "_diagnosis.watch", "current_thread_executor", "local"),
     },
 }

@@ -1,0 +1,323 @@
+"""Everything that the library knows of the private parts of Python and asyncio.
+
+Each function here uses something that is not documented API, and nothing else in the
+package does. Its decorator says on which Pythons the part was seen, and what the library
+loses without it: speed, or one ability. Where the part is absent, as on an event loop of
+another make, the function returns what its ``absent`` function returns, and the bridge
+works without it.
+
+One of them, ``running_loop``, is the function of asyncio itself where there is one, since
+one more Python call would cost a thread-critical ``Local`` a tenth of each read.
+
+This module imports no other of the package.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures.thread
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+    from types import FrameType
+
+__all__ = [
+    "COROUTINE_MARKS",
+    "PARTS",
+    "Part",
+    "all_task_registries",
+    "callbacks_of",
+    "default_executor_of",
+    "enter_loop",
+    "future_of_task_group",
+    "has_nothing_left",
+    "interpreter_ends",
+    "is_finished",
+    "leave_loop",
+    "make_first_step",
+    "mark_as_coroutine_function",
+    "pools_refuse_work",
+    "reference_to_executor_above",
+    "running_loop",
+    "thread_limit_of",
+    "thread_of_uvloop",
+    "threads_of",
+    "waited_for_by",
+]
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+CPYTHON = "CPython 3.11 to 3.15"
+EVERYWHERE = f"{CPYTHON}, PyPy 3.11"
+
+# Looking through a longer queue would take longer than an iteration of the loop. A guess.
+LONGEST_QUEUE = 100
+
+
+class Part(NamedTuple):
+    """One private part: where it was seen, what is lost without it, and what its function returns then."""
+
+    name: str
+    seen: str
+    lost: str
+    absent: Callable[..., Any]
+
+
+# By the name of the function; what the tests, and a reader, go through.
+PARTS: dict[str, Part] = {}
+
+
+def _part(name: str, *, seen: str, lost: str, absent: Callable[..., Any] = lambda *_: None) -> Callable[[F], F]:
+    def register(function: F) -> F:
+        PARTS[function.__name__] = Part(name, seen, lost, absent)
+        return function
+
+    return register
+
+
+# Event loops:
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+# The loop that runs in this thread, or None. By the documented function, an answer of None costs an exception.
+running_loop: Callable[[], asyncio.AbstractEventLoop | None] = getattr(asyncio, "_get_running_loop", _running_loop)
+PARTS["running_loop"] = Part(
+    "asyncio._get_running_loop",
+    EVERYWHERE,
+    "speed: synchronous code reads a thread-critical Local at a fraction of the speed",
+    _running_loop,
+)
+
+
+@_part(
+    "asyncio._leave_task, asyncio._set_running_loop",
+    seen=EVERYWHERE,
+    lost="async_to_sync below sync_to_async in an atexit handler where Python starts no threads any more",
+)
+def leave_loop(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> None:
+    """Let this thread look as if *loop*, which runs its *task* here, did not run."""
+    if task is not None:
+        asyncio._leave_task(loop, task)
+    asyncio._set_running_loop(None)
+
+
+@_part("asyncio._enter_task, asyncio._set_running_loop", seen=EVERYWHERE, lost="see leave_loop")
+def enter_loop(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> None:
+    """Undo ``leave_loop``."""
+    asyncio._set_running_loop(loop)
+    if task is not None:
+        asyncio._enter_task(loop, task)
+
+
+@_part(
+    "_ready, _asyncgens and _default_executor of a loop",
+    seen=f"{EVERYWHERE}; asyncio's own loops",
+    lost="speed: closing a fresh loop takes one more run of it, a tenth of a short call",
+    absent=lambda loop: False,
+)
+def has_nothing_left(loop: asyncio.AbstractEventLoop) -> bool:
+    """Tell whether a loop without tasks can be closed without another run.
+
+    A transport that has just been closed is among the callbacks.
+    """
+    return not any(getattr(loop, name, True) for name in ("_ready", "_asyncgens", "_default_executor"))
+
+
+@_part(
+    "_ready of a loop; _callback and _run of a handle",
+    seen=f"{EVERYWHERE}; asyncio's own loops",
+    lost="speed: async_to_sync below sync_to_async takes one more iteration of the loop, a tenth of a call",
+)
+def make_first_step(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
+    """Have *task*, just made, begin in this iteration of the loop in place of the next.
+
+    Only where the queue of the loop is to be seen, and short. The tasks of a factory may
+    have begun; in debug mode asyncio is to tell which task is slow. An eager task would
+    begin here too, but in the midst of its making: its exit would look like a fault of
+    the loop, and asking one that has ended for its coroutine crashes Python 3.12.1.
+    """
+    queue: Any = getattr(loop, "_ready", None)
+    if (
+        isinstance(queue, deque)
+        and 0 < len(queue) <= LONGEST_QUEUE
+        and loop.get_task_factory() is None
+        and not loop.get_debug()
+    ):
+        handle = queue[-1]
+        if getattr(getattr(handle, "_callback", None), "__self__", None) is task:  # else another thread was faster
+            try:
+                queue.remove(handle)
+            except (ValueError, IndexError):  # other threads change the queue meanwhile
+                return
+            handle._run()
+
+
+@_part(
+    "_thread_id of a loop",
+    seen="uvloop 0.22; asyncio's own loops",
+    lost="bridge_calls() does not name the thread on which a loop of uvloop runs",
+    absent=lambda loop: 0,
+)
+def thread_of_uvloop(loop: Any) -> int:
+    """Return the ident of the thread that runs *loop*, which has no frame of its own, or 0."""
+    return getattr(loop, "_thread_id", None) or 0
+
+
+# Tasks and futures:
+
+
+@_part(
+    "_callbacks of a future",
+    seen=f"{EVERYWHERE}; asyncio's own futures",
+    lost="speed: a bridged call takes one more iteration of the loop, a tenth of a call; "
+    "bridge_calls() does not see through gather, wait, shield and TaskGroup",
+)
+def callbacks_of(future: Any) -> Any:
+    """Return the callbacks of an asyncio future, each with its context, or None."""
+    return getattr(future, "_callbacks", None)
+
+
+@_part(
+    "_fut_waiter of a task",
+    seen=EVERYWHERE,
+    lost="bridge_calls() does not see which task waits for which",
+)
+def waited_for_by(task: Any) -> Any:
+    """Return the future for which *task* waits, or None."""
+    return getattr(task, "_fut_waiter", None)
+
+
+@_part(
+    "_on_completed_fut of a TaskGroup",
+    seen=EVERYWHERE,
+    lost="bridge_calls() does not see that a task waits for those of its TaskGroup",
+)
+def future_of_task_group(group: asyncio.TaskGroup) -> Any:
+    """Return the future that ends when the last task of *group* has, or None."""
+    return getattr(group, "_on_completed_fut", None)
+
+
+@_part(
+    "_all_tasks, _scheduled_tasks and _eager_tasks of asyncio.tasks",
+    seen="CPython 3.11 to 3.13, PyPy 3.11",
+    lost="bridge_calls() finds only calls that a thread shows, up to Python 3.13",
+    absent=list,
+)
+def all_task_registries() -> list[Any]:
+    """Return the sets in which asyncio, up to Python 3.13, notes the tasks of all loops."""
+    return [getattr(asyncio.tasks, name, ()) for name in ("_all_tasks", "_scheduled_tasks", "_eager_tasks")]
+
+
+@_part(
+    "_state of a concurrent.futures.Future",
+    seen=EVERYWHERE,
+    lost="bridge_calls() calls one 'running' while its result is on the way from the default executor of uvloop",
+    absent=lambda future: False,
+)
+def is_finished(future: Future[Any]) -> bool:
+    """Tell whether *future* is done, without its lock, for which ``done()`` waits."""
+    return getattr(future, "_state", None) == "FINISHED"
+
+
+# What marks a function, in its __dict__, as one whose call gives an awaitable.
+COROUTINE_MARKS = ("_is_coroutine_marker", "_is_coroutine")
+
+
+# asyncio asked for this up to Python 3.11; inspect.markcoroutinefunction() is documented.
+@_part(
+    "asyncio.coroutines._is_coroutine",
+    seen="CPython 3.11 to 3.13, PyPy 3.11; used on 3.11 only",
+    lost="markcoroutinefunction(), and that asyncio.iscoroutinefunction() takes a SyncToAsync for one, on Python 3.11",
+    absent=lambda function: function,
+)
+def mark_as_coroutine_function(function: F) -> F:
+    """Mark *function* so that ``asyncio.iscoroutinefunction`` tells that calling it gives an awaitable; return it."""
+    function._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)  # type: ignore[attr-defined]
+    return function
+
+
+# Executors:
+
+
+@_part(
+    "_default_executor of a loop",
+    seen=f"{EVERYWHERE}; asyncio's own loops",
+    lost="speed: a call with thread_sensitive=False takes one more iteration of the loop; "
+    "the threads of the default executor are known only by the bridged calls that they run",
+)
+def default_executor_of(loop: asyncio.AbstractEventLoop) -> Any:
+    """Return the default executor of *loop*, or None where the loop has none yet or does not show it."""
+    return getattr(loop, "_default_executor", None)
+
+
+@_part(
+    "_threads of an executor",
+    seen=f"{EVERYWHERE}; ThreadPoolExecutor",
+    lost="a blocked thread of an executor does not run what it waits for; a deadlock on an executor of one thread, "
+    "given by hand, is not refused",
+)
+def threads_of(executor: Any) -> Any:
+    """Return the threads of *executor*, in a set that other threads may change meanwhile, or None."""
+    return getattr(executor, "_threads", None)
+
+
+@_part(
+    "_max_workers of an executor",
+    seen=f"{EVERYWHERE}; ThreadPoolExecutor",
+    lost="see threads_of",
+)
+def thread_limit_of(executor: Any) -> int | None:
+    """Return the number of threads that *executor* may have at most, or None."""
+    limit = getattr(executor, "_max_workers", None)
+    return limit if isinstance(limit, int) else None
+
+
+@_part(
+    "concurrent.futures.thread._worker, and its variable executor_reference",
+    seen="CPython 3.11 to 3.13, PyPy 3.11",
+    lost="a blocked thread of the default executor of uvloop does not run what it waits for",
+)
+def reference_to_executor_above(frame: FrameType | None) -> Callable[[], Any] | None:
+    """Return a weak reference to the executor whose thread runs *frame*, found by its outermost frames, or None."""
+    worker = getattr(getattr(concurrent.futures.thread, "_worker", None), "__code__", None)
+    while frame is not None and frame.f_code is not worker:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals.get("executor_reference")
+
+
+# The end of the interpreter:
+
+
+@_part(
+    "concurrent.futures.thread._shutdown",
+    seen=EVERYWHERE,
+    lost="calls with thread_sensitive=False at the end of the interpreter",
+    absent=lambda: False,
+)
+def pools_refuse_work() -> bool:
+    """Tell whether every ``ThreadPoolExecutor`` refuses work, because the interpreter has begun to end.
+
+    That is before the calls that their threads run are waited for, and so well before the
+    main thread has ended.
+    """
+    return bool(getattr(concurrent.futures.thread, "_shutdown", False))
+
+
+@_part(
+    "the text 'at interpreter shutdown' of a RuntimeError",
+    seen="CPython 3.12 to 3.15; Python 3.11 starts threads to the end",
+    lost="bridged calls in atexit handlers, where Python starts no threads any more",
+    absent=lambda error: False,
+)
+def interpreter_ends(error: RuntimeError) -> bool:
+    """Tell whether *error*, of starting a thread, says that Python starts none any more."""
+    return str(error).endswith("at interpreter shutdown")
