@@ -179,6 +179,7 @@ class CurrentThreadExecutor(JobExecutor):
                 # A signal handler that bridges meanwhile removes it too, for one pause at most.
                 waiting.discard(self.owner)
             if not is_news:
+                forks.notice()
                 if check is not None and check():
                     return
                 pause = min(2 * pause, LAST_CHECK)
@@ -190,7 +191,9 @@ class CurrentThreadExecutor(JobExecutor):
         del self._jobs[0]
         try:
             job.run()
-            job.report()
+            # In a forked child, whoever waits for the outcome is the parent's.
+            if self._generation is forks.generation:  # pragma: no branch: nothing can measure that, as above
+                job.report()
         except BaseException as interrupt:  # of this thread, by a signal: a job lets nothing out by itself
             job.abandon(interrupt)
             raise

@@ -236,6 +236,7 @@ class AsyncSingleThreadContext:
         if self.token is None:
             return
         token, self.token = self.token, None
+        forks.notice()
         try:
             with contextlib.suppress(ValueError):  # left in another context than it was entered in
                 AsyncToSync.async_single_thread_context.reset(token)
@@ -329,6 +330,9 @@ class AsyncToSync(Generic[P, R]):
                 "which it would block; await the function itself there"
             )
         awaitable = self.awaitable(*args, **kwargs)
+        inner_calls = SyncToAsync.threadlocal.__dict__.get("task_context")
+        if inner_calls is None:
+            forks.notice()
         if local.THREADS_INHERIT:
             local.prepare_hand_over()
         mailbox = CurrentThreadExecutor(local.peek(self.executors, "current"))
@@ -337,7 +341,6 @@ class AsyncToSync(Generic[P, R]):
         snapshot = context.copy()
         contexts = [context]
         outcome: AwaitedOutcome[R] = AwaitedOutcome(mailbox.stop)
-        inner_calls = SyncToAsync.threadlocal.__dict__.get("task_context")
         if inner_calls is not None:
             mailbox.lends_to = getattr(inner_calls, "default_executor_of", None)
             if mailbox.lends_to is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ ROOT_PATH = "/site"
 
 _UVICORN = "uvicorn --host {host} --port {port} --lifespan on --timeout-keep-alive 60 tests.wsgi.applications:asgi"
 _HYPERCORN = "hypercorn --workers 0 --keep-alive 60 --bind {host}:{port} tests.wsgi.applications:asgi"
+_UWSGI = "uwsgi --http-socket {host}:{port} --master --processes 2 --need-app --die-on-term"
 _GUNICORN = "gunicorn --preload --workers 2 --no-control-socket --bind {host}:{port}"
 
 # The modules that each needs, and what follows ``python -m``.
@@ -44,6 +46,9 @@ WSGI_SERVERS = {
 PRELOADING_SERVERS = {
     "gunicorn": (("gunicorn",), _GUNICORN + " --worker-class gthread --threads 4 tests.process.preloaded:wsgi"),
     "gunicorn-asgi": (("gunicorn",), _GUNICORN + " --worker-class asgi tests.process.preloaded:asgi"),
+    # It forks in C, where the hooks of Python do not run.
+    "uwsgi": ((), _UWSGI + " --module tests.process.preloaded:wsgi"),
+    "uwsgi-threads": ((), _UWSGI + " --enable-threads --threads 4 --module tests.process.preloaded:wsgi"),
 }
 UNIX_SERVERS = {
     "uvicorn": (("uvicorn",), "uvicorn --uds {path} --root-path {root_path} tests.wsgi.applications:asgi"),
@@ -102,10 +107,16 @@ def _serve(server: Server, modules: tuple[str, ...], command: str) -> Iterator[S
     for module in modules:
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")
+    program = [sys.executable, "-m"]
+    if command.startswith("uwsgi "):
+        uwsgi = shutil.which("uwsgi", path=str(Path(sys.executable).parent))
+        if uwsgi is None:
+            pytest.skip("uWSGI is not installed; `python -m pip install uWSGI` builds it, with a C compiler")
+        program, command = [uwsgi], command.removeprefix("uwsgi ")
     paths = str(Path(asgiref.__file__).parent.parent), str(ROOT)
     with server.log_file.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command.split()],
+            [*program, *command.split()],
             cwd=server.log_file.parent,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
             stderr=subprocess.STDOUT,
@@ -117,6 +128,10 @@ def _serve(server: Server, modules: tuple[str, ...], command: str) -> Iterator[S
         _wait_until_it_accepts(server, process)
         yield server
         process.terminate()
+        if server.name.startswith("uwsgi"):  # which loses a signal that comes while a worker starts
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            process.terminate()
         process.wait(LIMIT)
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -246,6 +246,7 @@ class ThreadCall(Outcome[R]):
         # gets the call, to run it, or the caller, to take it back. See CLAIMED_IN.
         self._call = wrapper, loop, exc_info, inner_calls, context, child
         self._submitted: Future[R] | asyncio.Future[R] | None = None
+        # For those who look at all calls, some of which may be the parent's.
         self._generation = forks.generation
         self.began = clock()
 
@@ -265,9 +266,8 @@ class ThreadCall(Outcome[R]):
         self.settled = True
 
     def report(self, after_interrupt: bool = False) -> None:
-        # After a fork, the loop and whoever waits in it are the parent's.
         loop = self._loop
-        if loop is not None and self.settled and self._generation is forks.generation:
+        if loop is not None and self.settled:
             deliver_on(loop, self, after_interrupt)
             self._loop = None
 

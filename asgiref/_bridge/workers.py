@@ -34,9 +34,10 @@ from . import forks, internals
 from .forks import after_fork_in_child
 from .internals import running_loop
 from .jobs import JobExecutor, WouldDeadlock
+from .threads import LibraryThread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .jobs import Job
 
@@ -72,22 +73,46 @@ def _start_afresh() -> None:
     _idle = []
 
 
-class _WorkerThread(threading.Thread):
-    """A thread whose name, put together when it is read, says what it works for."""
+class _WorkerThread(LibraryThread):
+    """A thread whose name says what it works for, unless somebody else has named it.
+
+    Such a name lasts until the lease ends, or until a name that was read before is set again.
+    """
 
     # What kind of executor leases it.
     serves: type[WorkerExecutor] | None = None
 
+    # Whether somebody has named it.
+    _named = False
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._number = next(_numbers)
+        # What the system shows has to be short, since it keeps 15 bytes.
+        self._short_name = f"asgiref {self._number}"
+        super().__init__(target=work, name=self._short_name, daemon=True)
+
     @property
     def name(self) -> str:
-        # What the system shows has to be short, since it keeps 15 bytes: the prefix and the number.
-        own = super().name.replace("asgiref", "asgiref worker", 1)
-        serves = self.serves
-        return f"{own}: {'idle' if serves is None else serves.purpose}"
+        return super().name if self._named else self._name_while_serving(self.serves)
 
     @name.setter
     def name(self, name: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        # It may have been read while the worker served something else, or as the system shows it.
+        kinds = None, WorkerExecutor, *WorkerExecutor.__subclasses__()
+        own = name == self._short_name or any(name == self._name_while_serving(kind) for kind in kinds)
+        self._set_name(self._short_name if own else name)
+
+    def _set_name(self, name: str) -> None:
         threading.Thread.name.__set__(self, name)  # type: ignore[attr-defined]
+        self._named = name != self._short_name
+
+    def _name_while_serving(self, kind: type[WorkerExecutor] | None) -> str:
+        return f"asgiref worker {self._number}: {'idle' if kind is None else kind.purpose}"
+
+    def end_lease(self) -> None:
+        self.serves = None
+        if self._named:
+            self._set_name(self._short_name)
 
     def __repr__(self) -> str:
         return super().__repr__().replace(super().name, self.name, 1)
@@ -103,7 +128,7 @@ class _Worker:
         self.jobs: queue.SimpleQueue[tuple[WorkerExecutor, Job] | threading.Event | None] = queue.SimpleQueue()
         self.jobs_done = 0
         self.idle_since = time.monotonic()
-        self.thread = _WorkerThread(target=self._work, name=f"asgiref {next(_numbers)}", daemon=True)
+        self.thread = _WorkerThread(self._work)
         # Where threads inherit contexts, this one must not keep its first caller's.
         contextvars.Context().run(self.thread.start)
         self.ident = self.thread.ident
@@ -135,11 +160,12 @@ class _Worker:
             except BaseException:
                 _complain()
             self.jobs_done += 1
-            if generation is forks.generation:  # pragma: no branch: as above
-                # Before the outcome is reported.
-                executor.unfinished.pop()
-                if executor.shut_down:
-                    executor.give_back_if_done()
+            if generation is not forks.generation:  # pragma: no cover: as above
+                return  # whoever waits for the outcome is the parent's
+            # Before the outcome is reported.
+            executor.unfinished.pop()
+            if executor.shut_down:
+                executor.give_back_if_done()
             try:
                 job.report()
             except BaseException:
@@ -154,7 +180,7 @@ class _Worker:
             pass
 
     def go_idle(self) -> None:
-        self.thread.serves = None
+        self.thread.end_lease()
         self.idle_since = time.monotonic()
         _idle.append(self)
 
@@ -209,6 +235,7 @@ class WorkerExecutor(JobExecutor):
         return worker is not None and worker.ident == threading.get_ident() and self._generation is forks.generation
 
     def post(self, job: Job, waiting_thread: int | None = None) -> bool:
+        forks.notice()
         if self._generation is not forks.generation:
             self._forget_parents_worker()
         if self.shut_down:
@@ -237,6 +264,8 @@ class WorkerExecutor(JobExecutor):
             wait: Wait for that, except on the worker itself.
             cancel_futures: Has no effect: accepted jobs are done.
         """
+        if wait:
+            forks.notice()
         if self._generation is not forks.generation:
             self._forget_parents_worker()
         worker = self._worker if wait and self.unfinished and not self.belongs_to_this_thread else None
@@ -328,6 +357,7 @@ class WorkerPool(JobExecutor):
         self._coming = threading.Lock()
 
     def post(self, job: Job, waiting_thread: int | None = None) -> bool:
+        forks.notice()
         self._jobs.append(job)
         try:
             self._call_worker()
@@ -495,11 +525,29 @@ def _lease() -> _Worker | None:
 @atexit.register
 def _wait_for_running_jobs() -> None:
     """Let jobs that run, or wait behind one, come to their end before the interpreter does."""
-    done = -1
-    while done != (done := sum(worker.jobs_done for worker in _workers.copy())):  # they may have led to others
+    forks.notice()
+    while True:
+        done = _count_jobs_done()
         for worker in _workers.copy() - set(_idle):
             if not (worker.thread.serves or WorkerExecutor).background:
                 worker.wait_until_reached()
+        late = _threads_started_late()
+        for thread in late:
+            thread.join()
+        if not late and done == _count_jobs_done():
+            return  # else they may have led to others
+
+
+def _count_jobs_done() -> int:
+    return sum(worker.jobs_done for worker in _workers.copy())
+
+
+def _threads_started_late() -> list[threading.Thread]:
+    """Return the threads to be waited for that users, in a job as a rule, started when Python had waited for all."""
+    if threading.main_thread().is_alive():  # somebody calls the handlers in the midst of the program
+        return []
+    finishing = threading.main_thread(), threading.current_thread()
+    return [thread for thread in threading.enumerate() if not thread.daemon and thread not in finishing]
 
 
 def run_in_place(job: Job) -> None:

@@ -112,6 +112,7 @@ class Look:
             each.__dict__.clear()
 
     def read(self) -> None:
+        forks.notice()
         self.stacks = _stacks()
         self.names = {thread.ident: thread.name for thread in threading.enumerate()}
         self.places = {frame: (ident, i) for ident, stack in self.stacks.items() for i, frame in enumerate(stack)}

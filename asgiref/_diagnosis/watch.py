@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextvars
 import logging
-import threading
 import time
 from collections.abc import Callable
 
 from .._bridge.forks import after_fork_in_child
+from .._bridge.threads import LibraryThread
 from .calls import bridge_calls
 
 __all__ = ["Watch"]
@@ -59,7 +59,7 @@ class Watch:
         except IndexError:
             return
         try:
-            thread = threading.Thread(target=self._watch, name="asgiref watch", daemon=True)
+            thread = LibraryThread(target=self._watch, name="asgiref watch", daemon=True)
             contextvars.Context().run(thread.start)  # it must not keep its first caller's context
         except Exception:  # no thread can be had, now or at all
             self._to_be_started.append(None)

@@ -851,13 +851,65 @@ async def test_log_records_have_the_name(caplog: pytest.LogCaptureFixture) -> No
     assert await sync_to_async(log)() == caplog.records[0].threadName
 
 
-async def test_worker_can_be_renamed() -> None:
+async def test_worker_has_the_name_that_somebody_gives_it() -> None:
+    """Exactly that one, and what was read before can be given back, again and again."""
+
+    def rename() -> list[str]:
+        thread, names = threading.current_thread(), []
+        for name in ("request 1", "request 2", ""):
+            before = thread.name
+            thread.name = name
+            names += [before, thread.name]
+            assert f"({thread.name}, started daemon {thread.ident})>" in repr(thread)
+            outer, thread.name = thread.name, "inner"
+            thread.name = outer
+            names.append(thread.name)
+            thread.name = before
+        return [*names, thread.name]
+
+    async with ThreadSensitiveContext():
+        own = await sync_to_async(here)()
+        for _ in range(2):
+            names = [own, "request 1", "request 1", own, "request 2", "request 2", own, "", "", own]
+            assert names == await sync_to_async(rename)()
+        thread = await sync_to_async(threading.current_thread)()
+    assert own.replace("ThreadSensitiveContext", "idle") == thread.name
+
+
+async def test_name_that_is_left_behind_ends_with_the_lease() -> None:
     async with ThreadSensitiveContext():
         thread = await sync_to_async(threading.current_thread)()
-        before = threading.Thread.name.__get__(thread)  # type: ignore[attr-defined]
+        thread.name = "left behind"
+        assert "left behind" == await sync_to_async(here)()
+    assert re.fullmatch(r"asgiref worker \d+: idle", thread.name)
+    async with ThreadSensitiveContext():
+        assert thread is await sync_to_async(threading.current_thread)()
+        assert re.fullmatch(r"asgiref worker \d+: ThreadSensitiveContext", thread.name)
+
+
+@pytest.mark.parametrize("short", [False, True], ids=["what was read", "as the system shows it"])
+async def test_worker_is_named_by_itself_again_when_a_name_that_it_had_is_set(short: bool) -> None:
+    """Also one that it had while it served something else."""
+    async with ThreadSensitiveContext():
+        thread = await sync_to_async(threading.current_thread)()
+    read = threading.Thread.name.__get__(thread) if short else thread.name  # type: ignore[attr-defined]
+    async with ThreadSensitiveContext():
+        assert thread is await sync_to_async(threading.current_thread)()
         thread.name = "mine"
-        assert "mine: ThreadSensitiveContext" == thread.name
+        thread.name = read
+        assert re.fullmatch(r"asgiref worker \d+: ThreadSensitiveContext", thread.name)
+
+
+def test_worker_on_a_name_like_its_own_that_it_never_had() -> None:
+    def rename() -> None:
+        thread = threading.current_thread()
+        before = thread.name
+        thread.name = f"{before}, request 1"
+        assert f"{before}, request 1" == thread.name
         thread.name = before
+        assert before == thread.name
+
+    asyncio.run(sync_to_async(rename)())
 
 
 @pytest.mark.skipif(sys.platform != "linux" or sys.version_info < (3, 14), reason="the system is not told the name")

@@ -36,7 +36,12 @@ def work() -> None:
 
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     start_response("200 OK", [("Content-Type", "text/plain")])
-    yield f"{both_ways(environ['QUERY_STRING'])} {parent} {os.getpid()}".encode()
+    text = both_ways(environ["QUERY_STRING"])
+    # Not asyncio.run(): on the main thread, it replaces the signal handler of uWSGI.
+    loop = asyncio.new_event_loop()
+    assert text == loop.run_until_complete(sync_to_async(both_ways)(text))
+    loop.close()
+    yield f"{text} {parent} {os.getpid()}".encode()
 
 
 asgi = WsgiToAsgi(wsgi)

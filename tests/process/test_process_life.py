@@ -47,13 +47,15 @@ def both_ways():
         async_to_sync(main)()
     return asyncio.run(main())
 
+fork_now = os.fork
+
 def begin_child(work):
     "Run work in a forked child; return its process id."
-    pid = os.fork()
+    pid = fork_now()
     if not pid:
         try:
             # Not dump_traceback_later: it waits for the parent's watchdog thread.
-            faulthandler.register(signal.SIGALRM, chain=True)
+            faulthandler.register(signal.SIGALRM, all_threads=fork_now is os.fork, chain=True)
             signal.alarm(15)
             work()
         except BaseException:
@@ -72,6 +74,25 @@ def in_child(work):
     return status_of(begin_child(work))
 """
 
+# A program in C forks: the hooks of Python do not run. This one keeps the lock of the interpreter, as uWSGI does.
+FORK_IN_C = """
+import ctypes
+fork_now = ctypes.PyDLL(None).fork
+"""
+
+each_fork = pytest.mark.parametrize(
+    "fork",
+    [
+        "",
+        pytest.param(
+            FORK_IN_C,
+            marks=pytest.mark.skipif(
+                sys.implementation.name != "cpython" or sys.platform == "darwin", reason="only CPython survives that"
+            ),
+        ),
+    ],
+    ids=["os.fork", "fork in C"],
+)
 
 # For the interpreter itself: each kind of loop in place of the usual one.
 EACH_LOOP = """
@@ -96,7 +117,8 @@ def on_each_loop(function):
 
 
 @needs_fork
-def test_child_bridges_after_a_fork_with_workers_running() -> None:
+@each_fork
+def test_child_bridges_after_a_fork_with_workers_running(fork: str) -> None:
     code = """
 both_ways()
 def grandchildren():
@@ -104,7 +126,7 @@ def grandchildren():
     both_ways()
 on_each_loop(lambda: print(in_child(both_ways), in_child(grandchildren), both_ways()))
 """
-    assert {"0 0 1"} == {*output_of(BRIDGES + EACH_LOOP + code)}
+    assert {"0 0 1"} == {*output_of(BRIDGES + fork + EACH_LOOP + code)}
 
 
 @needs_fork
@@ -315,7 +337,8 @@ os._exit(0)  # a worker may have come to another place
 
 
 @needs_fork
-def test_child_bridges_though_another_thread_was_starting_the_loop_of_its_block() -> None:
+@each_fork
+def test_child_bridges_though_another_thread_was_starting_the_loop_of_its_block(fork: str) -> None:
     """1. A thread is about to start the loop that the block keeps. 2. The main thread forks. 3. The child bridges."""
     code = """
 from asgiref._bridge import loops
@@ -336,11 +359,121 @@ with AsyncSingleThreadContext():
     go_on.set()
     thread.join()
 """
-    assert ["0"] == output_of(BRIDGES + code)
+    assert ["0"] == output_of(BRIDGES + fork + code)
 
 
 @needs_fork
-def test_child_shuts_down_an_executor_whose_job_its_parent_runs() -> None:
+@each_fork
+def test_child_bridges_though_locks_of_the_library_were_held(fork: str) -> None:
+    """Each of those for which somebody waits, or without which no worker comes: held by a thread of the parent's."""
+    code = """
+from asgiref._bridge import jobs, loops
+from asgiref.testing import ApplicationCommunicator
+from asgiref.wsgi import WsgiToAsgi
+def application(environ, start_response):
+    start_response("200 OK", [])
+    return [b"%d" % async_to_sync(sync_to_async(int))(1)]
+adapter = WsgiToAsgi(application)
+async def request():
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/", "headers": []}
+    client = ApplicationCommunicator(adapter, scope)
+    await client.send_input({"type": "http.request"})
+    await client.receive_output(20)
+    return (await client.receive_output())["body"]
+loop = asyncio.new_event_loop()
+def work():
+    assert b"1" == async_to_sync(request)() == loop.run_until_complete(request())
+    both_ways()
+work()
+held, go_on = threading.Event(), threading.Event()
+def hold():
+    with loops.lock, adapter.executor._coming, jobs._deliveries[loop].waking:
+        held.set()
+        go_on.wait(20)
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait(20)
+adapter.executor._jobs.append(None)  # of the parent's
+print(in_child(work))
+go_on.set()
+thread.join()
+"""
+    assert ["0"] == output_of(BRIDGES + fork + code)
+
+
+@needs_fork
+@each_fork
+def test_child_with_hooks_or_without_begins_with_any_kind_of_call(fork: str) -> None:
+    """What a call has made before it comes to the worker is of the child too."""
+    code = """
+both_ways()
+def one(): asyncio.run(sync_to_async(int)())
+def several():
+    async def main():
+        await asyncio.gather(
+            sync_to_async(int, thread_sensitive=False)(),
+            sync_to_async(int)(),
+            sync_to_async(both_ways, thread_sensitive=False)(),
+        )
+    asyncio.run(main())
+def in_context():
+    async def main():
+        async with ThreadSensitiveContext():
+            await sync_to_async(async_to_sync(asyncio.sleep))(0)
+    asyncio.run(main())
+def two_threads():
+    threads = [threading.Thread(target=both_ways) for _ in range(8)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+def by_hand(): SyncToAsync.single_thread_executor.submit(int).result(10)
+def look(): assert [] == bridge_calls()
+block = AsyncSingleThreadContext()
+block.__enter__()
+async_to_sync(asyncio.sleep)(0)
+def in_block(): async_to_sync(asyncio.sleep)(0)
+def leave_block(): block.__exit__(None, None, None)
+print([in_child(work) for work in (one, several, in_context, two_threads, by_hand, look, in_block, leave_block)])
+"""
+    assert [str([0] * 8)] == output_of(BRIDGES + fork + code)
+
+
+@needs_fork
+@each_fork
+@pytest.mark.parametrize("options", [[], ["-X", "dev"]], ids=" ".join)
+def test_child_ends_at_once_by_itself(fork: str, options: list[str]) -> None:
+    """Also if it has done nothing but to be forked, or has ended in a thread; the workers stayed in the parent."""
+    code = """
+import warnings
+async def main():
+    await asyncio.gather(*[sync_to_async(time.sleep, thread_sensitive=False)(0.01) for _ in range(5)])
+def exit_in_thread():
+    both_ways()
+    thread = threading.Thread(target=lambda: (both_ways(), sys.exit(3)))
+    thread.start()
+    thread.join()
+both_ways()
+begun, go_on = threading.Event(), threading.Event()
+def busy():
+    begun.set()
+    go_on.wait()
+busy = SyncToAsync.single_thread_executor.submit(busy)
+begun.wait()
+faulthandler.cancel_dump_traceback_later()  # the end of an interpreter waits for it, even if it stayed in the parent
+for work in (int, both_ways, exit_in_thread):
+    pid = fork_now()
+    if not pid:
+        signal.alarm(10)
+        work()
+        sys.exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+go_on.set()
+"""
+    assert ["7"] * 3 == output_of(BRIDGES + fork + code, *options)
+
+
+@needs_fork
+@each_fork
+def test_child_shuts_down_an_executor_whose_job_its_parent_runs(fork: str) -> None:
     """It waits for nothing: the thread that runs the job is the parent's alone."""
     code = """
 from asgiref._bridge.workers import WorkerExecutor
@@ -356,7 +489,7 @@ go_on.set()
 executor.shutdown()
 print(job.done())
 """
-    assert ["0", "True"] == output_of(BRIDGES + code)
+    assert ["0", "True"] == output_of(BRIDGES + fork + code)
 
 
 @needs_fork
