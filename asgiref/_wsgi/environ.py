@@ -8,17 +8,18 @@ or knows a thread.
 from __future__ import annotations
 
 import functools
-import logging
 import sys
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
+from .dropped import DroppedHeaders
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["BadRequest", "content_length_of", "environ_for"]
+__all__ = ["BadRequest", "content_length_of", "environ_for", "states_length"]
 
-logger = logging.getLogger("asgiref.wsgi")
+_dropped = DroppedHeaders("request header", "its name could pass for another one in a WSGI environ")
 
 
 def _general_key(name: bytes) -> str:
@@ -36,7 +37,7 @@ _KEYS = {
         b"accept accept-encoding accept-language authorization cache-control connection content-length content-type "
         b"cookie dnt forwarded host if-match if-modified-since if-none-match if-range origin pragma priority range "
         b"referer sec-ch-ua sec-ch-ua-mobile sec-ch-ua-platform sec-fetch-dest sec-fetch-mode sec-fetch-site "
-        b"sec-fetch-user te traceparent tracestate transfer-encoding upgrade-insecure-requests user-agent via "
+        b"sec-fetch-user te traceparent tracestate upgrade-insecure-requests user-agent via "
         b"x-csrf-token x-forwarded-for x-forwarded-host x-forwarded-port x-forwarded-proto x-real-ip x-request-id "
         b"x-requested-with"
     ).split()
@@ -47,8 +48,19 @@ class BadRequest(Exception):
     """The request cannot be told to a WSGI application; the text says why, and is not for the client."""
 
 
-def environ_for(scope: Any, body: Any, duplicate_header_limit: int | None, file_wrapper: Any) -> dict[str, Any]:
+def environ_for(
+    scope: Any, body: Any, duplicate_header_limit: int | None, file_wrapper: Any, body_size: int = 0
+) -> dict[str, Any]:
     """Return the environ for the HTTP *scope*, with *body* as its ``wsgi.input``.
+
+    Args:
+        scope: The ASGI scope, of type ``http``.
+        body: The request body, a binary file.
+        duplicate_header_limit: How often a request may have the same header.
+        file_wrapper: What becomes ``wsgi.file_wrapper``.
+        body_size: The size of the body in bytes where that is known and not 0. It is the
+            ``CONTENT_LENGTH`` of a request that has no such header, since many applications
+            read as many bytes as that says.
 
     Raises:
         BadRequest: for more equal headers than the limit, and for a Content-Length that is
@@ -83,6 +95,8 @@ def environ_for(scope: Any, body: Any, duplicate_header_limit: int | None, file_
         uri = raw_path.decode("latin-1")
         environ["RAW_URI"] = environ["REQUEST_URI"] = uri + "?" + query if query else uri
     _add_headers(environ, scope["headers"], duplicate_header_limit)
+    if body_size and "CONTENT_LENGTH" not in environ:
+        environ["CONTENT_LENGTH"] = str(body_size)
     return environ
 
 
@@ -137,14 +151,11 @@ def _native_path(path: str, raw_path: bytes | None) -> str:
 
 def _add_headers(environ: dict[str, Any], headers: Iterable[Any], limit: int | None) -> None:
     repeated: dict[str, list[str]] | None = None
-    dropped: list[bytes] | None = None
     for name, value in headers:
         key = _KEYS.get(name)
         if key is None:
             key = _uncommon_key(name)
             if key is None:
-                dropped = dropped or []
-                dropped.append(name)
                 continue
         if key not in environ:
             environ[key] = value.decode("latin-1")
@@ -155,12 +166,6 @@ def _add_headers(environ: dict[str, Any], headers: Iterable[Any], limit: int | N
         _join(environ, repeated, limit)
     if "CONTENT_LENGTH" in environ and not _is_number(environ["CONTENT_LENGTH"]):
         raise BadRequest(f"its Content-Length is {environ['CONTENT_LENGTH'][:100]!r}, which is not one number")
-    if dropped is not None:
-        logger.warning(
-            "Dropped %d request header(s) whose name could pass for another one in a WSGI environ; the first is %r",
-            len(dropped),
-            dropped[0][:100],
-        )
 
 
 def _join(environ: dict[str, Any], repeated: dict[str, list[str]], limit: int | None) -> None:
@@ -175,20 +180,29 @@ def _join(environ: dict[str, Any], repeated: dict[str, list[str]], limit: int | 
 
 
 def _uncommon_key(name: bytes) -> str | None:
-    """Return the key in the environ for a header that is not a common one, or None for one that must not be there."""
+    """Return the key in the environ for a header that is not a common one, or None for one that is dropped."""
     lowered = name.lower()
     key = _KEYS.get(lowered)
     if key is not None:
         return key
+    # The server has decoded the body. An application that sees this would do that again.
+    if lowered == b"transfer-encoding":
+        return None
     # X_Forwarded_For would look like X-Forwarded-For, which the proxy in front may have
     # set or removed; and programs that applications start take HTTP_PROXY for a setting.
     if b"_" in name or lowered == b"proxy":
+        _dropped.add(name.decode("latin-1"))
         return None
     return _general_key(name)
 
 
 def _is_number(text: str | bytes) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 19
+
+
+def states_length(scope: Any) -> bool:
+    """Tell whether the headers of *scope* say how long the body is, however clearly."""
+    return any([name.lower() == b"content-length" for name, _ in scope["headers"]])
 
 
 def content_length_of(scope: Any) -> int | None:

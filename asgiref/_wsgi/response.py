@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._bridge.jobs import deliver_on
 from .connection import ClientDisconnected
+from .dropped import DroppedHeaders
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -42,6 +43,8 @@ _HOP_BY_HOP = {
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
     b"transfer-encoding", b"upgrade",
 }  # fmt: skip
+
+_dropped = DroppedHeaders("response header", "it is the server's to set (PEP 3333)")
 
 _UNSAFE = re.compile("[\r\n\0]").search
 _is_token = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
@@ -158,7 +161,6 @@ class Response:
         code = _status_code(status)
         left: int | None = None
         encoded: list[tuple[bytes, bytes]] = []
-        dropped: list[str] = []
         if type(headers) is not list and not isinstance(headers, (list, tuple)):
             raise TypeError(f"start_response needs its response headers in a list, not {headers!r} (PEP 3333)")
         for header in headers:
@@ -170,7 +172,7 @@ class Response:
             may_remember = name in _OFTEN_THE_SAME and type(value) is str
             pair = _remembered_header(name, value) if may_remember else _encoded_header(name, value)
             if pair is None:
-                dropped.append(name)
+                _dropped.add(name)
                 continue
             if pair[0] == b"content-length":
                 before, left = left, int(pair[1])
@@ -179,8 +181,6 @@ class Response:
                 if code == 204 or before is not None:  # which must not have one (RFC 9110, 8.6), or has it
                     continue
             encoded.append(pair)
-        if dropped:
-            logger.warning("Dropped response header(s) that are the server's to set (PEP 3333): %s", ", ".join(dropped))
         self._left = left
         self._bodiless = self._is_head or code in (204, 304) or code < 200
         self._start = {"type": "http.response.start", "status": code, "headers": encoded}

@@ -6,9 +6,19 @@ import asyncio
 
 import pytest
 
+from asgiref._wsgi import environ, response
 from asgiref._wsgi.connection import Connection
+from asgiref._wsgi.dropped import DroppedHeaders
 
 from .helpers import Log
+
+
+@pytest.fixture(autouse=True)
+def nothing_dropped_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the log tell of each name of a dropped header again."""
+    for module in (environ, response):
+        before = module._dropped
+        monkeypatch.setattr(module, "_dropped", DroppedHeaders(before._what, before._reason))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +10,7 @@ from wsgiref import validate
 
 import pytest
 
+from asgiref._wsgi.dropped import NAMES, DroppedHeaders
 from asgiref._wsgi.environ import BadRequest, content_length_of, environ_for
 from asgiref._wsgi.response import FileWrapper
 from asgiref.wsgi import WsgiToAsgiInstance
@@ -335,20 +335,21 @@ def test_content_length_that_is_repeated_unchanged() -> None:
 
 
 def test_names_that_would_pass_for_others_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    """Underscores look like hyphens in an environ. The log tells so once, with what the client sent as an argument."""
+    """Underscores look like hyphens in an environ. The log has each name once, which is an argument there."""
     headers = [
         (b"x_forwarded_for", b"1"),
         (b"x-forwarded-for", b"2"),
         (b"X_FORWARDED-FOR", b"3"),
         (b"content_length", b"none"),
     ]
-    with caplog.at_level(logging.WARNING, "asgiref.wsgi"):
+    for _ in range(2):
         environ = environ_of(headers=headers)
-    assert {"HTTP_X_FORWARDED_FOR": "2"} == http_keys(environ)
-    assert "CONTENT_LENGTH" not in environ
-    [record] = caplog.records
-    assert (3, b"x_forwarded_for") == record.args
-    assert "forwarded" not in record.msg
+        assert {"HTTP_X_FORWARDED_FOR": "2"} == http_keys(environ)
+        assert "CONTENT_LENGTH" not in environ
+    messages = [record.getMessage() for record in caplog.records]
+    names = ["'x_forwarded_for'", "'x_forwarded-for'", "'content_length'"]
+    assert [True] * 3 == [name in message for name, message in zip(names, messages, strict=True)]
+    assert "forwarded" not in caplog.records[0].msg
 
 
 @pytest.mark.parametrize("name", [b"proxy", b"Proxy", b"PROXY"])
@@ -369,6 +370,55 @@ def test_a_long_header_does_not_fill_the_reason(headers: Headers) -> None:
     with pytest.raises(BadRequest) as caught:
         environ_of(1, headers=headers)
     assert len(str(caught.value)) < 400
+
+
+def test_clients_cannot_fill_the_log_with_names_of_headers(caplog: pytest.LogCaptureFixture) -> None:
+    """A few names are logged, and from then on their number, each time it has grown tenfold."""
+    for number in range(10_000 + NAMES):
+        environ_of(headers=[(b"name_%d" % number, b"")])
+    messages = [record.getMessage() for record in caplog.records]
+    assert NAMES + 2 == len(messages)
+    assert ["Dropped 1000 more", "Dropped 10000 more"] == [
+        message.partition(" request")[0] for message in messages[NAMES:]
+    ]
+
+
+def test_name_of_a_header_is_logged_by_one_of_two_threads(caplog: pytest.LogCaptureFixture) -> None:
+    """1. Both find that the name has not been logged. 2. One notes it. 3. So does the other, which is then too late."""
+
+    dropped = DroppedHeaders("header", "this is a test")
+
+    class Names(dict[str, object]):
+        raced = False
+
+        def setdefault(self, key: str, default: object = None) -> object:
+            if not self.raced:
+                self.raced = True
+                dropped.add(key)
+            return super().setdefault(key, default)
+
+    dropped._names = Names()
+    dropped.add("a_b")
+    assert ["Dropped the header 'a_b', since this is a test; it is logged once"] == [
+        record.getMessage() for record in caplog.records
+    ]
+
+
+@pytest.mark.parametrize("name", [b"transfer-encoding", b"Transfer-Encoding"])
+def test_transfer_encoding_does_not_reach_the_application(name: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """The server has decoded the body, and an application would do so again."""
+    assert {} == http_keys(environ_of(headers=[(name, b"chunked")]))
+    assert [] == caplog.records
+
+
+@pytest.mark.parametrize(
+    ("headers", "size", "length"),
+    [([], 0, None), ([], 5, "5"), ([(b"content-length", b"0")], 0, "0"), ([(b"content-length", b"7")], 5, "7")],
+)
+def test_known_size_of_the_body_is_its_length(headers: Headers, size: int, length: str | None) -> None:
+    """Where the client does not tell it."""
+    environ = environ_for(scope_with(headers=headers), io.BytesIO(), None, None, size)
+    assert length == environ.get("CONTENT_LENGTH")
 
 
 def test_the_file_wrapper_is_given() -> None:

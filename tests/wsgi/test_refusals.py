@@ -68,9 +68,10 @@ async def test_limit_by_default() -> None:
 
 async def test_dropped_names_are_logged_once(log: Log) -> None:
     headers = [(b"x_client_text", b"1"), (b"proxy", b"2")]
-    assert 200 == (await serve(answers([]), scope=http(headers=headers))).status
-    assert "x_client_text" in log.only.getMessage()
-    assert "x_client_text" not in log.only.msg
+    for _ in range(2):
+        assert 200 == (await serve(answers([]), scope=http(headers=headers))).status
+    assert ["x_client_text", "proxy"] == [record.args[1] for record in log.records if isinstance(record.args, tuple)]
+    assert "x_client_text" not in log.records[0].msg
 
 
 async def test_body_that_announces_to_be_too_large(log: Log) -> None:

@@ -86,13 +86,16 @@ async def test_header_values_are_latin_1() -> None:
 
 
 async def test_hop_by_hop_headers_are_dropped(log: Log) -> None:
-    """They are the server's to set."""
+    """They are the server's to set. The log has each name once, however many responses have it."""
     names = ["Connection", "keep-alive", "TE", "Trailer", "Transfer-Encoding", "Upgrade", "Proxy-Authenticate"]
     headers = [("X-One", "1"), *[(name, "dropped") for name in names], ("X-Two", "2")]
-    client = await serve(answers(Chunks([b"a"]), headers=headers))
-    assert [(b"x-one", b"1"), (b"x-two", b"2")] == client.headers
-    assert logging.WARNING == log.only.levelno
-    assert all([name in log.only.getMessage() and name not in log.only.msg for name in names])
+    for _ in range(2):
+        client = await serve(answers(Chunks([b"a"]), headers=headers))
+        assert [(b"x-one", b"1"), (b"x-two", b"2")] == client.headers
+    assert [logging.WARNING] * len(names) == [record.levelno for record in log.records]
+    assert [name.lower() for name in names] == [
+        record.args[1] for record in log.records if isinstance(record.args, tuple)
+    ]
 
 
 @pytest.mark.parametrize("status", [200, None, b"200 OK", ["200 OK"]])
