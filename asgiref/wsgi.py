@@ -10,8 +10,12 @@ reads of ``wsgi.input`` and ``close()``) happens on one thread. Many requests ru
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
+import signal
+import threading
+import traceback
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +26,6 @@ from ._wsgi.response import FileWrapper, Response
 from .sync import SyncToAsync
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Callable, Iterable
     from concurrent.futures import Executor
     from wsgiref.types import WSGIApplication
@@ -73,8 +76,10 @@ class WsgiToAsgi:
 
         A body that the application returns as a list or tuple makes one hop to the loop. Any
         other iterable streams: what it gives is sent while it makes more, and it is held
-        back while 256 KiB wait for the client. A request body is read from the client as the
-        application reads it, one message at a time.
+        back while 256 KiB wait for the client. With the last byte that its Content-Length
+        allows, a response is complete, and the iteration ends.
+
+        A request body is read from the client as the application reads it, one message at a time.
 
     Cancellation:
         A client that goes away ends the iteration early; reads and ``write()`` raise an
@@ -86,10 +91,15 @@ class WsgiToAsgi:
         TypeError: for what is not callable, and for both *threads* and *executor*.
         ValueError: for fewer threads than one; when called, for a scope that is neither
             ``http`` nor ``websocket`` nor ``lifespan``.
-        Exception: when called, what the application raises before its headers are sent, so
-            that the server can answer with 500. What it raises later is logged to
-            ``asgiref.wsgi``, and the response is left incomplete. So are errors of
-            ``close()`` logged, which change nothing about the response.
+        Exception: when called, what the application raises, unless it does so because its
+            client has gone. Before the headers are sent, the server can answer with 500. After
+            that, what the application has given is sent first, and the response is left
+            incomplete. Errors of ``close()`` are logged to ``asgiref.wsgi`` and change nothing
+            about the response.
+        RuntimeError: when called, from what an application raises that is no ``Exception``,
+            such as ``SystemExit``, which would end the server. On the main thread, which runs
+            the application below ``async_to_sync``, ``KeyboardInterrupt`` and what signal
+            handlers raise go on as they are.
 
     The rules are those of PEP 3333 and of the section on WSGI in the ASGI specification.
 
@@ -195,36 +205,49 @@ class WsgiToAsgiInstance:
         self.scope = scope
         connection = Connection(receive, send)
         response = self._response = Response(connection, scope)
+        limit = self.max_body_size
         try:
-            limit = self.max_body_size
             if limit is not None and (content_length_of(scope) or 0) > limit:
-                await self._refuse_body()
+                await self._refuse_body(limit)
                 return
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
             first = message.get("body", b"")
             if limit is not None and len(first) > limit:
-                await self._refuse_body()
+                await self._refuse_body(limit)
                 return
-            if not message.get("more_body", False):
-                await self.run_wsgi_app(io.BytesIO(first))
-            else:
-                source = RequestBody(connection, message, limit)
-                try:
-                    await self.run_wsgi_app(io.BufferedReader(source, BUFFER_SIZE))
-                except Exception:
-                    if not source.too_large or response.started:
-                        raise
-                if source.too_large and not response.started:
-                    await self._refuse_body()
-                    return
+            source: RequestBody | None = None
+            try:
+                body: Any
+                if not message.get("more_body", False):
+                    body = io.BytesIO(first)
+                else:
+                    source = RequestBody(connection, message, limit)
+                    body = io.BufferedReader(source, BUFFER_SIZE)
+                await self.run_wsgi_app(body)
+            except asyncio.CancelledError as error:
+                if _is_being_cancelled():
+                    raise
+                if response.failed:
+                    await response.finish()
+                raise RuntimeError(f"the application raised {error!r}, but nobody has cancelled its request") from error
+            except Exception:
+                if source is None or not source.too_large or response.started:
+                    if response.failed:
+                        await response.finish()
+                    raise
+            if source is not None and source.too_large and not response.started:
+                await self._refuse_body(limit)
+                return
             await response.finish()
         except BadRequest as reason:
             logger.warning("Answered a request with 400, since %s", reason)
             await response.refuse(400, b"Bad Request")
         except Exception as error:
-            if connection.error is None and not _tells_of_disconnect(error):
+            if not _tells_of_disconnect(error):
+                if connection.error is not None:
+                    connection.raise_error()  # while the other is being handled, which so becomes its context
                 raise
         finally:
             connection.lose()
@@ -233,8 +256,8 @@ class WsgiToAsgiInstance:
         if connection.error is not None:
             connection.raise_error()
 
-    async def _refuse_body(self) -> None:
-        logger.warning("Answered a request with 413, since its body is larger than %d bytes", self.max_body_size)
+    async def _refuse_body(self, limit: int | None) -> None:
+        logger.warning("Answered a request with 413, since its body is larger than %d bytes", limit)
         await self._response.refuse(413, b"Content Too Large")
 
     def build_environ(self, scope: Any, body: Any) -> dict[str, Any]:
@@ -276,24 +299,57 @@ class WsgiToAsgiInstance:
         """
         __traceback_hide__ = True
         response = self._response
-        environ = self.build_environ(self.scope, body)
         iterable: Iterable[bytes] | None = None
         try:
+            environ = self.build_environ(self.scope, body)
             iterable = self.wsgi_application(environ, self.start_response)
             response.send_all(iterable)
-        except Exception as error:
-            if not response.committed or _tells_of_disconnect(error):
+        except BaseException as error:
+            if response.committed:
+                response.break_off()
+            if isinstance(error, Exception) or _is_interrupt(error):
                 raise
-            response.break_off()
-            logger.exception("The application failed in the midst of its response, which is not passed off as complete")
+            raise RuntimeError(
+                f"the application raised {error!r}, which could end the server; raise an Exception instead"
+            ) from error
         finally:
             close = getattr(iterable, "close", None)
             if close is not None:
-                try:
-                    close()
-                except Exception:
-                    logger.exception("close() of the application's response failed")
+                _call_close(close)
         response.end()
+
+
+def _call_close(close: Callable[[], object]) -> None:
+    try:
+        close()
+    except BaseException as error:
+        if _is_interrupt(error):
+            raise
+        logger.exception("close() of the application's response failed")
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Tell whether *error* ends what this thread does, and is not of the application that it has just called.
+
+    It is a cancellation, or comes from a signal handler, such as that for Ctrl-C. Those run
+    on the main thread, where the application is below ``async_to_sync``.
+    """
+    if isinstance(error, Exception):
+        return False
+    if isinstance(error, asyncio.CancelledError):
+        return True
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    if isinstance(error, KeyboardInterrupt):
+        return True
+    handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()}
+    return any([frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__)])
+
+
+def _is_being_cancelled() -> bool:
+    """Tell whether somebody has cancelled this task."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _tells_of_disconnect(error: BaseException) -> bool:

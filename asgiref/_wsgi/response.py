@@ -118,11 +118,16 @@ class Response:
     _overflowed = False
     # Whether the response broke off, and must not look complete.
     _broken = False
+    # Whether the application has failed after it had begun its response.
+    failed = False
     # The last part of the body, where that needs no wake-up of its own.
     _rest = b""
     # The sizes, in bytes, of what the thread has put into the queue and of what the loop has
     # taken from it. Each is one side's to change.
     _put_size = _taken_size = 0
+    # The size of the whole body, once its last byte is about to be put into the queue. The
+    # thread sets it before it puts that, so the loop has taken the end if both sizes agree.
+    _whole_size = -1
     # Whether the loop has been told of what is in the queue. The thread looks after it has
     # put something, the loop takes it back before it takes everything.
     _told = False
@@ -198,11 +203,14 @@ class Response:
             return
         self._commit()
         connection = self._connection
+        data = b"" if self._bodiless else self._within_length(data)
+        # After the look at the length, since a server also says that of a client which has all it was to get.
         if connection.gone:
             raise ClientDisconnected("the client disconnected before it had the whole response")
-        data = b"" if self._bodiless else self._within_length(data)
         if not data:
             return
+        if self._left == 0:
+            self._whole_size = self._put_size + len(data)
         self._queue.append(data)
         self._put_size += len(data)
         if not self._told:
@@ -212,7 +220,7 @@ class Response:
             connection.wait_for(Response._wait_for_room, self)
 
     def send_all(self, iterable: Iterable[bytes]) -> None:
-        """Have everything sent that *iterable* gives; stop early where nobody wants the rest."""
+        """Have everything sent that *iterable* gives; stop where the response is whole, or nobody wants the rest."""
         __traceback_hide__ = True
         if isinstance(iterable, (list, tuple)):
             self._put_whole(iterable)
@@ -226,12 +234,15 @@ class Response:
         except TypeError as error:
             raise TypeError(f"the application returned {iterable!r}, not an iterable of bytes (PEP 3333)") from error
         is_watched = False
+        if self.committed and (self._left == 0 or self._bodiless):  # write() has made it whole
+            return
+        # Something is asked for even where the length is 0, since start_response may come with it.
         for chunk in chunks:
             self.write(chunk)
             if not chunk and not is_watched:  # nothing that is sent would show that the client has gone
                 is_watched = True
                 deliver_on(self._connection.loop, self._connection)
-            if self._overflowed or (self.committed and self._bodiless) or self._connection.gone:
+            if self._left == 0 or (self.committed and self._bodiless) or self._connection.gone:
                 break
         if not self._connection.gone:
             self._commit()
@@ -247,7 +258,9 @@ class Response:
 
     def break_off(self) -> None:
         """Note that the application has failed in the midst of its response."""
-        self._broken = self._ended = True
+        # A response that is whole stays so.
+        self._broken = self._left != 0
+        self.failed = self._ended = True
 
     def _commit(self) -> None:
         if self._start is None:
@@ -344,7 +357,10 @@ class Response:
                 await connection.send(self._start)
             while self._queue and not connection.gone:
                 connection.expect_message()
-                await connection.send({"type": "http.response.body", "body": self._take_queue(), "more_body": True})
+                body = self._take_queue()
+                # The end goes with the last byte: the application may take its time until close() returns.
+                self._complete = self._taken_size == self._whole_size
+                await connection.send({"type": "http.response.body", "body": body, "more_body": not self._complete})
                 # A send that need not wait must not keep the loop from everybody else.
                 await asyncio.sleep(0)
         except Exception as error:

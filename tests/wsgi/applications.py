@@ -250,6 +250,20 @@ def with_length(environ: Environ, start_response: Any) -> Iterable[bytes]:
 
 
 @served
+def whole_by_its_length(environ: Environ, start_response: Any) -> Iterable[bytes]:
+    """Send as many bytes as announced, and go on only when the gate is open."""
+    name = environ["PATH_INFO"]
+
+    def chunks() -> Iterator[bytes]:
+        yield b"01234"
+        records[name].append("asked for more")
+        assert gates[name].wait(LIMIT)
+
+    start_response("200 OK", [TEXT, ("Content-Length", "5")])
+    return Recorded(chunks(), records[name])
+
+
+@served
 def failing(environ: Environ, start_response: Any) -> Iterable[bytes]:
     raise RuntimeError(environ["QUERY_STRING"])
 
@@ -259,6 +273,31 @@ def failing_late(environ: Environ, start_response: Any) -> Iterable[bytes]:
     start_response("200 OK", [TEXT])
     yield b"begun"
     raise RuntimeError(environ["QUERY_STRING"])
+
+
+@served
+def starting_again(environ: Environ, start_response: Any) -> Iterable[bytes]:
+    start_response("200 OK", [TEXT])
+    yield b"begun"
+    start_response("500 Internal Server Error", [TEXT])
+    yield b"sorry"
+
+
+@served
+def exiting(environ: Environ, start_response: Any) -> Iterable[bytes]:
+    exceptions: dict[str, type[BaseException]] = {
+        "SystemExit": SystemExit,
+        "GeneratorExit": GeneratorExit,
+        "KeyboardInterrupt": KeyboardInterrupt,
+    }
+    raise exceptions[environ["QUERY_STRING"]]
+
+
+@served
+def exiting_late(environ: Environ, start_response: Any) -> Iterable[bytes]:
+    start_response("200 OK", [TEXT])
+    yield b"begun"
+    yield from exiting(environ, start_response)
 
 
 @served

@@ -13,7 +13,7 @@ import pytest
 
 from asgiref.wsgi import WsgiToAsgi
 
-from ..helpers import LIMIT
+from ..helpers import LIMIT, wait_for
 
 Message = dict[str, Any]
 Environ = dict[str, Any]
@@ -24,6 +24,11 @@ DISCONNECT = {"type": "http.disconnect"}
 
 def http(**changes: Any) -> dict[str, Any]:
     return {"type": "http", "http_version": "1.1", "method": "GET", "path": "/", "headers": [], **changes}
+
+
+def streamed(**changes: Any) -> dict[str, Any]:
+    """Return a scope of a request that tells the length of its body."""
+    return http(**{"method": "POST", "headers": [(b"content-length", b"4")], **changes})
 
 
 def request(body: bytes = b"", more_body: bool = False) -> Message:
@@ -39,6 +44,11 @@ class Client:
     """A server with one client: gives *messages*, or raises them, then waits for more; keeps what it is sent."""
 
     def __init__(self, *messages: Any, on_send: Callable[[Message], object] | None = None) -> None:
+        # The scope of its request. It tells the length of a body in several messages, as most
+        # clients do, and so that body streams.
+        self.scope = (
+            streamed() if any([message.get("more_body") for message in messages if type(message) is dict]) else http()
+        )
         self.inputs: asyncio.Queue[Any] = asyncio.Queue()
         for message in messages or [request()]:
             self.inputs.put_nowait(message)
@@ -90,6 +100,22 @@ class Client:
         return bool(self.sent) and self.sent[-1].get("more_body") is False
 
 
+class Leaving(Client):
+    """A client that leaves with the first part of the body; the application is told when that has been noticed."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__(on_send=self.leave)
+        self.error = error
+        # Whether the application is past the check that follows a write, and the failure known on the loop.
+        self.resumed, self.left = threading.Event(), threading.Event()
+
+    def leave(self, message: Message) -> None:
+        if message["type"] == "http.response.body":
+            wait_for(self.resumed)
+            asyncio.get_running_loop().call_soon(self.left.set)
+            raise self.error("stopped")
+
+
 async def serve(application: Any, client: Client | None = None, scope: Any = None, **options: Any) -> Client:
     """Have *application* answer *client*; nothing may be left over afterwards."""
     client = client or Client()
@@ -99,7 +125,7 @@ async def serve(application: Any, client: Client | None = None, scope: Any = Non
 
 async def run(adapter: Any, client: Client, scope: Any = None) -> None:
     async with asyncio.timeout(LIMIT):
-        await adapter(scope or http(), client.receive, client.send)
+        await adapter(scope or client.scope, client.receive, client.send)
     assert {asyncio.current_task()} == asyncio.all_tasks()
 
 
@@ -173,7 +199,7 @@ class Log:
 async def serve_beside(application: Any, client: Client, scope: Any = None, **options: Any) -> None:
     """Serve, while other tasks run."""
     async with asyncio.timeout(LIMIT):
-        await WsgiToAsgi(application, **options)(scope or http(), client.receive, client.send)
+        await WsgiToAsgi(application, **options)(scope or client.scope, client.receive, client.send)
 
 
 ZEROCOPY = "http.response.zerocopysend"
@@ -193,3 +219,23 @@ def stop_after(number: int, error: type[Exception]) -> Callable[[Message], None]
             raise error("stopped")
 
     return stop
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    """Cancel *task*, see it end, and nothing left over."""
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=LIMIT)
+    assert {task} == done
+    assert task.cancelled()
+    assert {asyncio.current_task()} == asyncio.all_tasks()
+
+
+def refused(client: Client, status: int) -> None:
+    """Check that the response is a short one of the adapter's own."""
+    assert status == client.status
+    assert client.complete
+    assert [
+        (b"content-type", b"text/plain; charset=us-ascii"),
+        (b"content-length", b"%d" % len(client.body)),
+    ] == client.headers
+    assert b"" != client.body

@@ -24,23 +24,15 @@ from .helpers import (
     Environ,
     Message,
     answers,
+    cancelled,
     http,
     in_thread,
     on_loop,
     request,
-    scope_with,
     serve,
     serve_beside,
+    streamed,
 )
-
-
-async def cancelled(task: asyncio.Task[Any]) -> None:
-    """Cancel *task*, see it end, and nothing left over."""
-    task.cancel()
-    done, _ = await asyncio.wait({task}, timeout=LIMIT)
-    assert {task} == done
-    assert task.cancelled()
-    assert {asyncio.current_task()} == asyncio.all_tasks()
 
 
 async def test_cancelled_while_the_application_reads() -> None:
@@ -303,7 +295,9 @@ def test_loop_that_stopped_before_the_application_needs_it(work: Any) -> None:
     loop = asyncio.new_event_loop()
 
     async def start() -> asyncio.Future[None]:
-        task = asyncio.ensure_future(Instance(application)(scope_with(ZEROCOPY), client.receive, client.send))
+        task = asyncio.ensure_future(
+            Instance(application)(streamed(extensions={ZEROCOPY: {}}), client.receive, client.send)
+        )
         await on_loop(begun)
         return task
 

@@ -19,6 +19,7 @@ from .helpers import (
     Chunks,
     Client,
     Environ,
+    Leaving,
     Log,
     Message,
     answers,
@@ -27,6 +28,7 @@ from .helpers import (
     request,
     serve,
     stop_after,
+    streamed,
 )
 
 
@@ -73,22 +75,6 @@ async def test_send_that_raises_oserror_with_a_whole_body(number: int, log: Log)
     client = await serve(answers([b"a"]), Client(on_send=stop_after(number, OSError)))
     assert number == len(client.sent)
     assert [] == log.records
-
-
-class Leaving(Client):
-    """A client that leaves with the first part of the body; the application is told when that has been noticed."""
-
-    def __init__(self, error: type[Exception]) -> None:
-        super().__init__(on_send=self.leave)
-        self.error = error
-        # Whether the application is past the check that follows a write, and the failure known on the loop.
-        self.resumed, self.left = threading.Event(), threading.Event()
-
-    def leave(self, message: Message) -> None:
-        if message["type"] == "http.response.body":
-            wait_for(self.resumed)
-            asyncio.get_running_loop().call_soon(self.left.set)
-            raise self.error("stopped")
 
 
 async def test_write_to_a_client_that_has_left_raises_oserror(log: Log) -> None:
@@ -211,7 +197,7 @@ async def test_receive_that_always_answers_at_once(message: Message, kind: str) 
     application = (
         reads(lambda body: body.read(10)) if kind == "read" else answers(body if kind == "stream" else [b"ab"])
     )
-    client = await serve(application, Eager())
+    client = await serve(application, Eager(), streamed())
     assert client.receives <= {"read": EMPTY_MESSAGES + 2, "stream": 2, "whole": 1}[kind]
     if message is not DISCONNECT and not (kind == "read" and message == request(b"", True)):
         assert client.complete

@@ -13,7 +13,7 @@ import pytest
 from asgiref.sync import async_to_sync
 
 from ..helpers import Thread
-from .helpers import Client, Environ, answers, body_in, reads, request, serve
+from .helpers import Client, Environ, answers, body_in, http, reads, request, serve
 
 
 def by_iteration(body: Any) -> bytes:
@@ -94,7 +94,7 @@ async def test_reading_ends_where_the_body_does() -> None:
         start_response("200 OK", [])
         return [body.read(), body.read(), body.read(1), body.readline(), *body]
 
-    client = await serve(application, Client(*body_in(b"a", b"b")))
+    client = await serve(application, Client(*body_in(b"a", b"b")), http())
     assert b"ab" == client.body
     assert 2 == client.receives
 

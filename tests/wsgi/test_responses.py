@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 from typing import Any
 from wsgiref.validate import validator
 
 import pytest
 
-from .helpers import Chunks, Client, Environ, Log, answers, body_in, http, serve
+from asgiref._wsgi.connection import Connection
+from asgiref._wsgi.response import Response
+
+from ..helpers import LIMIT, wait_for
+from .helpers import DISCONNECT, Chunks, Client, Environ, Log, Message, answers, body_in, http, on_loop, serve
 
 
 async def test_list_goes_in_two_messages() -> None:
@@ -112,6 +118,93 @@ async def test_body_shorter_than_its_length_is_not_passed_off_as_complete(
     assert (b"".join(chunks), False) == (client.body, client.complete)
     assert logging.ERROR == log.only.levelno
     assert f"{6 - len(client.body)} byte(s) before its Content-Length" in log.only.getMessage()
+
+
+async def test_response_is_complete_with_the_last_byte_of_its_length(log: Log) -> None:
+    """It is sent while close() still works, and the iteration is asked for nothing more."""
+    complete = threading.Event()
+
+    def note(message: Message) -> None:
+        if message.get("more_body") is False:
+            complete.set()
+
+    class Body(Chunks):
+        def close(self) -> None:
+            wait_for(complete)
+            super().close()
+
+    body = Body([b"01", b"23", AssertionError("asked for more")])
+    client = await serve(answers(body, headers=[("Content-Length", "4")]), Client(on_send=note))
+    assert (b"0123", True) == (client.body, client.complete)
+    assert (2, 1) == (body.taken, body.closes)
+    assert 1 == [message.get("more_body") for message in client.sent].count(False)
+    assert [] == log.records
+
+
+async def test_last_byte_is_put_while_the_rest_is_being_sent() -> None:
+    """1. The loop takes a chunk. 2. The thread puts the last one. 3. What the loop has taken is not the end."""
+    client = Client()
+    connection = Connection(client.receive, client.send)
+    response = Response(connection, client.scope)
+    take_queue = response._take_queue
+
+    def take_queue_and_be_overtaken() -> bytes:
+        body = take_queue()
+        if body == b"01":
+            response.write(b"23")
+        return body
+
+    response._take_queue = take_queue_and_be_overtaken  # type: ignore[method-assign]
+    response.start("200 OK", [("Content-Length", "4")])
+    response.write(b"01")
+    client.inputs.get_nowait()
+    await on_loop(client.waiting)
+    await asyncio.wait_for(response.finish(), LIMIT)
+    assert [(b"01", True), (b"23", False)] == [(message["body"], message["more_body"]) for message in client.sent[1:]]
+    connection.lose()
+    await connection.end_tasks()
+
+
+@pytest.mark.parametrize("chunks", [(b"",), (b"a",)])
+async def test_response_of_length_zero_is_complete_with_the_first_chunk(chunks: tuple[bytes, ...]) -> None:
+    """One is asked for, since start_response may come with it."""
+    body = Chunks([*chunks, AssertionError("asked for more")])
+    client = await serve(answers(body, headers=[("Content-Length", "0")]))
+    assert ([(b"content-length", b"0")], b"", True) == (client.headers, client.body, client.complete)
+    assert (1, 1) == (body.taken, body.closes)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_written_data_makes_the_response_complete(method: str) -> None:
+    """The iterable is closed, and not asked for anything."""
+    body = Chunks([AssertionError("asked for more")])
+
+    def application(environ: Environ, start_response: Any) -> Chunks:
+        start_response("200 OK", [("Content-Length", "4")])(b"0123")
+        return body
+
+    client = await serve(application, scope=http(method=method))
+    assert (b"0123" if method == "GET" else b"", True) == (client.body, client.complete)
+    assert (0, 1) == (body.taken, body.closes)
+
+
+async def test_data_beyond_the_length_after_the_server_has_said_that_the_client_is_gone(log: Log) -> None:
+    """Servers say so of a client that has all it was to get. An application that writes without end hears of it."""
+    client = Client()
+
+    def leave(message: Message) -> None:
+        if message.get("more_body") is False:
+            client.inputs.put_nowait(DISCONNECT)
+
+    def application(environ: Environ, start_response: Any) -> list[bytes]:
+        write = start_response("200 OK", [("Content-Length", "4")])
+        while True:
+            write(b"0123")
+
+    client.on_send = leave
+    await serve(application, client)
+    assert (b"0123", True) == (client.body, client.complete)
+    assert "longer" in log.only.getMessage()
 
 
 async def test_exact_length_in_chunks(log: Log) -> None:

@@ -24,12 +24,12 @@ from .helpers import (
     Log,
     Message,
     answers,
-    http,
     on_loop,
     request,
     scope_with,
     serve,
     serve_beside,
+    streamed,
 )
 
 
@@ -111,7 +111,7 @@ async def test_under_the_communicator() -> None:
         start_response("200 OK", [])
         yield from environ["wsgi.input"]
 
-    communicator = ApplicationCommunicator(WsgiToAsgi(application), http())
+    communicator = ApplicationCommunicator(WsgiToAsgi(application), streamed())
     await communicator.send_input(request(b"a\n", True))
     assert 200 == (await communicator.receive_output(LIMIT))["status"]
     assert b"a\n" == (await communicator.receive_output(LIMIT))["body"]
