@@ -1,9 +1,11 @@
 """The types of ASGI: scopes, events, and the callables that exchange them.
 
-Only types live here, and nothing of the package is imported. They say what the
-specification says: a key that a peer may leave out is ``NotRequired``, and ``None`` is
-allowed where the specification allows it. Where it asks for something that type checkers
-cannot see, the docstring tells.
+Only types live here, and nothing of the package is imported. What an application reads,
+scopes and received events, has its keys required, so that ``scope["client"]`` needs no look
+whether it is there: servers send all of them, as a rule. The docstrings tell which ones the
+specification lets a server leave out, or set to ``None``. What an application sends has
+``NotRequired`` keys where the specification lets it leave them out. Where it asks for
+something that type checkers cannot see, the docstring tells.
 
 The names exist at run time too, and ``typing.get_type_hints`` works on each class. So this
 is the one module without ``from __future__ import annotations``: with annotations that are
@@ -91,8 +93,8 @@ class ASGIVersions(TypedDict):
     Source: ASGI 3.0, the connection scope.
     """
 
-    version: NotRequired[Literal["2.0", "3.0"]]
-    spec_version: NotRequired[str]
+    version: Literal["2.0", "3.0"]
+    spec_version: str
 
 
 class HTTPScope(TypedDict):
@@ -125,16 +127,16 @@ class HTTPScope(TypedDict):
     asgi: ASGIVersions
     http_version: str
     method: str
-    scheme: NotRequired[str]
+    scheme: str
     path: str
-    raw_path: NotRequired[bytes | None]
+    raw_path: bytes
     query_string: bytes
-    root_path: NotRequired[str]
+    root_path: str
     headers: _Headers
-    client: NotRequired[tuple[str, int] | None]
-    server: NotRequired[tuple[str, int | None] | None]
+    client: tuple[str, int] | None
+    server: tuple[str, int | None] | None
     state: NotRequired[LifespanState]
-    extensions: NotRequired[_Extensions]
+    extensions: _Extensions | None
 
 
 class WebSocketScope(TypedDict):
@@ -154,18 +156,18 @@ class WebSocketScope(TypedDict):
 
     type: Literal["websocket"]
     asgi: ASGIVersions
-    http_version: NotRequired[str]
-    scheme: NotRequired[str]
+    http_version: str
+    scheme: str
     path: str
-    raw_path: NotRequired[bytes | None]
-    query_string: NotRequired[bytes | None]
-    root_path: NotRequired[str]
+    raw_path: bytes
+    query_string: bytes
+    root_path: str
     headers: _Headers
-    client: NotRequired[tuple[str, int] | None]
-    server: NotRequired[tuple[str, int | None] | None]
-    subprotocols: NotRequired[Iterable[str]]
+    client: tuple[str, int] | None
+    server: tuple[str, int | None] | None
+    subprotocols: Iterable[str]
     state: NotRequired[LifespanState]
-    extensions: NotRequired[_Extensions]
+    extensions: _Extensions | None
 
 
 class LifespanScope(TypedDict):
@@ -230,8 +232,8 @@ class HTTPRequestEvent(TypedDict):
     """
 
     type: Literal["http.request"]
-    body: NotRequired[bytes]
-    more_body: NotRequired[bool]
+    body: bytes
+    more_body: bool
 
 
 class HTTPDisconnectEvent(TypedDict):
@@ -409,8 +411,8 @@ class WebSocketReceiveEvent(TypedDict):
     """
 
     type: Literal["websocket.receive"]
-    bytes: NotRequired[bytes | None]
-    text: NotRequired[str | None]
+    bytes: bytes | None
+    text: str | None
 
 
 class WebSocketSendEvent(TypedDict):
@@ -442,7 +444,7 @@ class WebSocketDisconnectEvent(TypedDict):
 
     type: Literal["websocket.disconnect"]
     code: int
-    reason: NotRequired[str | None]
+    reason: str | None
 
 
 class WebSocketCloseEvent(TypedDict):
@@ -571,6 +573,7 @@ ASGIHTTPSendEvent: TypeAlias = (
     | HTTPResponseEarlyHintEvent
     | HTTPServerPushEvent
     | HTTPResponseDebugEvent
+    | HTTPDisconnectEvent  # which only servers send, to the application, through a callable of this type too
 )
 # Not "WebSocketReceiveEvent": that is the name of one event.
 ASGIWebSocketReceiveEvent: TypeAlias = WebSocketConnectEvent | WebSocketReceiveEvent | WebSocketDisconnectEvent

@@ -113,7 +113,7 @@ async def application(scope: Scope, receive: ASGIReceiveCallable, send: ASGISend
 
 async def extensions(scope: Scope, send: ASGISendCallable, file: IO[bytes]) -> None:
     assert scope["type"] == "http"
-    offered = scope.get("extensions", {})
+    offered = scope["extensions"] or {}
     if "http.response.debug" in offered:
         await send({"type": "http.response.debug", "info": {"template": "index.html"}})
     await send({"type": "http.response.start", "status": 200, "trailers": "http.response.trailers" in offered})
@@ -135,7 +135,7 @@ async def extensions(scope: Scope, send: ASGISendCallable, file: IO[bytes]) -> N
 
 
 async def denial(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-    if "websocket.http.response" in scope.get("extensions", {}):
+    if "websocket.http.response" in (scope.get("extensions") or {}):
         await send({"type": "websocket.http.response.start", "status": 401})
         await send({"type": "websocket.http.response.body", "body": b"who are you?"})
 
@@ -143,14 +143,17 @@ async def denial(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCalla
 def reading(scope: WWWScope, plain: HTTPScope) -> None:
     assert_type(scope["path"], str)
     assert_type(scope["asgi"], ASGIVersions)
-    assert_type(scope["asgi"].get("spec_version", "2.0"), str)
+    assert_type(scope["asgi"]["spec_version"], str)
     assert_type(plain["query_string"], bytes)
-    assert_type(scope.get("query_string"), bytes | None)
-    assert_type(scope.get("raw_path"), bytes | None)
+    assert_type(scope["query_string"], bytes)
+    assert_type(scope["raw_path"], bytes)
+    assert_type(scope["root_path"], str)
+    assert_type(scope["client"], tuple[str, int] | None)
+    assert_type(scope["server"], tuple[str, int | None] | None)
+    assert_type(scope.get("state"), LifespanState | None)
+    # For servers that are not known to send all.
     assert_type(scope.get("root_path", ""), str)
     assert_type(scope.get("client"), tuple[str, int] | None)
-    assert_type(scope.get("server"), tuple[str, int | None] | None)
-    assert_type(scope.get("state"), LifespanState | None)
     assert_type(dict(scope["headers"]), dict[bytes, bytes])
     for name, value in scope["headers"]:
         assert_type(name + value, bytes)
@@ -210,15 +213,21 @@ converted: ASGI3Application = double_to_single_callable(Old)
 
 
 async def serve(application: ASGI3Application) -> None:
-    """A server may leave out all that is optional, or give it."""
+    """A server may leave out the state, and send what it knows nothing of as None or empty."""
     least: HTTPScope = {
         "type": "http",
-        "asgi": {},
+        "asgi": {"version": "3.0", "spec_version": "2.0"},
         "http_version": "1.1",
         "method": "GET",
+        "scheme": "http",
         "path": "/",
+        "raw_path": b"/",
         "query_string": b"",
+        "root_path": "",
         "headers": [],
+        "client": None,
+        "server": None,
+        "extensions": None,
     }
     most: HTTPScope = {
         "type": "http",
@@ -226,8 +235,8 @@ async def serve(application: ASGI3Application) -> None:
         "http_version": "2",
         "method": "GET",
         "scheme": "https",
-        "path": "/",
-        "raw_path": None,
+        "path": "/café",
+        "raw_path": b"/caf%C3%A9",
         "query_string": b"",
         "root_path": "",
         "headers": ((b"host", b"example.com"),),
@@ -236,11 +245,25 @@ async def serve(application: ASGI3Application) -> None:
         "state": {"users": []},
         "extensions": {"http.response.trailers": {}, "tls": encrypted},
     }
-    socket: WebSocketScope = {"type": "websocket", "asgi": {}, "path": "/", "headers": [], "query_string": None}
-    event_loop: LifespanScope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+    socket: WebSocketScope = {
+        "type": "websocket",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "scheme": "ws",
+        "path": "/",
+        "raw_path": b"/",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [],
+        "client": None,
+        "server": None,
+        "subprotocols": [],
+        "extensions": {},
+    }
+    event_loop: LifespanScope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
 
     async def receive() -> ASGIReceiveEvent:
-        return {"type": "http.request"}
+        return {"type": "http.request", "body": b"", "more_body": False}
 
     async def send(event: ASGISendEvent) -> None:
         match event["type"]:
@@ -257,7 +280,7 @@ async def serve(application: ASGI3Application) -> None:
         await application(scope, receive, send)
     asyncio.create_task(Old(least)(receive, send)).cancel()
     # What takes any application takes these.
-    await ApplicationCommunicator(application, least).send_input(HTTPRequestEvent(type="http.request"))
+    await ApplicationCommunicator(application, least).send_input(HTTPDisconnectEvent(type="http.disconnect"))
     assert_type(ApplicationCommunicator(application, {"type": "chat"}).scope, Any)
 
 

@@ -22,6 +22,7 @@ from asgiref.typing import (
     ASGIReceiveEvent,
     ASGISendCallable,
     ASGISendEvent,
+    ASGIVersions,
     HTTPScope,
     LifespanScope,
     Scope,
@@ -50,7 +51,6 @@ async def events(send: ASGISendCallable) -> None:
     await send({"status": 200})  # type: ignore[arg-type]
     await send("http.response.start")  # type: ignore[arg-type]
     # What is received is not sent.
-    await send({"type": "http.disconnect"})  # type: ignore[misc, arg-type]
     await send({"type": "http.request", "body": b""})  # type: ignore[misc, arg-type]
     await send({"type": "websocket.receive", "text": ""})  # type: ignore[typeddict-item]
     await send({"type": "lifespan.startup"})  # type: ignore[misc, arg-type]
@@ -66,14 +66,14 @@ async def reading(scope: Scope, receive: ASGIReceiveCallable) -> None:
     if scope["type"] == "http":
         print(scope["subprotocols"])  # type: ignore[typeddict-item]
         print(scope["paht"])  # type: ignore[typeddict-item]
-        print(scope["scheme"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        print(scope["state"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
         scope["path"] = b"/"  # type: ignore[typeddict-item]
-        print(scope.get("client")[0])  # type: ignore[index]
-        print(scope.get("raw_path", b"").decode())  # type: ignore[union-attr]
+        print(scope["client"][0])  # type: ignore[index]
+        print("tls" in scope["extensions"])  # type: ignore[operator]
     elif scope["type"] == "websocket":
         print(scope["method"])  # type: ignore[typeddict-item]
     if event["type"] == "websocket.receive":
-        print(event.get("text").upper())  # type: ignore[union-attr]
+        print(event["text"].upper())  # type: ignore[union-attr]
     await receive({"type": "http.request"})  # type: ignore[call-arg]
 
 
@@ -82,7 +82,18 @@ async def receive_sent() -> ASGIReceiveEvent:
 
 
 async def receive_without_code() -> ASGIReceiveEvent:
-    return {"type": "websocket.disconnect"}  # type: ignore[misc, return-value]
+    return {"type": "websocket.disconnect", "reason": None}  # type: ignore[return-value]
+
+
+async def receive_without_body() -> ASGIReceiveEvent:
+    return {"type": "http.request", "more_body": False}  # type: ignore[return-value]
+
+
+def not_of_a_websocket(scope: WebSocketScope) -> None:
+    scope["type"] = "http"  # type: ignore[typeddict-item]
+    scope["method"] = "GET"  # type: ignore[typeddict-unknown-key]
+    scope["raw_path"] = None  # type: ignore[typeddict-item]
+    scope["query_string"] = None  # type: ignore[typeddict-item]
 
 
 def of_another_protocol(event: ASGIReceiveEvent, send_event: ASGISendEvent) -> None:
@@ -91,12 +102,25 @@ def of_another_protocol(event: ASGIReceiveEvent, send_event: ASGISendEvent) -> N
     print(request, response)
 
 
-http: HTTPScope = {"type": "http", "asgi": {}, "http_version": "1.1", "method": "GET", "path": "/", "headers": []}  # type: ignore[typeddict-item]
-socket: WebSocketScope = {"type": "websocket", "asgi": {}, "path": "/", "headers": [], "method": "GET"}  # type: ignore[typeddict-unknown-key]
-mistaken: WebSocketScope = {"type": "http", "asgi": {}, "path": "/", "headers": []}  # type: ignore[typeddict-item]
-versions: LifespanScope = {"type": "lifespan", "asgi": {"version": "3"}}  # type: ignore[typeddict-item]
-extensions: LifespanScope = {"type": "lifespan", "asgi": {}, "extensions": None}  # type: ignore[typeddict-item]
-state: LifespanScope = {"type": "lifespan", "asgi": {}, "state": None}  # type: ignore[typeddict-item]
+asgi: ASGIVersions = {"version": "3.0", "spec_version": "2.0"}
+http: HTTPScope = {  # type: ignore[typeddict-item]  # no query_string
+    "type": "http",
+    "asgi": asgi,
+    "http_version": "1.1",
+    "method": "GET",
+    "scheme": "http",
+    "path": "/",
+    "raw_path": b"/",
+    "root_path": "",
+    "headers": [],
+    "client": None,
+    "server": None,
+    "extensions": None,
+}
+with_method: LifespanScope = {"type": "lifespan", "asgi": asgi, "method": "GET"}  # type: ignore[typeddict-unknown-key]
+versions: LifespanScope = {"type": "lifespan", "asgi": {"version": "3", "spec_version": "2.0"}}  # type: ignore[typeddict-item]
+extensions: LifespanScope = {"type": "lifespan", "asgi": asgi, "extensions": None}  # type: ignore[typeddict-item]
+state: LifespanScope = {"type": "lifespan", "asgi": asgi, "state": None}  # type: ignore[typeddict-item]
 tls: TLSExtension = {"server_cert": None, "tls_version": "1.3", "cipher_suite": None}  # type: ignore[typeddict-item]
 no_version: TLSExtension = {"server_cert": None, "cipher_suite": None}  # type: ignore[typeddict-item]
 

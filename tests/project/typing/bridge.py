@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, Generic, TypeVar, assert_type, overload
 
+from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, sync_to_async
 
 T = TypeVar("T")
@@ -292,6 +293,11 @@ def attributes(callable_: Callable[[int], object]) -> None:
         callable_.func(1)
     elif isinstance(callable_, AsyncToSync):
         callable_.awaitable(1)
+
+
+def submit(executor: CurrentThreadExecutor) -> None:
+    assert_type(executor.submit(plain, 1, two="").result(), bytes)
+    assert_type(executor.submit(generic, [1], str).result(), dict[str, int])
 
 
 def wrapper(func: Callable[..., T], executor: Executor | None, thread_sensitive: bool) -> Callable[..., Awaitable[T]]:

@@ -14,6 +14,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Executor
 from typing import Any, TypeVar, overload
 
+from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref.local import Local
 from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, sync_to_async
 
 T = TypeVar("T")
@@ -89,6 +91,16 @@ def not_functions() -> None:
     async_to_sync(plain)  # type: ignore[arg-type]
     async_to_sync(force_new_loop=True)(plain)  # type: ignore[arg-type]
     AsyncToSync(plain)  # type: ignore[arg-type]
+
+
+class Storage(Local):  # type: ignore[misc]
+    ...
+
+
+def submit(executor: CurrentThreadExecutor) -> str:
+    executor.submit(plain, "1")  # type: ignore[arg-type]
+    executor.submit(plain)  # type: ignore[call-arg]
+    return executor.submit(plain, 1).result()  # type: ignore[return-value]
 
 
 @async_to_sync  # type: ignore[arg-type]
