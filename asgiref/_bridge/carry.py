@@ -39,7 +39,7 @@ def changes_since(snapshot: contextvars.Context, context: contextvars.Context) -
         if value is before or variable is local.LINEAGE:
             continue
         if variable.name == local.VARIABLE_NAME:
-            value = _merged({} if before is _MISSING else before, value, variable.get({}))
+            value = _merged({} if before is _MISSING else before, value, variable.get())
         if changes is None:
             changes = contextvars.Context()
         changes.run(variable.set, value)
@@ -55,6 +55,12 @@ def _merged(before: Mapping[Any, Any], after: Mapping[Any, Any], now: Mapping[An
     return {name: value for name, value in attributes.items() if not local.is_out_of_reach(name)}
 
 
+# As Python itself reads and writes them. A class of exceptions may refuse assignments (a frozen
+# dataclass does), or have properties of these names.
+_context: Any = vars(BaseException)["__context__"]
+_traceback: Any = vars(BaseException)["__traceback__"]
+
+
 class ExceptionMarks:
     """What raising an exception again would change about it, to be put back.
 
@@ -66,9 +72,9 @@ class ExceptionMarks:
     __slots__ = ("_context", "_traceback")
 
     def __init__(self, exception: BaseException) -> None:
-        self._context: BaseException | None = exception.__context__
-        self._traceback: TracebackType | None = exception.__traceback__
+        self._context: BaseException | None = _context.__get__(exception)
+        self._traceback: TracebackType | None = _traceback.__get__(exception)
 
     def put_back(self, exception: BaseException) -> None:
-        exception.__context__ = self._context
-        exception.__traceback__ = self._traceback
+        _context.__set__(exception, self._context)
+        _traceback.__set__(exception, self._traceback)
