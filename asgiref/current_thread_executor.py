@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ._bridge import forks
 from ._bridge.jobs import JobExecutor, WouldDeadlock
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ._bridge.jobs import Job
 
 __all__ = ["CurrentThreadExecutor"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # How long, in seconds, a thread waits for a job before it looks whether the loop that it
 # depends on still runs, and the process is still the same (a signal handler may have
@@ -97,7 +100,7 @@ class CurrentThreadExecutor(JobExecutor):
         """Whether this thread is the one that serves, so that it would wait for itself."""
         return self.owner == threading.get_ident() and self.run_in_place is None
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Run ``fn(*args, **kwargs)`` on the thread that serves.
 
         Returns:
@@ -139,10 +142,15 @@ class CurrentThreadExecutor(JobExecutor):
         """Run what is submitted, on this thread, until *future* is done; then refuse what comes later.
 
         Raises:
+            RuntimeError: on another thread than the one that built the executor.
             BaseException: whatever interrupts the wait, such as ``KeyboardInterrupt``; calls
                 that have not begun then get a ``RuntimeError``.
         """
-        self.owner = threading.get_ident()
+        if self.owner != threading.get_ident():
+            raise RuntimeError(
+                "CurrentThreadExecutor.run_until_future() was called on another thread than the one that built the "
+                "executor, for which all that is submitted is meant; build the executor on the thread that serves it"
+            )
         future.add_done_callback(lambda future: self.stop())
         try:
             self.serve()

@@ -9,13 +9,12 @@ on purpose: they are the hottest path of the package.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import sys
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn
-
-from ._bridge.internals import running_loop
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +41,7 @@ class _Storage:
 _variable_of = _Storage.__dict__["_variable"].__get__
 
 
+@final
 class Local(_Storage):
     """A drop-in for ``threading.local`` that also works between tasks and across the bridge.
 
@@ -119,9 +119,15 @@ class Local(_Storage):
         del attributes[name]
         variable.set(attributes)
 
+    def __reduce__(self) -> NoReturn:  # which copy, deepcopy and pickle all come to
+        raise TypeError(
+            "a Local cannot be copied or pickled: a copy would know nothing of the values, which are kept for each "
+            "context; share the Local itself"
+        )
 
-# Users may call an attribute as they like, but for what every object has.
-_RESERVED = frozenset(dir(Local)) - set(_Storage.__slots__) | {"__weakref__"}
+
+# Users may call an attribute as they like, but for what every object has. "final" adds a name of its own to Local.
+_RESERVED = frozenset(dir(_Storage)) - set(_Storage.__slots__) | {"__weakref__"}
 
 
 def _no_attribute(storage: Local, name: str) -> AttributeError:
@@ -134,7 +140,9 @@ def _refuse(name: str) -> NoReturn:
     raise AttributeError(f"'Local' object attribute '{name}' is read-only: every object has it; choose another name")
 
 
-class _ThreadCriticalLocal(Local):
+# ``_bridge.internals.running_loop`` would do, if others did not put a module of their own in the place
+# of ``asyncio`` here, in order to say which loop runs.
+class _ThreadCriticalLocal(Local):  # type: ignore[misc]  # not final in this file
     """``Local(thread_critical=True)``.
 
     Without a running loop, the values are those of a ``threading.local``. With one, they
@@ -148,7 +156,10 @@ class _ThreadCriticalLocal(Local):
         object.__setattr__(self, "_in_thread", threading.local())
 
     def __getattribute__(self, name: str) -> Any:
-        loop = running_loop()
+        try:
+            loop = asyncio._get_running_loop()
+        except AttributeError:
+            loop = _running_loop()
         attributes: Mapping[Any, Any]
         key: Any
         if loop is None:
@@ -164,7 +175,10 @@ class _ThreadCriticalLocal(Local):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _RESERVED:
             _refuse(name)
-        loop = running_loop()
+        try:
+            loop = asyncio._get_running_loop()
+        except AttributeError:
+            loop = _running_loop()
         if loop is None:
             super(Local, self)._in_thread.__dict__[name] = value
         else:
@@ -172,7 +186,10 @@ class _ThreadCriticalLocal(Local):
             variable.set({**variable.get(), (weakref.ref(loop), name): value})
 
     def __delattr__(self, name: str) -> None:
-        loop = running_loop()
+        try:
+            loop = asyncio._get_running_loop()
+        except AttributeError:
+            loop = _running_loop()
         variable = super(Local, self)._variable
         attributes: dict[Any, Any]
         key: Any
@@ -185,6 +202,14 @@ class _ThreadCriticalLocal(Local):
         del attributes[key]
         if loop is not None:
             variable.set(attributes)
+
+
+def _running_loop() -> Any:
+    """Ask what others have put in the place of ``asyncio`` here, and what has no more than the public function."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def peek(storage: Any, name: str) -> Any:
@@ -230,10 +255,14 @@ def _lineage_here() -> object:
     return entry[1]
 
 
-class _LineageLocal(Local):
+class _LineageLocal(Local):  # type: ignore[misc]  # not final in this file
     """A ``Local`` where threads inherit contexts: the mapping's key ``None`` holds its lineage."""
 
-    __slots__ = ()
+    __slots__ = ("_none_unless_set",)
+    _none_unless_set: str | None
+
+    def __init__(self, thread_critical: bool = False) -> None:
+        object.__setattr__(self, "_none_unless_set", None)
 
     def __getattribute__(self, name: str) -> Any:
         attributes = super()._variable.get()
@@ -241,6 +270,8 @@ class _LineageLocal(Local):
             return attributes[name]
         if name in _RESERVED:
             return object.__getattribute__(self, name)
+        if name == object.__getattribute__(self, "_none_unless_set"):
+            return None
         raise _no_attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -261,6 +292,17 @@ class _LineageLocal(Local):
             raise _no_attribute(self, name)
         del attributes[name]
         variable.set(attributes)
+
+
+def none_unless_set(name: str) -> Local:
+    """Return a ``Local`` whose attribute *name* is None as long as nobody has set it."""
+    storage = Local()
+    if THREADS_INHERIT:
+        object.__setattr__(storage, "_none_unless_set", name)
+    else:  # at no cost for reading
+        attributes: dict[Any, Any] = {name: None}
+        object.__setattr__(storage, "_variable", contextvars.ContextVar(VARIABLE_NAME, default=attributes))
+    return storage
 
 
 def prepare_hand_over() -> None:

@@ -289,8 +289,8 @@ class AsyncToSync(Generic[P, R]):
     ``async_to_sync`` is the usual way to make one; see there.
     """
 
-    # ``executors.current``: the mailbox of the innermost blocked call in this context.
-    executors: Local = Local()
+    # ``executors.current``: the mailbox of the innermost blocked call in this context, or None.
+    executors: Local = local.none_unless_set("current")
     # The mailboxes of the threads that wait for a loop that the library owns.
     loop_thread_executors: dict[asyncio.AbstractEventLoop, CurrentThreadExecutor] = {}
     async_single_thread_context: contextvars.ContextVar[AsyncSingleThreadContext] = contextvars.ContextVar(

@@ -1,13 +1,13 @@
 """Everything that the library knows of the private parts of Python and asyncio.
 
 Each function here uses something that is not documented API, and nothing else in the
-package does. Its decorator says on which Pythons the part was seen, and what the library
+package does, except that a thread-critical ``Local`` asks ``asyncio`` for ``_get_running_loop``
+by itself. Its decorator says on which Pythons the part was seen, and what the library
 loses without it: speed, or one ability. Where the part is absent, as on an event loop of
 another make, the function returns what its ``absent`` function returns, and the bridge
 works without it.
 
-One of them, ``running_loop``, is the function of asyncio itself where there is one, since
-one more Python call would cost a thread-critical ``Local`` a tenth of each read.
+One of them, ``running_loop``, is the function of asyncio itself where there is one.
 
 This module imports no other of the package.
 """

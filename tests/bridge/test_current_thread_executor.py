@@ -110,6 +110,18 @@ def test_future_that_is_done_already_ends_the_service() -> None:
         Thread(executor.submit, print).get()
 
 
+def test_only_the_thread_that_built_it_can_serve() -> None:
+    """Another one is refused at once, and the right one can still serve."""
+    executor = CurrentThreadExecutor(None)
+    done: concurrent.futures.Future[None] = concurrent.futures.Future()
+    with pytest.raises(RuntimeError, match="another thread"):
+        Thread(executor.run_until_future, done).get()
+    call = Thread(executor.submit, threading.get_ident).get()
+    done.set_result(None)
+    executor.run_until_future(done)
+    assert threading.get_ident() == call.result(0)
+
+
 def test_what_was_accepted_is_run_though_the_service_ends_first() -> None:
     """1. A call is accepted. 2. The service is told to end. 3. The call runs. 4. The next one is refused."""
     executor = CurrentThreadExecutor(None)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import gc
+import pickle
 import sys
 import threading
 import weakref
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import asgiref.local
 from asgiref.local import Local
 from asgiref.sync import AsyncSingleThreadContext, async_to_sync, sync_to_async
 
@@ -53,6 +58,47 @@ async def test_attributes_in_tasks(local: Local) -> None:
     for use in (lambda: local.shape, lambda: delattr(local, "shape")):
         with pytest.raises(AttributeError, match="has no attribute 'shape'"):
             use()
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps, pickle._dumps])  # type: ignore[attr-defined]
+def test_copies_are_refused(local: Local, make: Callable[[Any], Any]) -> None:
+    """Also as a part of something else: a copy would be another, empty Local."""
+    local.color = "red"
+    for whole in (local, *([] if make is copy.copy else [[local], SimpleNamespace(part=local)])):
+        with pytest.raises(TypeError, match="cannot be copied or pickled"):
+            make(whole)
+    assert "red" == local.color
+
+
+@pytest.mark.parametrize("kind", [Local, type(Local(True))])
+def test_copies_by_way_of_the_type_are_refused(kind: Any) -> None:
+    with pytest.raises(TypeError, match="cannot be copied or pickled"):
+        kind.__reduce_ex__(Local(kind is not Local), 2)
+
+
+def test_module_in_the_place_of_asyncio_is_asked_for_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages that bring loops of their own put it there; it needs no more than ``get_running_loop``."""
+
+    class Loop: ...
+
+    def no_loop() -> Any:
+        raise RuntimeError
+
+    def scenario() -> None:
+        local, loops = Local(thread_critical=True), [Loop(), Loop()]
+        local.color = "none"
+        for loop in loops:
+            monkeypatch.setattr(asgiref.local, "asyncio", SimpleNamespace(get_running_loop=lambda loop=loop: loop))
+            assert not hasattr(local, "color")
+            local.color = "red"
+            assert "red" == local.color
+            del local.color
+        monkeypatch.setattr(asgiref.local, "asyncio", SimpleNamespace(get_running_loop=no_loop))
+        assert "none" == local.color
+        monkeypatch.undo()
+        assert "none" == local.color
+
+    contextvars.Context().run(scenario)
 
 
 def test_plain_threads_start_empty(local: Local) -> None:
@@ -270,6 +316,15 @@ thread = threading.Thread(target=plain)
 thread.start()
 thread.join()
 print(results)
+executors = AsyncToSync.executors
+async def in_threads():
+    def look(): seen.append((executors.current, hasattr(executors, "other")))
+    seen = []
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    return executors.current is not None, seen
+print(executors.current, async_to_sync(in_threads)(), executors.current)
 print(name(), async_to_sync(back)(), name())
 async def main():
     local.name = "loop"
@@ -290,8 +345,9 @@ def test_plain_threads_start_empty_where_threads_inherit_contexts(inherit: int) 
     """The bridge still carries values; asyncio.to_thread, which looks like a plain thread, then does not."""
     lines = output_of(THREADS_THAT_INHERIT, "-X", f"thread_inherit_context={inherit}")
     assert "[None, 'thread', ('thread', 'task')]" == lines[0]
-    assert "main ('main', 'task') task" == lines[1]
-    assert f"('loop', 'loop', 'written', {None if inherit else 'written'!r})" == lines[2]
+    assert "None (True, [(None, False)]) None" == lines[1]
+    assert "main ('main', 'task') task" == lines[2]
+    assert f"('loop', 'loop', 'written', {None if inherit else 'written'!r})" == lines[3]
 
 
 def test_threads_do_not_share_a_critical_value() -> None:

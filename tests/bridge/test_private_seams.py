@@ -181,13 +181,15 @@ def test_current_executor_can_be_read_and_set() -> None:
     async def look() -> tuple[Any, Any]:
         return AsyncToSync.executors.current, AsyncToSync.loop_thread_executors[asyncio.get_running_loop()]
 
+    assert AsyncToSync.executors.current is None
     one, two = async_to_sync(look)()
     assert one is two
     assert isinstance(one, CurrentThreadExecutor)
     assert {} == AsyncToSync.loop_thread_executors
     assert isinstance(AsyncToSync.executors, Local)
+    assert AsyncToSync.executors.current is None
     with pytest.raises(AttributeError):
-        AsyncToSync.executors.current
+        AsyncToSync.executors.other
 
     def elsewhere() -> bool:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -196,6 +198,14 @@ def test_current_executor_can_be_read_and_set() -> None:
             return ran_on in pool._threads
 
     assert Thread(elsewhere).get()
+
+
+async def test_current_executor_is_none_below_sync_to_async_alone() -> None:
+    def look() -> Any:
+        return AsyncToSync.executors.current
+
+    assert await sync_to_async(look)() is None
+    assert AsyncToSync.executors.current is None
 
 
 async def test_attributes_of_the_wrappers() -> None:
