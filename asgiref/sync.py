@@ -28,6 +28,7 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from . import local
@@ -35,6 +36,7 @@ from ._bridge import forks, internals, jobs, lending, loops, routing, workers
 from ._bridge.carry import ExceptionMarks, changes_since
 from ._bridge.internals import running_loop
 from ._bridge.jobs import AwaitedOutcome, InnerCalls, JobExecutor, LoopCall, ThreadCall, WouldDeadlock
+from ._bridge.wrapping import Wrapper, take_over
 from .current_thread_executor import CurrentThreadExecutor
 from .local import Local
 
@@ -83,7 +85,11 @@ else:
 
     def markcoroutinefunction(func: F) -> F:
         """Mark *func* so that ``iscoroutinefunction`` tells that calling it gives an awaitable; return it."""
-        return internals.mark_as_coroutine_function(func)
+        return internals.mark_as_coroutine_function(getattr(func, "__func__", func))
+
+
+# The name and the value of the attribute by which Python knows a coroutine function.
+_COROUTINE_MARK: tuple[str, Any] = next(iter(vars(markcoroutinefunction(lambda: None)).items()))
 
 
 class ThreadSensitiveContext:
@@ -283,7 +289,7 @@ class AsyncSingleThreadContext:
         return kept
 
 
-class AsyncToSync(Generic[P, R]):
+class AsyncToSync(Wrapper, Generic[P, R]):
     """Make a callable that returns an awaitable into one that waits for its result.
 
     ``async_to_sync`` is the usual way to make one; see there.
@@ -297,9 +303,6 @@ class AsyncToSync(Generic[P, R]):
         "async_single_thread_context"
     )
 
-    # Those of the function:
-    __name__: str
-    __qualname__: str
     __wrapped__: Callable[P, Awaitable[R]]
 
     def __init__(self, awaitable: Callable[P, Awaitable[R]], force_new_loop: bool = False) -> None:
@@ -308,21 +311,17 @@ class AsyncToSync(Generic[P, R]):
                 f"async_to_sync needs an async function, not {awaitable!r}; pass the function itself, and the "
                 "arguments to what async_to_sync returns"
             )
-        functools.update_wrapper(self, awaitable)
-        for mark in internals.COROUTINE_MARKS:  # true of the function, not of this
-            self.__dict__.pop(mark, None)
-        self.awaitable = awaitable
+        self.awaitable = self.__wrapped__ = awaitable
         self.force_new_loop = force_new_loop
-        with contextlib.suppress(AttributeError):
-            self.__self__ = awaitable.__self__  # type: ignore[attr-defined]
-        if not _is_marked_async(awaitable):
+        is_async = take_over(self, awaitable)
+        if not is_async and not _is_marked_async(awaitable):
             warnings.warn(
                 f"async_to_sync was given {awaitable!r}, which is not marked as a coroutine function; if calling it "
                 "returns an awaitable, mark it with asgiref.sync.markcoroutinefunction",
                 stacklevel=3,
             )
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         __traceback_hide__ = True
         if running_loop() is not None:
             raise RuntimeError(
@@ -472,7 +471,7 @@ class AsyncToSync(Generic[P, R]):
         """Bind to *parent* as a method; on the class, return the object itself."""
         if parent is None:
             return self
-        return functools.update_wrapper(functools.partial(self.__call__, parent), self.awaitable)
+        return MethodType(self, parent)
 
     async def main_wrap(
         self,
@@ -552,7 +551,7 @@ def _loss_check(loop: asyncio.AbstractEventLoop, call: LoopCall, outcome: Awaite
     return is_lost
 
 
-class SyncToAsync(Generic[P, R]):
+class SyncToAsync(Wrapper, Generic[P, R]):
     """Make a synchronous callable into a coroutine function that runs it on a thread.
 
     ``sync_to_async`` is the usual way to make one; see there.
@@ -570,9 +569,6 @@ class SyncToAsync(Generic[P, R]):
     # Others set it, to silence a false alarm that is not raised here; nothing reads it.
     deadlock_context: contextvars.ContextVar[bool] = contextvars.ContextVar("deadlock_context")
 
-    # Those of the function:
-    __name__: str
-    __qualname__: str
     __wrapped__: Callable[P, R]
 
     def __init__(
@@ -582,26 +578,27 @@ class SyncToAsync(Generic[P, R]):
         executor: Executor | None = None,
         context: contextvars.Context | None = None,
     ) -> None:
-        if not callable(func) or _is_marked_async(func):
-            raise TypeError(
-                f"sync_to_async needs a synchronous function, not {func!r}; "
-                + ("await an async function directly" if callable(func) else "pass the function itself")
-            )
         if thread_sensitive and executor is not None:
             raise TypeError(
                 "sync_to_async was given an executor, but thread-sensitive code chooses its thread itself; "
                 "pass thread_sensitive=False too, or use ThreadSensitiveContext(executor=...)"
             )
-        functools.update_wrapper(self, func)
-        self.func = func
+        self.func = self.__wrapped__ = func
         self.context = context
         self._thread_sensitive = thread_sensitive
         self._executor = executor
-        with contextlib.suppress(AttributeError):
-            self.__self__ = func.__self__  # type: ignore[attr-defined]
-        markcoroutinefunction(self)
+        setattr(self, *_COROUTINE_MARK)
+        is_async = take_over(self, func)
+        if is_async is None:
+            if not callable(func):
+                raise TypeError(f"sync_to_async needs a synchronous function, not {func!r}; pass the function itself")
+            is_async = _is_marked_async(func)
+        if is_async:
+            raise TypeError(
+                f"sync_to_async needs a synchronous function, not {func!r}; await an async function directly"
+            )
 
-    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         __traceback_hide__ = True
         loop = asyncio.get_running_loop()
         if local.THREADS_INHERIT:
@@ -726,6 +723,11 @@ class SyncToAsync(Generic[P, R]):
         ancestor, context = local.peek(AsyncToSync.executors, "current"), self.thread_sensitive_context.get(None)
         return lending.blocked_above(ancestor, context)
 
+    if sys.version_info < (3, 12):
+        # There, inspect.iscoroutinefunction knows no mark, but asks an object that is like a function.
+        __code__ = __call__.__code__
+        __defaults__ = __kwdefaults__ = None
+
     @overload
     def __get__(self, parent: None, objtype: Any = None) -> SyncToAsync[P, R]: ...
     @overload
@@ -736,7 +738,7 @@ class SyncToAsync(Generic[P, R]):
         """Bind to *parent* as a method; on the class, return the object itself."""
         if parent is None:
             return self
-        return functools.update_wrapper(functools.partial(self.__call__, parent), self.func)
+        return MethodType(self, parent)
 
     def thread_handler(
         self,
@@ -781,7 +783,8 @@ class SyncToAsync(Generic[P, R]):
 
 
 def _is_marked_async(func: Any) -> bool:
-    return iscoroutinefunction(func) or iscoroutinefunction(getattr(func, "__call__", func))  # noqa: B004
+    # Of the type, since Python does not call what an object has in its ``__dict__`` by that name.
+    return iscoroutinefunction(func) or iscoroutinefunction(getattr(type(func), "__call__", None))  # noqa: B004
 
 
 def _name_of(func: Any) -> str:
@@ -852,7 +855,7 @@ def async_to_sync(awaitable: Any = None, *, force_new_loop: bool = False) -> Any
     """
     if awaitable is None:
         return lambda awaitable: AsyncToSync(awaitable, force_new_loop=force_new_loop)
-    return AsyncToSync(awaitable, force_new_loop=force_new_loop)
+    return AsyncToSync(awaitable, force_new_loop)
 
 
 @overload
@@ -942,7 +945,7 @@ def sync_to_async(
     """
     if func is None:
         return lambda func: SyncToAsync(func, thread_sensitive=thread_sensitive, executor=executor, context=context)
-    return SyncToAsync(func, thread_sensitive=thread_sensitive, executor=executor, context=context)
+    return SyncToAsync(func, thread_sensitive, executor, context)
 
 
 def bridge_calls() -> list[BridgeCall]:

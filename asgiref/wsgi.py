@@ -16,7 +16,6 @@ import logging
 import signal
 import threading
 import traceback
-import types
 from typing import TYPE_CHECKING, Any
 
 from ._bridge.workers import WorkerPool
@@ -161,9 +160,6 @@ class _OnAdapterThreads(SyncToAsync[..., None]):
         instance: WsgiToAsgiInstance = args[0]
         *enclosing, _ = super()._executors(loop, args)
         return *enclosing, instance.executor
-
-    def __get__(self, parent: Any, objtype: Any = None) -> Any:
-        return self if parent is None else types.MethodType(self, parent)
 
 
 class WsgiToAsgiInstance:

@@ -30,6 +30,7 @@ ALLOWED = {
     "_bridge.threads": set[str](),
     "_bridge.carry": {"local"},
     "_bridge.jobs": {"_bridge.builds", "_bridge.forks", "_bridge.internals", "local"},
+    "_bridge.wrapping": {"_bridge.internals"},
     "_bridge.routing": {"_bridge.internals", "current_thread_executor"},
     "_bridge.lending": {"_bridge.internals", "_bridge.jobs", "current_thread_executor"},
     "_bridge.workers": {"_bridge.forks", "_bridge.internals", "_bridge.jobs", "_bridge.threads"},
@@ -54,7 +55,7 @@ ALLOWED = {
     "sync": {
         *(
             f"_bridge.{room}"
-            for room in ("carry", "forks", "internals", "jobs", "lending", "loops", "routing", "workers")
+            for room in ("carry", "forks", "internals", "jobs", "lending", "loops", "routing", "workers", "wrapping")
         ),
         *("_diagnosis.calls", "_diagnosis.watch", "current_thread_executor", "local"),
     },

@@ -1,0 +1,121 @@
+"""What a wrapper takes over from the callable that it wraps: its description, and the marks of frameworks.
+
+The outcome is that of ``functools.update_wrapper``, with one difference: no attribute of the
+callable replaces an attribute of the wrapper or of its class, so none changes how the wrapper
+works. Frameworks make wrappers for each request, so the description is not copied: class
+attributes read it from the callable when somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
+
+from .internals import COROUTINE_MARKS
+
+__all__ = ["OfWrapped", "Wrapper", "take_over"]
+
+_MISSING: Any = object()
+_CO_COROUTINE = inspect.CO_COROUTINE
+
+# The marks say that calling the function gives an awaitable, which need not be true of its wrapper.
+# inspect.markcoroutinefunction(wrapper) would follow ``__func__`` and mark the user's function.
+_NEVER_COPIED = {*COROUTINE_MARKS, "__func__"}
+
+
+class OfWrapped:
+    """An attribute of a class that its objects read from their ``__wrapped__``, unless they have their own.
+
+    Args:
+        name: Of the attribute.
+        of_class: What the class itself has; without it, the class has no such attribute.
+    """
+
+    def __init__(self, name: str, of_class: Any = _MISSING) -> None:
+        self._name, self._of_class = name, of_class
+
+    def __get__(self, wrapper: Any, owner: Any = None) -> Any:
+        if wrapper is not None:
+            return getattr(wrapper.__wrapped__, self._name)
+        if self._of_class is _MISSING:
+            raise AttributeError(f"type object {owner.__name__!r} has no attribute {self._name!r}")
+        return self._of_class
+
+
+class _AnnotationsOfWrapped(dict[str, Any]):
+    """``OfWrapped("__annotations__")``; a dict, because ``inspect`` and ``typing`` look into that of the class."""
+
+    def __get__(self, wrapper: Any, owner: Any = None) -> Any:
+        return self if wrapper is None else wrapper.__wrapped__.__annotations__
+
+
+class _TypeParamsOfWrapped(tuple[Any, ...]):
+    """``OfWrapped("__type_params__")``; a tuple, because ``typing`` asks each class for its own."""
+
+    def __get__(self, wrapper: Any, owner: Any = None) -> Any:
+        return self if wrapper is None else wrapper.__wrapped__.__type_params__
+
+
+class Wrapper:
+    """An object that is described as its ``__wrapped__`` is."""
+
+    if TYPE_CHECKING:
+        __name__: str
+        __qualname__: str
+        __self__: Any
+    else:
+        __name__ = OfWrapped("__name__")
+        __self__ = OfWrapped("__self__")
+        __type_params__ = _TypeParamsOfWrapped()
+        if sys.version_info >= (3, 14):
+            __annotate__ = OfWrapped("__annotate__", None)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Python gives each class these two attributes, which would hide those of the callable. (From
+        # Python 3.14 on, it computes the second one on demand.)
+        documentation = vars(cls).get("__doc__")
+        if not hasattr(documentation, "__get__"):
+            cls.__doc__ = OfWrapped("__doc__", documentation)  # type: ignore[assignment]
+        annotations = vars(cls).get("__annotations__", {} if sys.version_info < (3, 14) else None)
+        if type(annotations) is dict:
+            cls.__annotations__ = _AnnotationsOfWrapped(annotations)
+
+
+def take_over(wrapper: Any, wrapped: Any) -> bool | None:
+    """Copy the marks of *wrapped* to *wrapper*, and its ``__module__`` and ``__qualname__``.
+
+    Those two of a class can be nothing but strings, so no class attribute can read them from *wrapped*.
+
+    Args:
+        wrapper: A ``Wrapper``, with all that its constructor sets.
+        wrapped: The callable.
+
+    Returns:
+        Whether *wrapped* is a coroutine function, where that is plain to see, else None.
+    """
+    function: Any = wrapped.__func__ if type(wrapped) is MethodType else wrapped
+    if type(function) is FunctionType:
+        wrapper.__module__ = function.__module__
+        wrapper.__qualname__ = function.__qualname__
+        marks = function.__dict__
+        if not marks:
+            return function.__code__.co_flags & _CO_COROUTINE != 0
+        _copy_marks(wrapper, marks)
+        return None
+    for name in "__module__", "__qualname__":
+        value = getattr(wrapped, name, _MISSING)
+        if value is not _MISSING:
+            setattr(wrapper, name, value)
+    _copy_marks(wrapper, getattr(wrapped, "__dict__", {}))
+    return None
+
+
+def _copy_marks(wrapper: Any, marks: Mapping[str, Any]) -> None:
+    own, classes = wrapper.__dict__, type(wrapper).__mro__
+    for name, mark in dict(marks).items():
+        if name not in own and name not in _NEVER_COPIED and not any([name in each.__dict__ for each in classes]):
+            own[name] = mark
