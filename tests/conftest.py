@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
+from . import WITHOUT_INTERNALS
 from .helpers import LIMIT, idle_workers
 
 # A shell that runs the suite in the background has it ignored, and the programs that tests start would inherit that.
@@ -51,6 +52,11 @@ else:
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
     return LOOP_FACTORIES
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if WITHOUT_INTERNALS and item.get_closest_marker("needs_internals"):
+        pytest.skip("private parts of Python are switched off")
 
 
 @pytest.fixture(autouse=True)

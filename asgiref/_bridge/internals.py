@@ -17,12 +17,15 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures.thread
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
     from types import FrameType
+    from typing import TypeVar
+
+    F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = [
     "COROUTINE_MARKS",
@@ -48,8 +51,6 @@ __all__ = [
     "waited_for_by",
 ]
 
-F = TypeVar("F", bound="Callable[..., Any]")
-
 CPYTHON = "CPython 3.11 to 3.15"
 EVERYWHERE = f"{CPYTHON}, PyPy 3.11"
 
@@ -57,13 +58,13 @@ EVERYWHERE = f"{CPYTHON}, PyPy 3.11"
 LONGEST_QUEUE = 100
 
 
-class Part(NamedTuple):
+class Part:  # a NamedTuple takes longer to make than all else that is imported here
     """One private part: where it was seen, what is lost without it, and what its function returns then."""
 
-    name: str
-    seen: str
-    lost: str
-    absent: Callable[..., Any]
+    __slots__ = ("absent", "lost", "name", "seen")
+
+    def __init__(self, name: str, seen: str, lost: str, absent: Callable[..., Any]) -> None:
+        self.name, self.seen, self.lost, self.absent = name, seen, lost, absent
 
 
 # By the name of the function; what the tests, and a reader, go through.

@@ -132,7 +132,23 @@ class SubmittedCall:
             self.future.set_exception(error)
 
 
-class Outcome(Generic[R]):
+if TYPE_CHECKING:
+
+    class OfResult(Generic[R]):
+        __slots__ = ()
+
+else:
+
+    class OfResult:
+        """What ``Generic`` is to type checkers, without its cost, which is a tenth of this module's import."""
+
+        __slots__ = ()
+
+        def __class_getitem__(cls, result: Any) -> Any:
+            return cls
+
+
+class Outcome(OfResult[R]):
     """What a bridged call came to: a result or an exception, taken out once."""
 
     __slots__ = ("_error", "_result", "settled")

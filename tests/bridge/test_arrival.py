@@ -39,6 +39,7 @@ async def begun(call: Any) -> asyncio.Task[None]:
 
 
 @pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.needs_internals
 async def test_task_goes_on_in_the_turn_in_which_it_arrives(debug: bool) -> None:
     """Not in debug mode, where the loop calls each task by itself, so that asyncio can tell which one is slow."""
     loop = asyncio.get_running_loop()
@@ -64,6 +65,7 @@ async def test_what_has_arrived_is_not_waited_for() -> None:
     await task
 
 
+@pytest.mark.needs_internals
 async def test_others_may_ask_to_be_called_too() -> None:
     """By looking at what the task awaits. They are called in the next turn, as a future does it."""
     call = thread_call(asyncio.get_running_loop())
@@ -85,6 +87,7 @@ async def test_outcome_for_a_caller_that_has_gone_is_dropped() -> None:
     assert call._result is None
 
 
+@pytest.mark.needs_internals
 async def test_cancellation_of_a_task_that_has_gone_on_is_not_for_the_call() -> None:
     call = thread_call(asyncio.get_running_loop())
     task = await begun(call)
@@ -154,6 +157,7 @@ async def started(call: LoopCall, also: Callable[[], object] = int) -> asyncio.T
 
 
 @pytest.mark.parametrize("name", LOOP_FACTORIES)
+@pytest.mark.needs_internals
 def test_coroutine_begins_in_the_turn_in_which_the_loop_takes_it(name: str) -> None:
     """Not in debug mode, as above, and not where the loop hides its queue; an eager task begins by itself."""
     begun: list[Any] = []
@@ -238,6 +242,7 @@ class Queue(deque[asyncio.Handle]):
 
 
 @pytest.mark.parametrize("moment", ["looked at", "changed", "long"])
+@pytest.mark.needs_internals
 def test_queue_that_another_thread_changes_meanwhile_keeps_its_order(moment: str) -> None:
     """1. A task is made. 2. Something is added to the loop's queue. 3. Both have their turn, in that order."""
     order: list[str] = []

@@ -21,6 +21,8 @@ from asgiref.sync import AsyncSingleThreadContext, ThreadSensitiveContext, async
 
 from ..helpers import LIMIT, Thread, no_garbage, wait_for
 
+pytestmark = pytest.mark.needs_internals
+
 R = TypeVar("R")
 
 

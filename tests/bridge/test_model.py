@@ -70,6 +70,7 @@ def programs_judged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Piece
 
 
 @pytest.mark.slow
+@pytest.mark.needs_internals
 def test_programs_do_what_the_rules_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is nested in whatever: threads, loops, values, results and exceptions are those of the rules."""
     with programs_judged(monkeypatch) as judge:

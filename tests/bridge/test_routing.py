@@ -44,6 +44,7 @@ def test_order_of_executors(facts: tuple[Any, Any, Any], expected: list[Any]) ->
     assert [*expected, PROCESS] == list(thread_sensitive_executors(*facts, PROCESS))
 
 
+@pytest.mark.needs_internals
 def test_this_thread_is_the_only_one() -> None:
     """Only where that is certain: a false alarm would break what works."""
     assert not has_no_other_thread(object())

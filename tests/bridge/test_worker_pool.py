@@ -393,6 +393,7 @@ waiting.result(10)
     assert ["the child's", "the parent's"] == output_of(code, "-W", "ignore::DeprecationWarning")
 
 
+@pytest.mark.needs_internals
 def test_job_after_threads_can_no_longer_be_started_runs_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """As at the end of the interpreter."""
     pool = WorkerPool(1)

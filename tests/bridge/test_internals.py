@@ -1,0 +1,282 @@
+"""The private parts of Python are as the library knows them, and the bridge works without them.
+
+A test here that fails on a new Python says which part has moved; ``internals`` says what is lost without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures.thread
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import asgiref
+from asgiref._bridge import internals
+
+from ..conftest import LOOP_FACTORIES
+from ..helpers import LIMIT, ROOT, output_of
+
+pytestmark = pytest.mark.needs_internals
+
+CPYTHON = sys.implementation.name == "cpython"
+OWN_LOOPS = [name for name in LOOP_FACTORIES if name != "uvloop"]
+
+
+def run(function: Callable[[], Any], name: str = "asyncio") -> Any:
+    """Run a coroutine function on a loop of asyncio's own."""
+    with asyncio.Runner(loop_factory=LOOP_FACTORIES[name]) as runner:
+        return runner.run(function())
+
+
+def test_every_part_has_its_test() -> None:
+    names = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert set() == internals.PARTS.keys() - names
+
+
+@pytest.mark.parametrize("name", internals.PARTS)
+def test_every_part_says_where_it_was_seen_and_what_is_lost_without_it(name: str) -> None:
+    part = internals.PARTS[name]
+    assert part.name
+    assert part.seen
+    assert part.lost
+    assert callable(part.absent)
+
+
+def test_running_loop() -> None:
+    async def both() -> tuple[Any, Any]:
+        return internals.running_loop(), internals.PARTS["running_loop"].absent()
+
+    assert internals.running_loop is asyncio._get_running_loop
+    assert internals.running_loop() is internals.PARTS["running_loop"].absent() is None
+    fast, slow = run(both)
+    assert fast is slow is not None
+
+
+async def test_leave_loop() -> None:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    internals.leave_loop(loop, task)
+    try:
+        assert internals.running_loop() is None
+        assert None is asyncio.current_task(loop)
+    finally:
+        internals.enter_loop(loop, task)
+    assert asyncio.current_task() is task
+
+
+test_enter_loop = test_leave_loop
+
+
+@pytest.mark.parametrize("name", OWN_LOOPS)
+def test_has_nothing_left(name: str) -> None:
+    loop = LOOP_FACTORIES[name]()
+    assert internals.has_nothing_left(loop)
+    handle = loop.call_soon(int)
+    assert not internals.has_nothing_left(loop)
+    handle.cancel()
+    loop.run_until_complete(loop.run_in_executor(None, int))
+    assert not internals.has_nothing_left(loop)
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+def test_make_first_step() -> None:
+    began: list[int] = []
+
+    async def begin() -> None:
+        began.append(1)
+
+    def in_a_callback(done: asyncio.Future[list[int]]) -> None:
+        loop = done.get_loop()
+        assert isinstance(loop._ready, deque)  # type: ignore[attr-defined]
+        internals.make_first_step(loop.create_task(begin()), loop)
+        done.set_result(began.copy())
+
+    async def main() -> list[int]:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[list[int]] = loop.create_future()
+        loop.call_soon(in_a_callback, done)
+        return await asyncio.wait_for(done, LIMIT)
+
+    assert [1] == run(main) == began
+
+
+@pytest.mark.skipif("uvloop" not in LOOP_FACTORIES, reason="no uvloop here")
+def test_thread_of_uvloop() -> None:
+    async def thread() -> int:
+        return internals.thread_of_uvloop(asyncio.get_running_loop())
+
+    assert threading.get_ident() == run(thread, "uvloop")
+
+
+@pytest.mark.parametrize("name", OWN_LOOPS)
+def test_callbacks_of(name: str) -> None:
+    async def main() -> None:
+        future = asyncio.get_running_loop().create_future()
+        assert not internals.callbacks_of(future)
+        future.add_done_callback(print)
+        assert [print] == [callback for callback, _ in internals.callbacks_of(future)]
+        future.remove_done_callback(print)
+        future.set_result(None)
+
+    run(main, name)
+
+
+def test_waited_for_by() -> None:
+    async def main() -> None:
+        future = asyncio.get_running_loop().create_future()
+
+        async def wait() -> None:
+            await future
+
+        task = asyncio.ensure_future(wait())
+        await asyncio.sleep(0)
+        assert internals.waited_for_by(task) is future
+        future.set_result(None)
+        await task
+        assert internals.waited_for_by(task) is None
+
+    run(main)
+
+
+def test_future_of_task_group() -> None:
+    async def main() -> None:
+        seen: list[Any] = []
+        tasks: list[Any] = []
+
+        async def look() -> None:
+            seen.append(internals.future_of_task_group(group))
+
+        async def member() -> None:
+            await asyncio.sleep(0)  # by now the group waits
+            await look()
+
+        async with asyncio.TaskGroup() as group:
+            tasks.append(group.create_task(member()))
+        assert [True] == [isinstance(each, asyncio.Future) for each in seen]
+
+    run(main)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="the registries are in C code")
+def test_all_task_registries() -> None:
+    async def main() -> None:
+        tasks = [task for registry in internals.all_task_registries() for task in list(registry)]
+        assert asyncio.current_task() in tasks
+
+    run(main)
+
+
+def test_is_finished() -> None:
+    future: Future[None] = Future()
+    assert not internals.is_finished(future)
+    future.set_result(None)
+    assert internals.is_finished(future)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="inspect has a public way")
+def test_mark_as_coroutine_function() -> None:
+    def function() -> None: ...
+
+    assert internals.mark_as_coroutine_function(function) is function
+    assert asyncio.iscoroutinefunction(function)
+
+
+def test_default_executor_of() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert internals.default_executor_of(loop) is None
+        await asyncio.to_thread(int)
+        assert isinstance(internals.default_executor_of(loop), ThreadPoolExecutor)
+
+    run(main)
+
+
+def test_threads_of() -> None:
+    with ThreadPoolExecutor(1) as executor:
+        thread = executor.submit(threading.current_thread).result(LIMIT)
+        assert {thread} == set(internals.threads_of(executor))
+    assert internals.threads_of(object()) is None
+
+
+def test_thread_limit_of() -> None:
+    with ThreadPoolExecutor(3) as executor:
+        assert 3 == internals.thread_limit_of(executor)
+    assert internals.thread_limit_of(object()) is None
+
+
+def test_reference_to_executor_above() -> None:
+    def look() -> Any:
+        reference = internals.reference_to_executor_above(sys._getframe())
+        return reference and reference()
+
+    with ThreadPoolExecutor(1) as executor:
+        assert executor.submit(look).result(LIMIT) is executor
+    assert look() is None
+
+
+def test_pools_refuse_work() -> None:
+    assert not internals.pools_refuse_work()
+    assert hasattr(concurrent.futures.thread, "_shutdown")
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+from asgiref._bridge import internals
+pool = ThreadPoolExecutor(1)
+def look():
+    try: pool.submit(int)
+    except RuntimeError: print(internals.pools_refuse_work())
+atexit.register(look)
+"""
+    assert ["True"] == output_of(code)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="starts threads to the end")
+@pytest.mark.skipif(not CPYTHON, reason="has a text of its own")
+def test_interpreter_ends() -> None:
+    code = """
+from asgiref._bridge import internals
+def look():
+    try: threading.Thread(target=int).start()
+    except RuntimeError as error: print(internals.interpreter_ends(error))
+atexit.register(look)
+"""
+    assert ["True"] == output_of(code)
+    assert not internals.interpreter_ends(RuntimeError("can't start new thread"))
+
+
+@pytest.mark.slow
+def test_main_tests_pass_with_all_parts_switched_off() -> None:
+    """As on a Python, and on loops, that show nothing of themselves."""
+    modules = ("sync_to_async", "async_to_sync", "contexts", "local", "current_thread_executor", "arrival", "routing")
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in modules]
+    paths = os.pathsep.join([str(Path(asgiref.__file__).parent.parent), str(ROOT)])
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "not slow",
+        "-c",
+        str(ROOT / "setup.cfg"),
+        "--rootdir",
+        str(ROOT),
+    ]
+    process = subprocess.run(
+        [*command, "--import-mode", "importlib", "-p", "no:cacheprovider", *files],
+        env={**os.environ, "ASGIREF_WITHOUT_INTERNALS": "1", "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=4 * LIMIT,
+        check=False,
+    )
+    assert 0 == process.returncode, process.stdout[-5000:]
+    assert " passed" in process.stdout
