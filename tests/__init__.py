@@ -8,4 +8,5 @@ WITHOUT_INTERNALS = bool(os.environ.get("ASGIREF_WITHOUT_INTERNALS"))
 
 if WITHOUT_INTERNALS:  # before any other module of the package takes a function from there
     for name, part in internals.PARTS.items():
-        setattr(internals, name, part.absent)
+        if name != "mark_as_coroutine_function":  # Python 3.11, the only one that needs it, will not lose it any more
+            setattr(internals, name, part.absent)

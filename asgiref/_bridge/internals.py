@@ -46,7 +46,7 @@ __all__ = [
     "reference_to_executor_above",
     "running_loop",
     "thread_limit_of",
-    "thread_of_uvloop",
+    "thread_of_loop",
     "threads_of",
     "waited_for_by",
 ]
@@ -164,12 +164,12 @@ def make_first_step(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) ->
 
 @_part(
     "_thread_id of a loop",
-    seen="uvloop 0.22; asyncio's own loops",
-    lost="bridge_calls() does not name the thread on which a loop of uvloop runs",
+    seen=f"{EVERYWHERE}; asyncio's own loops",
+    lost="bridge_calls() does not name the thread of a loop whose class has a run_forever() of its own",
     absent=lambda loop: 0,
 )
-def thread_of_uvloop(loop: Any) -> int:
-    """Return the ident of the thread that runs *loop*, which has no frame of its own, or 0."""
+def thread_of_loop(loop: Any) -> int:
+    """Return the ident of the thread that runs *loop*, or 0."""
     return getattr(loop, "_thread_id", None) or 0
 
 

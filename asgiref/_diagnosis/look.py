@@ -309,7 +309,7 @@ class Look:
         return []
 
     def thread_of(self, loop: Any) -> int:
-        return self.threads_of_loops.get(loop) or internals.thread_of_uvloop(loop)
+        return self.threads_of_loops.get(loop) or internals.thread_of_loop(loop)
 
     def name_of(self, ident: int | None) -> str | None:
         return self.names.get(ident, str(ident)) if ident else None

@@ -109,12 +109,12 @@ def test_make_first_step() -> None:
     assert [1] == run(main) == began
 
 
-@pytest.mark.skipif("uvloop" not in LOOP_FACTORIES, reason="no uvloop here")
-def test_thread_of_uvloop() -> None:
+def test_thread_of_loop() -> None:
     async def thread() -> int:
-        return internals.thread_of_uvloop(asyncio.get_running_loop())
+        return internals.thread_of_loop(asyncio.get_running_loop())
 
-    assert threading.get_ident() == run(thread, "uvloop")
+    assert threading.get_ident() == run(thread)
+    assert 0 == internals.thread_of_loop(LOOP_FACTORIES["asyncio-debug"])
 
 
 @pytest.mark.parametrize("name", OWN_LOOPS)
@@ -243,10 +243,11 @@ atexit.register(look)
 def test_interpreter_ends() -> None:
     code = """
 from asgiref._bridge import internals
-def look():
-    try: threading.Thread(target=int).start()
-    except RuntimeError as error: print(internals.interpreter_ends(error))
-atexit.register(look)
+class Last:
+    def __del__(self, threading=threading, internals=internals):
+        try: threading.Thread(target=int).start()
+        except RuntimeError as error: print(internals.interpreter_ends(error))
+last = Last()
 """
     assert ["True"] == output_of(code)
     assert not internals.interpreter_ends(RuntimeError("can't start new thread"))
