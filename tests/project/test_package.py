@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib
 import inspect
 import pkgutil
@@ -195,3 +196,10 @@ def test_tests_that_the_security_page_names_exist() -> None:
     ]
     assert named
     assert [] == missing
+
+
+def test_every_package_is_built() -> None:
+    configuration = configparser.ConfigParser()
+    configuration.read(ROOT / "setup.cfg")
+    named = configuration["options"]["packages"].split()
+    assert named == ["asgiref", *(f"asgiref.{wing}" for wing in WINGS)]

@@ -133,4 +133,12 @@ def test_options_of_servers_exist(server: str, tmp_path: Path) -> None:
 def test_what_the_contributors_page_names_exists() -> None:
     page = (DOCS / "contributing.rst").read_text()
     files = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
-    assert set() == set(re.findall(r"\btest_\w+", page)) - files
+    assert files == set(re.findall(r"\btest_\w+", page))
+
+
+def test_every_module_of_the_package_has_its_line_on_the_design_page() -> None:
+    page = (DOCS / "design.rst").read_text()
+    rooms = page.partition("The rooms\n")[2].partition("Imports run one way")[0]
+    rows = re.findall(r"^(``\w+``(?:, ``\w+``)*) ", rooms, re.MULTILINE)
+    modules = {path.stem for path in Path(asgiref.__file__).parent.rglob("*.py")} - {"__init__"}
+    assert modules == {name for row in rows for name in re.findall(r"\w+", row)}
