@@ -1,7 +1,10 @@
 """The tests. With ASGIREF_WITHOUT_INTERNALS, they run as on a Python that shows none of its private parts."""
 
+import asyncio
 import os
+from types import SimpleNamespace
 
+from asgiref import local
 from asgiref._bridge import internals
 
 WITHOUT_INTERNALS = bool(os.environ.get("ASGIREF_WITHOUT_INTERNALS"))
@@ -10,3 +13,4 @@ if WITHOUT_INTERNALS:  # before any other module of the package takes a function
     for name, part in internals.PARTS.items():
         if name != "mark_as_coroutine_function":  # Python 3.11, the only one that needs it, will not lose it any more
             setattr(internals, name, part.absent)
+    vars(local)["asyncio"] = SimpleNamespace(get_running_loop=asyncio.get_running_loop)

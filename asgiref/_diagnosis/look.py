@@ -231,9 +231,10 @@ class Look:
             executor = each if executor is None else executor
         call.queue = f"the queue of {'an executor' if executor is None else type(executor).__qualname__}"
         if executor is not None and issubclass(type(executor), ThreadPoolExecutor):
-            call.queue += f" with {executor._max_workers} threads"
-            running = [each for thread in _again(list, executor._threads) for each in self._running_on(thread.ident)]
-            if len(running) == executor._max_workers:
+            limit, threads = internals.thread_limit_of(executor), internals.threads_of(executor) or ()
+            call.queue += f" with {limit} threads"
+            running = [each for thread in _again(list, threads) for each in self._running_on(thread.ident)]
+            if len(running) == limit:
                 call.blockers, call.any_will_do = running, True
 
     def _running_on(self, ident: int | None, above: int = -1) -> list[Call]:
