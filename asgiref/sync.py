@@ -6,8 +6,8 @@ context variables.
 
 What lives here are the two wrappers, the decorators that make them and the two context
 managers that choose threads. How a thread is chosen is in ``_bridge.routing``, how work travels
-in ``_bridge.jobs``, who owns threads and loops in ``_bridge.workers`` and ``_bridge.loops``, what goes along
-in ``_bridge.carry``.
+in ``_bridge.jobs``, who owns threads and loops in ``_bridge.workers`` and ``_bridge.loops``, how long
+loops of others are waited for in ``_bridge.patience``, what goes along in ``_bridge.carry``.
 
 The attributes of the two classes are read anew at each call, because other packages
 rebind them.
@@ -20,10 +20,10 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import math
 import os
 import sys
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
@@ -36,6 +36,7 @@ from ._bridge import forks, internals, jobs, lending, loops, routing, workers
 from ._bridge.carry import ExceptionMarks, changes_since
 from ._bridge.internals import running_loop
 from ._bridge.jobs import AwaitedOutcome, InnerCalls, JobExecutor, LoopCall, ThreadCall, WouldDeadlock
+from ._bridge.patience import LoopWait, Patience, cannot_run_again
 from ._bridge.wrapping import Wrapper, take_over
 from .current_thread_executor import CurrentThreadExecutor
 from .local import Local
@@ -70,9 +71,10 @@ R = TypeVar("R")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-# How long, in seconds, a thread bears with a loop that stopped, but was not closed, while
-# it ran the thread's coroutine: somebody may run it again. A guess.
-STOPPED_LOOP_PATIENCE = 2.0
+# How long, in seconds, a loop that others own may be stopped while a thread waits for what it runs, and while it
+# has yet to begin a coroutine, which gets another loop then; read anew at each wait.
+stopped_loop_patience = 300.0
+stopped_loop_start_patience = 2.0
 
 # In asyncio's debug mode, a call that takes longer, in seconds, is logged; read anew each time.
 slow_bridge_call_duration = 5.0
@@ -405,11 +407,12 @@ class AsyncToSync(Wrapper, Generic[P, R]):
                     if not handed_over:
                         handed_over = True
                         if home is not None and self._give_to(home, call):
-                            check = _loss_check(home, call, outcome)
+                            check = LoopWait(home, call, outcome, self._circumstances).is_lost
                         else:
                             kept = self._give_to_own_loop(call, outcome, mailbox)
                             if kept is not None:
-                                check = _loss_check(kept.loop, call, outcome)
+                                # It runs until it is closed, but may have yet to start.
+                                check = LoopWait(kept.loop, call, outcome, _endless_patience).is_lost
                     mailbox.serve(check)
                     if outcome.settled:
                         mailbox.close()
@@ -430,17 +433,22 @@ class AsyncToSync(Wrapper, Generic[P, R]):
             del interrupt
 
     def _home_loop(self) -> Any:
-        """Return the loop from which this thread's bridged call came, if it can run our coroutine, else None."""
+        """Return the loop from which this thread's bridged call came, if it may run our coroutine, else None."""
         here = SyncToAsync.threadlocal.__dict__
         home = here.get("main_event_loop")
-        if (
-            home is None
-            or here.get("main_event_loop_pid") != forks.pid
-            or not home.is_running()
-            or workers.is_suspended_here(home)
+        if home is None or here.get("main_event_loop_pid") != forks.pid or workers.is_suspended_here(home):
+            return None
+        if not home.is_running() and (
+            stopped_loop_start_patience <= 0 or cannot_run_again(home, self._thread_of_home_loop())
         ):
             return None
         return home
+
+    def _thread_of_home_loop(self) -> threading.Thread | None:
+        return getattr(SyncToAsync.threadlocal.__dict__.get("task_context"), "loop_thread", None)
+
+    def _circumstances(self) -> tuple[Patience, threading.Thread | None]:
+        return Patience(stopped_loop_patience, stopped_loop_start_patience), self._thread_of_home_loop()
 
     def _give_to(self, home: Any, call: LoopCall) -> bool:
         try:
@@ -511,44 +519,15 @@ class AsyncToSync(Wrapper, Generic[P, R]):
             del handled, exc_info, call_result
 
 
+def _endless_patience() -> tuple[Patience, None]:
+    return Patience(math.inf, math.inf), None
+
+
 def _close_if_never_begun(*awaitables: Any) -> None:
     """Spare the user the warning that a coroutine, cancelled before its first step, was never awaited."""
     for awaitable in awaitables:
         if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
             awaitable.close()
-
-
-def _loss_check(loop: asyncio.AbstractEventLoop, call: LoopCall, outcome: AwaitedOutcome[Any]) -> Callable[[], bool]:
-    """Return a function that tells whether *loop* has left *call* behind, so that waiting on would never end.
-
-    A call that was not begun is then taken back, for another loop. One that was begun fails.
-    """
-    stopped_at: float | None = None
-
-    def is_lost() -> bool:
-        nonlocal stopped_at
-        if call.ended_unheard:
-            outcome.set_exception(asyncio.CancelledError())
-            return True
-        if loop.is_running():
-            stopped_at = None
-            return False
-        if outcome.settled or call.take_back():
-            return True
-        now = time.monotonic()
-        stopped_at = now if stopped_at is None else stopped_at
-        if not loop.is_closed() and now < stopped_at + STOPPED_LOOP_PATIENCE:
-            return False
-        call.cancel()  # in case somebody runs the loop again after all
-        outcome.set_exception(
-            RuntimeError(
-                f"the event loop {loop!r} was stopped or closed while it ran a coroutine for async_to_sync; "
-                "let what the loop runs wait for its threads before it ends"
-            )
-        )
-        return True
-
-    return is_lost
 
 
 class SyncToAsync(Wrapper, Generic[P, R]):
@@ -609,6 +588,7 @@ class SyncToAsync(Wrapper, Generic[P, R]):
             context = contextvars.copy_context()
             snapshot = context.copy()
         inner_calls = InnerCalls()
+        inner_calls.loop_thread = threading.current_thread()
         child: Callable[[], R] = functools.partial(self.func, *args, **kwargs)
         call: ThreadCall[R] = ThreadCall(loop, self, sys.exc_info(), inner_calls, context, child)
         self._give_to_thread(call, loop, inner_calls, args)
@@ -823,8 +803,8 @@ def async_to_sync(awaitable: Any = None, *, force_new_loop: bool = False) -> Any
 
     Thread and loop:
         The function is called on the calling thread, what it returns is awaited in a task
-        of a loop in another: the loop of the enclosing ``sync_to_async`` call if it runs,
-        else that of an ``AsyncSingleThreadContext``, else a fresh one. The calling thread
+        of a loop in another: the loop of the enclosing ``sync_to_async`` call if it runs
+        now or soon, else that of an ``AsyncSingleThreadContext``, else a fresh one. The calling thread
         waits, and meanwhile runs thread-sensitive code that the coroutine calls. Context
         variables go along, and changes to them come back.
 
@@ -840,7 +820,8 @@ def async_to_sync(awaitable: Any = None, *, force_new_loop: bool = False) -> Any
     Raises:
         TypeError: for what is not callable.
         RuntimeError: when called in a thread where an event loop runs, which it would
-            block, and when the loop that runs the coroutine is stopped or closed meanwhile.
+            block, and when the loop that runs the coroutine is closed meanwhile, or stopped
+            for longer than ``stopped_loop_patience``.
 
     Warns:
         UserWarning: once, where the callable is not marked as a coroutine function.

@@ -65,6 +65,11 @@ def wait_for(event: threading.Event) -> None:
     assert event.wait(LIMIT), "nobody set the event"
 
 
+def forget(thread: threading.Thread) -> None:
+    """Take a thread that was not started by ``threading`` from its list, where it may stay for ever."""
+    threading._active.pop(thread.ident, None)  # type: ignore[attr-defined]
+
+
 def idle_workers() -> set[threading.Thread]:
     """Return the threads in the pool, the one that serves the whole process, and that of debug mode."""
     threads: set[threading.Thread] = {worker.thread for worker in workers._idle}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures.thread
+import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ __all__ = [
     "pools_refuse_work",
     "reference_to_executor_above",
     "running_loop",
+    "says_always_that_it_lives",
     "thread_limit_of",
     "thread_of_loop",
     "threads_of",
@@ -293,6 +295,20 @@ def reference_to_executor_above(frame: FrameType | None) -> Callable[[], Any] | 
     while frame is not None and frame.f_code is not worker:
         frame = frame.f_back
     return None if frame is None else frame.f_locals.get("executor_reference")
+
+
+# Threads:
+
+
+@_part(
+    "threading._DummyThread",
+    seen=EVERYWHERE,
+    lost="that a loop is given up at once whose thread was not started by threading, and has ended",
+    absent=lambda thread: False,
+)
+def says_always_that_it_lives(thread: threading.Thread) -> bool:
+    """Tell whether *thread* is one that was not started by ``threading``, whose object knows nothing of its end."""
+    return isinstance(thread, getattr(threading, "_DummyThread", ()))
 
 
 # The end of the interpreter:

@@ -393,6 +393,8 @@ class ThreadCall(Outcome[R]):
 class InnerCalls(list[AwaitedOutcome[Any]]):
     """The ``async_to_sync`` calls for which one bridged call waits; what to cancel when its caller is cancelled."""
 
+    __slots__ = ("__dict__", "loop_thread")
+
     # The executor that runs the call, where a ThreadSensitiveContext was given it, and so the promise of one thread.
     promised_executor: Any = None
     # The loop in whose default executor the call runs, where that does not show its threads.
@@ -400,6 +402,8 @@ class InnerCalls(list[AwaitedOutcome[Any]]):
     # Whether a cancellation of the caller has gone in, and the arguments of the latest one that came after it.
     cancelled = False
     absorbed: tuple[Any, ...] | None = None
+    # The thread on which the caller's loop ran; set for each call, and so in a slot.
+    loop_thread: threading.Thread
 
 
 class LoopCall:
@@ -409,6 +413,9 @@ class LoopCall:
     and ``take_back`` exclude each other, and only one of them wins. Once begun, it is the
     coroutine that settles the outcome.
     """
+
+    # The thread that ran the loop last, as far as that is known.
+    thread: threading.Thread | None = None
 
     def __init__(
         self,
@@ -429,6 +436,7 @@ class LoopCall:
     def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
         """Make the coroutine a task of *loop*, unless the caller took it back."""
         self._loop = loop  # first, since who comes too late to take the coroutine back needs it
+        self.thread = threading.current_thread()
         try:
             coroutine = self._coroutine
             del self._coroutine
@@ -452,6 +460,11 @@ class LoopCall:
     def ended_unheard(self) -> bool:
         """Whether the task is done and the outcome open: the task was cancelled before its first step."""
         return self._task is not None and self._task.done() and not self._outcome.settled
+
+    @property
+    def begun(self) -> bool:
+        """Whether the loop has come to this, so that the coroutine can hardly be taken back."""
+        return self._loop is not None
 
     def take_back(self) -> bool:
         """Keep the coroutine from being started; return False where it has been, or was taken back before."""

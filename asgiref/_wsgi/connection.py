@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .._bridge import workers
 from .._bridge.internals import running_loop
+from .._bridge.patience import Patience
 from ..sync import AsyncToSync
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class _OnLoop(AsyncToSync[..., R]):
     def _home_loop(self) -> Any:
         loop = self._loop
         return loop if loop.is_running() and not workers.is_suspended_here(loop) else None
+
+    def _circumstances(self) -> tuple[Patience, None]:
+        return Patience(0.0, 0.0), None  # a server that has stopped its loop serves nobody any more
 
 
 class Connection:

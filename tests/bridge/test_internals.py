@@ -5,6 +5,7 @@ A test here that fails on a new Python says which part has moved; ``internals`` 
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import concurrent.futures.thread
 import os
@@ -23,7 +24,7 @@ import asgiref
 from asgiref._bridge import internals
 
 from ..conftest import LOOP_FACTORIES
-from ..helpers import LIMIT, ROOT, output_of
+from ..helpers import LIMIT, ROOT, forget, output_of, wait_for
 
 pytestmark = pytest.mark.needs_internals
 
@@ -221,6 +222,21 @@ def test_reference_to_executor_above() -> None:
     with ThreadPoolExecutor(1) as executor:
         assert executor.submit(look).result(LIMIT) is executor
     assert look() is None
+
+
+def test_says_always_that_it_lives() -> None:
+    threads: list[threading.Thread] = []
+    known = threading.Event()
+
+    def run() -> None:
+        threads.append(threading.current_thread())
+        known.set()
+
+    _thread.start_new_thread(run, ())
+    wait_for(known)
+    assert internals.says_always_that_it_lives(threads[0])
+    assert not internals.says_always_that_it_lives(threading.current_thread())
+    forget(threads[0])
 
 
 def test_pools_refuse_work() -> None:

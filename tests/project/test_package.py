@@ -31,6 +31,7 @@ ALLOWED = {
     "_bridge.threads": set[str](),
     "_bridge.carry": {"local"},
     "_bridge.jobs": {"_bridge.builds", "_bridge.forks", "_bridge.internals", "local"},
+    "_bridge.patience": {"_bridge.internals", "_bridge.jobs"},
     "_bridge.wrapping": {"_bridge.internals"},
     "_bridge.routing": {"_bridge.internals", "current_thread_executor"},
     "_bridge.lending": {"_bridge.internals", "_bridge.jobs", "current_thread_executor"},
@@ -45,7 +46,7 @@ ALLOWED = {
     "_wsgi": set[str](),
     "_wsgi.dropped": set[str](),
     "_wsgi.environ": {"_wsgi.dropped"},
-    "_wsgi.connection": {"_bridge.internals", "_bridge.workers", "sync"},
+    "_wsgi.connection": {"_bridge.internals", "_bridge.patience", "_bridge.workers", "sync"},
     "_wsgi.response": {"_bridge.jobs", "_wsgi.connection", "_wsgi.dropped"},
     "compatibility": {"sync"},
     "server": {"_bridge.internals", "compatibility"},
@@ -56,7 +57,18 @@ ALLOWED = {
     "sync": {
         *(
             f"_bridge.{room}"
-            for room in ("carry", "forks", "internals", "jobs", "lending", "loops", "routing", "workers", "wrapping")
+            for room in [
+                "carry",
+                "forks",
+                "internals",
+                "jobs",
+                "lending",
+                "loops",
+                "patience",
+                "routing",
+                "workers",
+                "wrapping",
+            ]
         ),
         *("_diagnosis.calls", "_diagnosis.watch", "current_thread_executor", "local"),
     },

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from asgiref import sync
 from asgiref.sync import sync_to_async
 from asgiref.wsgi import WsgiToAsgi, WsgiToAsgiInstance
 
@@ -225,8 +224,7 @@ async def end_of(task: asyncio.Future[None]) -> None:
     await asyncio.wait_for(task, LIMIT)
 
 
-def test_loop_that_stops_while_the_application_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sync, "STOPPED_LOOP_PATIENCE", 0)
+def test_loop_that_stops_while_the_application_reads() -> None:
     client, ended, errors = Client(request(b"a", True)), threading.Event(), []
 
     def application(environ: Environ, start_response: Any) -> list[bytes]:

@@ -56,7 +56,7 @@ class MainThread:
         self._before = _waits()
         # What a program that hangs has left there is still there.
         self.blocked = set(AsyncToSync.loop_thread_executors)
-        _set_waits(self.FIRST_CHECK, self.LAST_CHECK, 0)
+        _set_waits(self.FIRST_CHECK, self.LAST_CHECK, 0, 0)
         self.loops, self.limit = loops, limit
         self.pool = concurrent.futures.ThreadPoolExecutor(64, "pool")
         self.one = concurrent.futures.ThreadPoolExecutor(1, "one")
@@ -72,7 +72,8 @@ class MainThread:
 
     def run(self, program: Piece) -> Trace:
         """Run *program*; if it does not end in time, raise ``Hung`` and start afresh."""
-        _set_waits(self.FIRST_CHECK, self.LAST_CHECK, 2 * self.limit if program.patient else 0)
+        patience = 2 * self.limit if program.patient else 0
+        _set_waits(self.FIRST_CHECK, self.LAST_CHECK, patience, patience)
         run = _Run(self)
         result: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         context = contextvars.Context()
@@ -118,13 +119,14 @@ class MainThread:
             workers._workers.clear()
 
 
-def _waits() -> tuple[float, float, float]:
-    return current_thread_executor.FIRST_CHECK, current_thread_executor.LAST_CHECK, sync.STOPPED_LOOP_PATIENCE
+def _waits() -> tuple[float, ...]:
+    mailbox = current_thread_executor
+    return mailbox.FIRST_CHECK, mailbox.LAST_CHECK, sync.stopped_loop_patience, sync.stopped_loop_start_patience
 
 
-def _set_waits(first_check: float, last_check: float, patience: float) -> None:
+def _set_waits(first_check: float, last_check: float, patience: float, start_patience: float) -> None:
     current_thread_executor.FIRST_CHECK, current_thread_executor.LAST_CHECK = first_check, last_check
-    sync.STOPPED_LOOP_PATIENCE = patience
+    sync.stopped_loop_patience, sync.stopped_loop_start_patience = patience, start_patience
 
 
 def _stacks() -> str:
@@ -304,8 +306,8 @@ def _run_leaving(leaving: _Leaving, task: asyncio.Task[Any], strand: _Strand) ->
     tasks = asyncio.all_tasks(loop)
     if not task.done() and leaving.how in ("paused", "stopped"):
         if leaving.how == "paused":
+            leaving.tell()  # what goes on meanwhile may call a loop that stands still
             time.sleep(2 * MainThread.LAST_CHECK)  # so that all see it
-            loop.call_soon(leaving.tell)
         else:
             leaving.tell()
             leaving.wait_for_functions()
