@@ -32,7 +32,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from . import local
-from ._bridge import forks, internals, jobs, lending, loops, routing, workers
+from ._bridge import forks, internals, jobs, lending, loops, register, routing, workers
 from ._bridge.carry import ExceptionMarks, changes_since
 from ._bridge.internals import running_loop
 from ._bridge.jobs import AwaitedOutcome, InnerCalls, JobExecutor, LoopCall, ThreadCall, WouldDeadlock
@@ -323,6 +323,7 @@ class AsyncToSync(Wrapper, Generic[P, R]):
                 stacklevel=3,
             )
 
+    @register.noted
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         __traceback_hide__ = True
         if running_loop() is not None:
@@ -347,10 +348,17 @@ class AsyncToSync(Wrapper, Generic[P, R]):
             if mailbox.lends_to is not None:
                 mailbox.pool = lending.pool_here()
         coroutine = self.main_wrap(outcome, sys.exc_info(), inner_calls, contexts, awaitable)
+        leave = None
         try:
+            if register.KEPT:
+                leave = register.here().enter(
+                    "asgiref.sync.AsyncToSync.__call__", self=self, outcome=outcome, mailbox=mailbox
+                )
             self._run_to_end(coroutine, context, outcome, mailbox, inner_calls)
         finally:
             mailbox.close(run_rest=False)  # where an interrupt came at a bad moment
+            if leave is not None:
+                leave()
             if contexts[0] is context:
                 if outcome.settled:
                     _close_if_never_begun(coroutine, awaitable)
@@ -451,6 +459,7 @@ class AsyncToSync(Wrapper, Generic[P, R]):
         return Patience(stopped_loop_patience, stopped_loop_start_patience), self._thread_of_home_loop()
 
     def _give_to(self, home: Any, call: LoopCall) -> bool:
+        call.asked = home
         try:
             home.call_soon_threadsafe(call.start, home, context=contextvars.Context())
         except RuntimeError:  # closed since we looked
@@ -591,8 +600,9 @@ class SyncToAsync(Wrapper, Generic[P, R]):
         inner_calls.loop_thread = threading.current_thread()
         child: Callable[[], R] = functools.partial(self.func, *args, **kwargs)
         call: ThreadCall[R] = ThreadCall(loop, self, sys.exc_info(), inner_calls, context, child)
-        self._give_to_thread(call, loop, inner_calls, args)
+        awaited = register.here().note_awaited(call, self, inner_calls) if register.KEPT else None
         try:
+            self._give_to_thread(call, loop, inner_calls, args)
             while True:
                 try:
                     await call.arrival
@@ -602,6 +612,8 @@ class SyncToAsync(Wrapper, Generic[P, R]):
                         raise
         finally:
             del call.arrival
+            if awaited is not None:
+                awaited.pop(id(call), None)
             if call.settled:  # pragma: no branch: else an exception goes on from here, which is no branch to a line
                 if local.THREADS_INHERIT:
                     local.arrive(context)
@@ -720,6 +732,7 @@ class SyncToAsync(Wrapper, Generic[P, R]):
             return self
         return MethodType(self, parent)
 
+    @register.noted
     def thread_handler(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -745,7 +758,12 @@ class SyncToAsync(Wrapper, Generic[P, R]):
         if local.THREADS_INHERIT and isinstance(func.__self__, contextvars.Context):  # type: ignore[attr-defined]
             local.arrive(func.__self__)  # type: ignore[attr-defined]
         handled = exc_info[1]
+        leave = None
         try:
+            if register.KEPT:
+                leave = register.here().enter(
+                    "asgiref.sync.SyncToAsync.thread_handler", self=self, loop=loop, task_context=task_context
+                )
             if handled is None:
                 return func(*args, **kwargs)
             marks = ExceptionMarks(handled)
@@ -759,6 +777,8 @@ class SyncToAsync(Wrapper, Generic[P, R]):
             raise RuntimeError(f"{_name_of(self.func)} raised {error!r}") from error
         finally:
             here["main_event_loop"], here["main_event_loop_pid"], here["task_context"] = outer
+            if leave is not None:
+                leave()
             del handled, exc_info
 
 
@@ -936,7 +956,9 @@ def bridge_calls() -> list[BridgeCall]:
     nothing for it. What runs meanwhile goes on, so a call may have ended when you read of it.
 
     Any thread may call this, also one that runs an event loop, and a signal handler. It
-    waits for nothing, calls no code of yours, and keeps no reference to what it saw.
+    waits for nothing, calls no code of yours, and keeps no reference to what it saw. On a
+    free-threaded build, other loops are asked for their tasks; those that do not answer
+    within a quarter of a second are told without them.
 
     Returns:
         A list of ``BridgeCall``, the one that began first at the front.

@@ -22,6 +22,8 @@ from asgiref._bridge import workers
 from asgiref._bridge.jobs import JobExecutor, ThreadCall
 from asgiref.sync import SyncToAsync
 
+from .soak.run import let_idle_threads_run as let_idle_threads_run
+
 # The limit of each wait, in seconds: far more than it ever takes, and less than faulthandler's.
 LIMIT = 30.0
 
@@ -95,6 +97,7 @@ def no_garbage() -> Iterator[None]:
     flags = gc.get_debug()
     try:
         yield
+        let_idle_threads_run()
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         garbage = gc.garbage.copy()

@@ -22,6 +22,9 @@ __all__ = ["after_fork_in_child", "generation", "notice", "pid"]
 # every forked child, before any other code of ours runs there, or when ``notice`` is called.
 generation = object()
 
+# Whether this process is a forked child.
+forked = False
+
 # For others, who compare it with os.getpid().
 pid = getpid()
 
@@ -34,7 +37,8 @@ _beginning: dict[int, threading.RLock] = {}
 
 
 def _begin_generation() -> None:
-    global generation, pid
+    global forked, generation, pid
+    forked = True
     generation = object()
     for renew in _renewals:
         renew()

@@ -40,6 +40,7 @@ __all__ = [
     "has_nothing_left",
     "interpreter_ends",
     "is_finished",
+    "is_waited_for",
     "leave_loop",
     "make_first_step",
     "mark_as_coroutine_function",
@@ -229,6 +230,17 @@ def all_task_registries() -> list[Any]:
 def is_finished(future: Future[Any]) -> bool:
     """Tell whether *future* is done, without its lock, for which ``done()`` waits."""
     return getattr(future, "_state", None) == "FINISHED"
+
+
+@_part(
+    "_condition of a concurrent.futures.Future, and its _waiters",
+    seen=EVERYWHERE,
+    lost="on a free-threaded build, bridge_calls() does not see through run_coroutine_threadsafe(...).result()",
+    absent=lambda future: False,
+)
+def is_waited_for(future: Future[Any]) -> bool:
+    """Tell whether a thread waits in ``result()`` or ``exception()`` of *future*."""
+    return bool(getattr(getattr(future, "_condition", None), "_waiters", None))
 
 
 # What marks a function, in its __dict__, as one whose call gives an awaitable.

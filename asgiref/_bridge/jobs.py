@@ -27,7 +27,7 @@ from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar
 
 from .. import local
-from . import builds, forks
+from . import builds, forks, register
 from .forks import after_fork_in_child
 from .internals import callbacks_of, make_first_step, running_loop
 
@@ -240,7 +240,7 @@ class ThreadCall(Outcome[R]):
         child: The wrapped function with its arguments.
     """
 
-    __slots__ = ("_arrived", "_generation", "_loop", "_submitted", "arrival", "began", CLAIMED_IN)
+    __slots__ = ("_arrived", "_generation", "_loop", "_submitted", "arrival", "began", "__weakref__", CLAIMED_IN)
 
     def __init__(
         self,
@@ -268,6 +268,7 @@ class ThreadCall(Outcome[R]):
 
     # On the thread:
 
+    @register.noted
     def run(self) -> None:
         __traceback_hide__ = True
         try:
@@ -275,11 +276,14 @@ class ThreadCall(Outcome[R]):
             del self._call
         except AttributeError:
             return
+        leave = register.here().enter("asgiref._bridge.jobs.ThreadCall.run", self=self) if register.KEPT else None
         try:
             self._result = wrapper.thread_handler(loop, exc_info, inner_calls, context.run, child)
         except BaseException as error:
             self._error = error
         self.settled = True
+        if leave is not None:
+            leave()
 
     def report(self, after_interrupt: bool = False) -> None:
         loop = self._loop
@@ -393,7 +397,7 @@ class ThreadCall(Outcome[R]):
 class InnerCalls(list[AwaitedOutcome[Any]]):
     """The ``async_to_sync`` calls for which one bridged call waits; what to cancel when its caller is cancelled."""
 
-    __slots__ = ("__dict__", "loop_thread")
+    __slots__ = ("__dict__", "__weakref__", "loop_thread")
 
     # The executor that runs the call, where a ThreadSensitiveContext was given it, and so the promise of one thread.
     promised_executor: Any = None
@@ -428,6 +432,8 @@ class LoopCall:
         self._coroutine = coroutine
         self._context = context
         self._outcome = outcome
+        # The loop that was asked to start it, if it is no fresh one, and that which came to that.
+        self.asked: asyncio.AbstractEventLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
 

@@ -137,6 +137,7 @@ class KeptLoop:
                 return False
             try:
                 self._enter(mailbox)
+                call.asked = self.loop
                 # Ahead of the callback that ends the loop, so whatever was accepted is started.
                 self.loop.call_soon_threadsafe(call.start, self.loop, context=contextvars.Context())
             except BaseException:  # an interrupt: the caller will not know which loop to leave

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from traceback import FrameSummary
 from typing import TYPE_CHECKING, Any
 
-from .look import Call, Look
+from .._bridge import register
+from .look import Look
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import FrameType
+
+    from .look import Call
 
 __all__ = ["BridgeCall", "bridge_calls", "report"]
 
@@ -28,7 +31,8 @@ class BridgeCall:
         where: On what the work runs, or in which queue it is, in words.
         since: When the call began, as ``time.time()`` tells it, or None where that is not known.
         duration: For how many seconds it has been in flight, or None.
-        waiting_task: The name of the task that waits. None where a thread does, or nobody: the task was cancelled.
+        waiting_task: The name of the task that waits. None where a thread does, or nobody: the task was cancelled;
+            and on a free-threaded build, where the loop is too busy to tell.
         waiting_thread: The name of the thread that waits, or where the waiting task's loop runs; None if not known.
         working_thread: The name of the thread that does the work, or serves the queue; None where it may be any of
             several, or is not known.
@@ -66,7 +70,9 @@ class BridgeCall:
         if self.since is not None:
             since = f" for {self.duration:.3f} s, since {time.strftime('%H:%M:%S', time.localtime(self.since))}"
         yield f"{self.direction}({self.function}), {self.state}{since}"
-        if self.waiting_task is not None:
+        if self.waiting_task is None and self.waiting_thread is not None and self.direction == "sync_to_async":
+            yield f"  a task of {_loop_on(self.loop, self.waiting_thread)} waits, which does not answer"
+        elif self.waiting_task is not None:
             yield f"  task {self.waiting_task!r} of {_loop_on(self.loop, self.waiting_thread)} waits"
         else:
             yield "  nobody waits" if self.waiting_thread is None else f"  thread {self.waiting_thread!r} waits"
@@ -92,21 +98,29 @@ def _lines(stack: Iterable[FrameSummary]) -> Iterator[str]:
 
 def bridge_calls() -> list[BridgeCall]:
     """Return the bridge calls in flight, those that began first at the front."""
-    with Look() as look:
+    with _look() as look:
         look.read()
         return _calls(look)
 
 
+def _look() -> Look:
+    if not register.KEPT:
+        return Look()
+    from .register_look import RegisterLook
+
+    return RegisterLook()
+
+
 def report() -> str:
     """Return the text for all bridge calls in flight, or where there are none, for the pending tasks of all loops."""
-    with Look() as look:
+    with _look() as look:
         look.read()
         texts = [(f"{call.direction}({call.function})", [*call._facts()], [*call._stack()]) for call in _calls(look)]
         if texts:
             return "\n".join(_each_stack_once(texts))
-        tasks = sorted(look.chains, key=lambda task: (look.thread_of(task.get_loop()), task.get_name()))
+        tasks = sorted(look.chains, key=lambda task: (look.thread_of(look.tasks.loops[task]), look.tasks.names[task]))
         texts = [
-            (f"task {task.get_name()!r}", [_task(look, task)], [*_lines(_summaries(look.chains[task]))])
+            (f"task {look.tasks.names[task]!r}", [_task(look, task)], [*_lines(_summaries(look.chains[task]))])
             for task in tasks
         ]
         first = "no bridge call is in flight" + ("; the pending tasks of all loops:\n" if tasks else "")
@@ -124,10 +138,10 @@ def _each_stack_once(texts: list[tuple[str, list[str], list[str]]]) -> Iterator[
 
 
 def _task(look: Look, task: Any) -> str:
-    loop = task.get_loop()
-    awaited = ", ".join(sorted([repr(other.get_name()) for other in look.awaited(task)]))
+    loop, name = look.tasks.loops[task], look.tasks.names[task]
+    awaited = ", ".join(sorted([repr(look.tasks.names.get(other)) for other in look.awaited(task)]))
     waits = f" waits for {awaited}" if awaited else ""
-    return f"task {task.get_name()!r} of {_loop_on(type(loop).__qualname__, look.name_of(look.thread_of(loop)))}{waits}"
+    return f"task {name!r} of {_loop_on(type(loop).__qualname__, look.name_of(look.thread_of(loop)))}{waits}"
 
 
 def _calls(look: Look) -> list[BridgeCall]:
@@ -147,7 +161,7 @@ def _described(look: Look, call: Call) -> BridgeCall:
         where=_where(look, call),
         since=None if duration is None else time.time() - duration,
         duration=duration,
-        waiting_task=None if call.task is None else call.task.get_name(),
+        waiting_task=None if call.task is None else look.tasks.names[call.task],
         waiting_thread=look.name_of(call.thread) if call.task is None else of_loop,
         working_thread=look.name_of(call.works_on) if to_thread else of_loop,
         loop=None if call.loop is None else type(call.loop).__qualname__,
@@ -199,7 +213,9 @@ def _working_side(look: Look, call: Call) -> Iterator[FrameSummary]:
             awaited = look.awaited(task)
             task = awaited[0] if len(awaited) == 1 else None
     busy = look.thread_of(latest.loop)
-    if busy in look.stacks and latest.state == ("queued" if latest.direction == "async_to_sync" else "returning"):
+    idle_state = "queued" if latest.direction == "async_to_sync" else "returning"
+    is_busy = latest.state == idle_state or (latest.direction == "async_to_sync" and latest.loop in look.untold_loops)
+    if busy in look.stacks and is_busy:
         yield FrameSummary("", 0, f"thread {look.name_of(busy)!r} meanwhile", lookup_line=False)
         yield from _summaries(look.stacks[busy])
 

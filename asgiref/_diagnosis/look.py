@@ -37,6 +37,7 @@ LOOP_RUNNERS = {
     "asgiref._bridge.loops.FreshLoop.run": ("loop", ""),
     "asgiref._bridge.loops.KeptLoop.run": ("loop", ""),
 }
+LOOKS = [f"asgiref._diagnosis.{name}" for name in ("look", "calls", "register_look")]
 MAILBOX = "asgiref.current_thread_executor.CurrentThreadExecutor."
 # The prefix of the attributes of a coroutine or generator, and the attribute that has what it awaits.
 AWAITED = {"cr": "cr_await", "gi": "gi_yieldfrom", "ag": "ag_await"}
@@ -65,13 +66,15 @@ class Call:
         self.direction, self.ident = direction, ident
         self.wrapper, self.loop = variables.get("self"), variables.get("loop")
         self.job: Any = None  # has the outcome
+        # Whether the executor's future is done, which the loop has yet to hear.
+        self.has_run = False
         # The calls of which each has to end before this one can, or any one.
         self.blockers: list[Call] = []
         self.any_will_do = False
 
     @property
     def state(self) -> str:
-        if getattr(self.job, "settled", False) or _has_run(getattr(self.job, "_submitted", None)):
+        if self.has_run or getattr(self.job, "settled", False):
             return "returning"
         return "queued" if self.place is None and self.main is None else "running"
 
@@ -100,6 +103,8 @@ class Look:
         self.by_task: dict[Any, Call] = {}  # of sync_to_async
         self.by_main: dict[Any, Call] = {}  # of async_to_sync
         self.threads_of_loops: dict[Any, int] = {}
+        # The loops whose tasks are not known.
+        self.untold_loops: set[Any] = set()
         # The mailboxes that are served, each with the thread and the place in its stack.
         self.mailboxes: list[tuple[Any, int, int]] = []
 
@@ -113,25 +118,34 @@ class Look:
 
     def read(self) -> None:
         forks.notice()
-        self.stacks = _stacks()
+        self.stacks = self._find_stacks()
         self.names = {thread.ident: thread.name for thread in threading.enumerate()}
         self.places = {frame: (ident, i) for ident, stack in self.stacks.items() for i, frame in enumerate(stack)}
         for ident, stack in self.stacks.items():
             self._read_thread(ident, stack)
-        self.chains = {task: self._chain(task) for task in _tasks(self.threads_of_loops)}
+        self.tasks = self._find_tasks()
+        self.chains, self.woken_by = self.tasks.chains, self.tasks.woken_by
         for task, chain in self.chains.items():
             self._read_task(task, chain)
-        # Futures, of asyncio or for threads, that end with a task.
-        self.woken_by: dict[Any, list[Task]] = {}
-        for task in self.chains:
-            for future in _futures_that_end_with(task):
-                self.woken_by.setdefault(future, []).append(task)
+        self._find_rest()
         self.awaited_by = {awaited: task for task in self.chains for awaited in self.awaited(task)}
         for call in self.calls:
             self._find_parent(call)
             self._find_blockers(call)
         self.hopeless = self._hopeless()
         self.now = time.monotonic()
+
+    def _find_stacks(self) -> dict[int, list[FrameType]]:
+        """Return the frames of each thread, the outermost first."""
+        return {ident: stack_of(frame) for ident, frame in sys._current_frames().items()}
+
+    def _find_tasks(self) -> Tasks:
+        tasks = Tasks()
+        tasks.read(_tasks(self.threads_of_loops), self.stacks, self.places)
+        return tasks
+
+    def _find_rest(self) -> None:
+        """Find the calls that neither a stack nor a task shows."""
 
     def _read_thread(self, ident: int, stack: list[FrameType]) -> None:
         begin, job, outer = 0, None, None
@@ -156,7 +170,7 @@ class Look:
                 call = Call("async_to_sync", id(outcome), variables)
                 call.job, call.thread, call.waits_in, call.parent = outcome, ident, stack[begin:i], outer
                 call.main = getattr(call.job.call, "_task", None)
-                call.loop = getattr(call.job.call, "_loop", None) or _loop_asked(stack[i + 1 : i + 3])
+                call.loop = getattr(call.job.call, "_loop", None) or getattr(call.job.call, "asked", None)
                 self.calls.append(call)
                 if call.main is not None:
                     self.by_main[call.main] = call
@@ -173,24 +187,6 @@ class Look:
                 if loop is not None:
                     self.threads_of_loops[loop] = ident
 
-    def _chain(self, task: Task) -> list[FrameType]:
-        """Return the frames of *task*, from that of its coroutine to the innermost one that it awaits."""
-        frames: list[FrameType] = []
-        inner: Any = task.get_coro()
-        while inner is not None:
-            kind = _kind(inner)
-            if kind is None:
-                inner = _hidden_in(inner)
-                continue
-            frame = getattr(inner, f"{kind}_frame")
-            if frame in self.places:  # it runs
-                ident, i = self.places[frame]
-                return frames + self.stacks[ident][i:]
-            if frame is not None:
-                frames.append(frame)
-            inner = getattr(inner, AWAITED[kind])
-        return frames
-
     def _read_task(self, task: Task, chain: list[FrameType]) -> None:
         for i, frame in enumerate(chain):
             if _role(frame) == "asgiref.sync.SyncToAsync.__call__":
@@ -203,6 +199,7 @@ class Look:
                     call = Call("sync_to_async", id(inner_calls), variables)
                     self.calls.append(call)
                 call.job, call.task, call.waits_in = job, task, chain
+                call.has_run = job in self.tasks.have_run
                 self.by_task[task] = call
                 if call.state == "queued":
                     self._find_queue(call, inner_calls.promised_executor)
@@ -215,7 +212,7 @@ class Look:
                 call.blockers = self._running_on(ident, above=place)
                 return
         for worker in _again(list, workers._workers):
-            if call.job in _jobs_in(worker.jobs):
+            if self._is_queued_on(worker, call):
                 call.queue, call.works_on = f"the queue of thread {self.name_of(worker.ident)!r}", worker.ident
                 call.blockers = self._running_on(worker.ident)
                 return
@@ -237,6 +234,9 @@ class Look:
             if len(running) == limit:
                 call.blockers, call.any_will_do = running, True
 
+    def _is_queued_on(self, worker: Any, call: Call) -> bool:
+        return call.job in _jobs_in(worker.jobs)
+
     def _running_on(self, ident: int | None, above: int = -1) -> list[Call]:
         """Return the outermost call that the thread runs above that place in its stack, if there is one."""
         places = [(call.place, call) for call in self.running.values() if call.works_on == ident]
@@ -244,7 +244,7 @@ class Look:
 
     def awaited(self, task: Task) -> list[Task]:
         """Return the tasks for which *task* waits."""
-        waiter = internals.waited_for_by(task)
+        waiter = self.tasks.waiters.get(task)
         if waiter is None or task in self.by_task:
             return []
         return [waiter] if waiter in self.chains else self.woken_by.get(waiter, [])
@@ -316,18 +316,70 @@ class Look:
         return self.names.get(ident, str(ident)) if ident else None
 
 
-def _stacks() -> dict[int, list[FrameType]]:
-    """Return the frames of each thread, the outermost first, without those of looks, which refer to what is found."""
-    stacks = {}
-    frame: FrameType | None
-    for ident, frame in sys._current_frames().items():
-        stack = []
-        while frame is not None:
-            if frame.f_globals.get("__name__") not in (__name__, "asgiref._diagnosis.calls"):
-                stack.append(frame)
-            frame = frame.f_back
-        stacks[ident] = stack[::-1]
-    return stacks
+class Tasks:
+    """What was read of tasks, on a thread on which they do not change meanwhile."""
+
+    def __init__(self) -> None:
+        self.chains: dict[Task, list[FrameType]] = {}
+        self.names: dict[Task, str] = {}
+        self.loops: dict[Task, Any] = {}
+        # The futures that tasks await; and futures, of asyncio or for threads, that end with a task.
+        self.waiters: dict[Task, Any] = {}
+        self.woken_by: dict[Any, list[Task]] = {}
+        # The jobs that an executor has run, without the loop having heard of it.
+        self.have_run: set[Any] = set()
+
+    def read(
+        self, tasks: Iterable[Task], stacks: dict[int, list[FrameType]], places: dict[FrameType, tuple[int, int]]
+    ) -> None:
+        """Add what there is to know about *tasks*, some of which may run on the *stacks*, in the *places* of these."""
+        for task in tasks:
+            chain = self.chains[task] = _chain(task, stacks, places)
+            self.names[task], self.loops[task] = task.get_name(), task.get_loop()
+            self.waiters[task] = internals.waited_for_by(task)
+            for future in _futures_that_end_with(task):
+                self.woken_by.setdefault(future, []).append(task)
+            for frame in chain:
+                if _role(frame) == "asgiref.sync.SyncToAsync.__call__":
+                    job = frame.f_locals.get("call")
+                    if _has_run(getattr(job, "_submitted", None)):
+                        self.have_run.add(job)
+
+    def add(self, others: Tasks) -> None:
+        for name, mine in self.__dict__.items():
+            if name != "woken_by":
+                mine.update(getattr(others, name))
+        for future, tasks in others.woken_by.items():
+            self.woken_by.setdefault(future, []).extend(tasks)
+
+
+def _chain(task: Task, stacks: dict[int, list[FrameType]], places: dict[FrameType, tuple[int, int]]) -> list[FrameType]:
+    """Return the frames of *task*, from that of its coroutine to the innermost one that it awaits."""
+    frames: list[FrameType] = []
+    inner: Any = task.get_coro()
+    while inner is not None:
+        kind = _kind(inner)
+        if kind is None:
+            inner = _hidden_in(inner)
+            continue
+        frame = getattr(inner, f"{kind}_frame")
+        if frame in places:  # it runs
+            ident, i = places[frame]
+            return frames + stacks[ident][i:]
+        if frame is not None:
+            frames.append(frame)
+        inner = getattr(inner, AWAITED[kind])
+    return frames
+
+
+def stack_of(frame: FrameType | None) -> list[FrameType]:
+    """Return *frame* and those that called it, the outermost first, without those of looks, which refer to this."""
+    stack = []
+    while frame is not None:
+        if frame.f_globals.get("__name__") not in LOOKS:
+            stack.append(frame)
+        frame = frame.f_back
+    return stack[::-1]
 
 
 def _tasks(known_loops: Iterable[Any]) -> set[Any]:
@@ -336,13 +388,19 @@ def _tasks(known_loops: Iterable[Any]) -> set[Any]:
         return {
             task for registry in internals.all_task_registries() for task in _again(list, registry) if not task.done()
         }
-    # Only C code can go through the tasks, loop by loop, and nothing lists the loops. All objects
-    # would come with gc.get_objects() too, but some would then lose their last reference here.
+    return {task for loop in all_loops().union(known_loops) for task in _again(asyncio.all_tasks, loop)}
+
+
+def all_loops() -> set[Any]:
+    """Return all loops that there are.
+
+    Nothing lists them. All objects would come with ``gc.get_objects()`` too, but some would then lose their last
+    reference here.
+    """
     types: list[type] = [asyncio.AbstractEventLoop]
     for each in types:
         types += each.__subclasses__()
-    loops = {each for each in gc.get_referrers(*types) if issubclass(type(each), asyncio.AbstractEventLoop)}
-    return {task for loop in loops.union(known_loops) for task in _again(asyncio.all_tasks, loop)}
+    return {each for each in gc.get_referrers(*types) if issubclass(type(each), asyncio.AbstractEventLoop)}
 
 
 def _again(function: Callable[[Any], Iterable[Any]], items: Any) -> Iterable[Any]:
@@ -399,13 +457,6 @@ def _parts_of_callbacks(future: Any) -> Iterator[Any]:
             yield internals.future_of_task_group(owner)
         yield from gc.get_referents(*(getattr(callback, "__closure__", None) or ()))
         yield from callback.args if type(callback) is partial else ()
-
-
-def _loop_asked(frames: list[FrameType]) -> Any:
-    """Return the loop that was asked to begin, as the *frames* of ``async_to_sync`` know it."""
-    variables = [frame.f_locals for frame in frames if _role(frame).startswith("asgiref.sync.")]
-    loops = [getattr(each.get("kept"), "loop", None) or each.get("home") for each in variables]
-    return next((loop for loop in loops if loop is not None), None)
 
 
 def _jobs_in(jobs: Any) -> list[Any]:

@@ -22,7 +22,7 @@ from asgiref.sync import (
     sync_to_async,
 )
 
-from ..helpers import finished, no_garbage
+from ..helpers import finished, let_idle_threads_run, no_garbage
 
 pytestmark = pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
 
@@ -146,6 +146,7 @@ def test_failing_top_level_call_leaves_no_more_garbage_than_a_loop_does() -> Non
                     call()
                 except LookupError:
                     pass
+            let_idle_threads_run()
             return gc.collect()
         finally:
             gc.enable()

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,7 @@ import asgiref
 from asgiref._bridge import internals
 
 from ..conftest import LOOP_FACTORIES
-from ..helpers import LIMIT, ROOT, forget, output_of, wait_for
+from ..helpers import LIMIT, ROOT, Thread, forget, output_of, wait_for
 
 pytestmark = pytest.mark.needs_internals
 
@@ -237,6 +238,17 @@ def test_says_always_that_it_lives() -> None:
     assert internals.says_always_that_it_lives(threads[0])
     assert not internals.says_always_that_it_lives(threading.current_thread())
     forget(threads[0])
+
+
+def test_is_waited_for() -> None:
+    future: concurrent.futures.Future[None] = concurrent.futures.Future()
+    assert not internals.is_waited_for(future)
+    thread = Thread(future.result, LIMIT)
+    deadline = time.monotonic() + LIMIT
+    while not internals.is_waited_for(future):
+        assert time.monotonic() < deadline
+    future.set_result(None)
+    thread.get()
 
 
 def test_pools_refuse_work() -> None:

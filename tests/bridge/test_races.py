@@ -34,7 +34,7 @@ from asgiref.sync import (
     sync_to_async,
 )
 
-from ..helpers import LIMIT, Thread, finished, idle_workers, thread_call, wait_for
+from ..helpers import LIMIT, Thread, finished, idle_workers, let_idle_threads_run, thread_call, wait_for
 
 
 class Loop:
@@ -680,12 +680,18 @@ def test_finalizer_that_bridges_on_a_worker_in_the_pool_leases_another() -> None
                 used.append(threading.current_thread())
                 done.set()
 
-    done, hold = threading.Event(), threading.Event()
+    done, hold, posted = threading.Event(), threading.Event(), threading.Event()
     executor = WorkerExecutor()
-    executor.submit(wait_for, hold)
-    executor.post(Job())
+
+    def post() -> None:
+        executor.post(Job())  # made on the worker, which frees it on a free-threaded build too
+        posted.set()
+        wait_for(hold)
+
+    executor.submit(post)
+    wait_for(posted)
     executor.shutdown(wait=False)
-    hold.set()  # not before this thread has let go of the job
+    hold.set()
     wait_for(done)
     assert used[0] is not used[1]
 
@@ -985,6 +991,7 @@ def test_result_for_a_loop_that_has_no_further_turn_keeps_nobody(closed: bool) -
     references.append(weakref.ref(loop))
     del loop
     gc.collect()
+    let_idle_threads_run()
     assert [None, None] == [reference() for reference in references]
 
 

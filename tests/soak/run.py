@@ -45,6 +45,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import concurrent.futures.thread
 import contextlib
 import contextvars
 import dataclasses
@@ -70,6 +71,8 @@ from pathlib import Path
 from typing import Any
 
 import asgiref
+from asgiref._bridge import builds, workers
+from asgiref._diagnosis.look import all_loops
 from asgiref.local import Local
 from asgiref.server import StatelessServer
 from asgiref.sync import AsyncSingleThreadContext, ThreadSensitiveContext, async_to_sync, sync_to_async
@@ -191,6 +194,7 @@ class Steps:
                 gc.collect()
                 gc.disable()
                 yield probe
+                let_idle_threads_run()
                 garbage = gc.collect() / probe
                 gc.enable()
             if self._size > probe:
@@ -233,6 +237,50 @@ def observe(family: Family, count: int, points: int = 20) -> list[Sample]:
     return steps.samples
 
 
+def let_idle_threads_run() -> None:
+    """Have each thread that waits for work run, and so free what it made and others have let go of.
+
+    On a free-threaded build, an object is freed by the thread that made it, as soon as that runs any Python code.
+    Elsewhere there is nothing to do. What is freed may be all that kept an object of another thread.
+    """
+    if not builds.FREE_THREADED:
+        return
+    for _ in range(3):
+        reached: list[threading.Event] = []
+
+        def set_soon(reached: list[threading.Event] = reached) -> Callable[[], None]:
+            reached.append(threading.Event())
+            return reached[-1].set
+
+        for worker in workers._workers.copy():
+            if worker.thread.serves not in (workers.FreshLoopExecutor, workers.KeptLoopExecutor):
+                worker.jobs.put(_Reached(set_soon()))
+        for thread, jobs in list(concurrent.futures.thread._threads_queues.items()):
+            if thread is not threading.current_thread():
+                jobs.put(_Reached(set_soon()))
+        here = asyncio._get_running_loop()
+        # None of them is kept here meanwhile, or it would be freed too late.
+        asks = [loop.call_soon_threadsafe for loop in all_loops() if loop.is_running() and loop is not here]
+        while asks:
+            asks.pop()(set_soon())
+        for each in reached:
+            each.wait(0.1)  # the thread may be busy, or gone
+
+
+class _Reached(threading.Event):
+    """What an idle thread does when it comes to it in its queue: a worker sets it, that of a pool runs it."""
+
+    def __init__(self, reached: Callable[[], None]) -> None:
+        super().__init__()
+        self._reached = reached
+
+    def set(self) -> None:
+        self._reached()
+
+    def run(self, *_: object) -> None:
+        self._reached()
+
+
 # Judging.
 
 
@@ -267,6 +315,7 @@ def _garbage_of_a_loop() -> float:
         gc.disable()
         for _ in range(10):
             asyncio.run(one_async())
+        let_idle_threads_run()
         garbage = gc.collect() / 10
         gc.enable()
     return garbage
