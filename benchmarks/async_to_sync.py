@@ -10,7 +10,7 @@ from asgiref.sync import AsyncSingleThreadContext, async_to_sync, sync_to_async
 
 from .cases import case
 from .limits import ping_pong
-from .sync_to_async import variables
+from .sync_to_async import middleware, variables
 
 TOP = "async_to_sync, top level"
 BLOCK = "async_to_sync in AsyncSingleThreadContext"
@@ -18,6 +18,8 @@ NESTED = "async_to_sync below sync_to_async"
 NESTED_FAILING = "async_to_sync below sync_to_async, failing"
 NESTED_VARIABLES = "async_to_sync below sync_to_async, 30 context variables"
 NEW_LOOP = "async_to_sync below sync_to_async, force_new_loop"
+WRAP = "async_to_sync, wrapping a function"
+WRAP_METHOD = "async_to_sync, wrapping a bound method"
 
 RUN = "asyncio.run"
 RUNNER = "asyncio.Runner, kept"
@@ -154,3 +156,15 @@ async def new_loop(n: int) -> None:
             on_new_loop()
 
     await sync_to_async(call)()
+
+
+@case(WRAP)
+def wrap(n: int) -> None:
+    for _ in range(n):
+        async_to_sync(nothing)
+
+
+@case(WRAP_METHOD)
+def wrap_method(n: int) -> None:
+    for _ in range(n):
+        async_to_sync(middleware.process_async)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
-from asgiref.sync import ThreadSensitiveContext
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
 
 from .cases import case
-from .sync_to_async import sensitive
+from .sync_to_async import middleware, sensitive
 
 ONE = "ThreadSensitiveContext with one call"
 MANY = "ThreadSensitiveContext with one call, 50 at once"
 EMPTY = "ThreadSensitiveContext with no call"
+METHODS = "ThreadSensitiveContext with 16 methods, wrapped and called"
+METHODS_MANY = "ThreadSensitiveContext with 16 methods, wrapped and called, 16 at once"
 
 NO_BLOCK = "the call alone"
 
@@ -45,3 +47,22 @@ async def empty(n: int) -> None:
     for _ in range(n):
         async with ThreadSensitiveContext():
             pass
+
+
+async def request() -> None:
+    """A request to Django with its default middleware, as far as the bridge goes."""
+    async with ThreadSensitiveContext():
+        for _ in range(16):
+            await sync_to_async(middleware.process, thread_sensitive=True)()
+
+
+@case(METHODS)
+async def methods(n: int) -> None:
+    for _ in range(n):
+        await request()
+
+
+@case(METHODS_MANY, batch=16)
+async def methods_many(n: int) -> None:
+    for _ in range(n):
+        await asyncio.gather(*[request() for _ in range(16)])

@@ -22,6 +22,8 @@ CANCELLED = "sync_to_async, cancelled"
 VARIABLES = "sync_to_async, 30 context variables"
 MAIN_THREAD = "sync_to_async, back onto the main thread"
 DEEP = "ten bridges deep"
+WRAP = "sync_to_async, wrapping a function"
+WRAP_METHOD = "sync_to_async, wrapping a bound method"
 
 TO_THREAD = "asyncio.to_thread"
 IN_EXECUTOR = "loop.run_in_executor"
@@ -35,6 +37,17 @@ variables = [contextvars.ContextVar[int](f"variable {number}") for number in ran
 
 def nothing() -> None:
     pass
+
+
+class Middleware:
+    def process(self) -> None:
+        pass
+
+    async def process_async(self) -> None:
+        pass
+
+
+middleware = Middleware()
 
 
 def fail() -> None:
@@ -223,3 +236,15 @@ def bridges(depth: int) -> None:
 def deep(n: int) -> None:
     for _ in range(n):
         bridges(10)
+
+
+@case(WRAP)
+def wrap(n: int) -> None:
+    for _ in range(n):
+        sync_to_async(nothing)
+
+
+@case(WRAP_METHOD)
+def wrap_method(n: int) -> None:
+    for _ in range(n):
+        sync_to_async(middleware.process, thread_sensitive=True)
