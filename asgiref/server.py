@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from types import FrameType
 from typing import Any, TypedDict
 
@@ -201,12 +201,20 @@ class StatelessServer:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             loop.call_soon_threadsafe(task.cancel)  # type: ignore[union-attr]  # also wakes the loop
 
-        with _handling_sigterm(terminate):
-            try:
-                await self.arun()
-            except asyncio.CancelledError:
-                if not terminated:
-                    raise
+        # Where it may, and nobody else does.
+        mine = (
+            threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        )
+        if mine:
+            signal.signal(signal.SIGTERM, terminate)
+        try:
+            await self.arun()
+        except asyncio.CancelledError:
+            if not terminated:
+                raise
+        finally:
+            if mine:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     async def arun(self) -> None:
         """Run the server until ``handle`` ends.
@@ -475,16 +483,3 @@ async def _wait_for_end(tasks: Iterable[asyncio.Task[Any]], return_when: str = a
 def _is_cancelled_again() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 1
-
-
-@contextlib.contextmanager
-def _handling_sigterm(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let *handler* handle SIGTERM in the block, where it may and nobody else does."""
-    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if mine:
-        signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        if mine:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -37,7 +37,7 @@ from .jobs import JobExecutor, WouldDeadlock
 from .threads import LibraryThread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from .jobs import Job
 
@@ -557,22 +557,26 @@ def run_in_place(job: Job) -> None:
     job.report()
 
 
-@contextlib.contextmanager
-def loop_suspended() -> Iterator[None]:
-    """In the block, no loop runs on this thread as far as anybody can tell, just as on a thread without one."""
-    loop = running_loop()
-    if loop is None:
-        yield
-        return
-    task = asyncio.current_task(loop)
-    outer: tuple[asyncio.AbstractEventLoop, ...] = getattr(_here, "suspended_loops", ())
-    _here.suspended_loops = (*outer, loop)
-    internals.leave_loop(loop, task)
-    try:
-        yield
-    finally:
-        internals.enter_loop(loop, task)
-        _here.suspended_loops = outer
+class loop_suspended:
+    """In the block, no loop runs on this thread as far as anybody can tell, just as on a thread without one.
+
+    Not made of a generator: contextlib assigns to each exception that leaves the block, and
+    an exception may refuse that.
+    """
+
+    def __enter__(self) -> None:
+        self._loop = running_loop()
+        if self._loop is None:
+            return
+        self._task = asyncio.current_task(self._loop)
+        self._outer: tuple[asyncio.AbstractEventLoop, ...] = getattr(_here, "suspended_loops", ())
+        _here.suspended_loops = (*self._outer, self._loop)
+        internals.leave_loop(self._loop, self._task)
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._loop is not None:
+            internals.enter_loop(self._loop, self._task)
+            _here.suspended_loops = self._outer
 
 
 def is_suspended_here(loop: Any) -> bool:

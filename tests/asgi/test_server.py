@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import gc
 import logging
 import os
@@ -1182,6 +1183,20 @@ def test_the_default_handler_is_back_afterwards() -> None:
     Server(echo, handle).run()
     assert signal.SIG_DFL is not handlers[0]
     assert signal.SIG_DFL is signal.getsignal(signal.SIGTERM)
+
+
+def test_exception_of_handle_that_cannot_be_assigned_to_is_raised_as_it_is() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Frozen(Exception):
+        code: int = 5
+
+    async def handle(server: Server) -> None:
+        raise error
+
+    error = Frozen()
+    with pytest.raises(Frozen) as caught:
+        Server(echo, handle).run()
+    assert error is caught.value
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from asgiref._bridge import workers
 from asgiref.sync import (
     AsyncToSync,
     SyncToAsync,
@@ -514,13 +515,9 @@ class Refusing(Exception):
         raise AttributeError(name)
 
 
-def refuse(self: Any) -> Any:
-    raise AttributeError("refused")
-
-
 if sys.implementation.name == "cpython":  # where asyncio, in C, does not ask for them either
     for name in ("__context__", "__traceback__"):
-        setattr(Refusing, name, property(refuse))
+        setattr(Refusing, name, property(lambda self: None))
 
 
 @pytest.mark.parametrize("kind", [Frozen, Refusing])
@@ -566,3 +563,13 @@ def test_exception_that_refuses_assignments_comes_back_as_it_is(wrap: Wrap, kind
     with pytest.raises(kind) as caught:
         call(wrap(fail if wrap is sync_to_async else fail_async))
     assert error is caught.value
+
+
+@pytest.mark.parametrize("kind", [Frozen, Refusing])
+async def test_exception_that_refuses_assignments_leaves_a_block_without_a_loop_as_it_is(kind: Any) -> None:
+    error, loop = kind(), asyncio.get_running_loop()
+    with pytest.raises(kind) as caught, workers.loop_suspended():
+        assert asyncio._get_running_loop() is None
+        raise error
+    assert error is caught.value
+    assert loop is asyncio.get_running_loop()
