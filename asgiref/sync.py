@@ -32,7 +32,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from . import local
-from ._bridge import forks, internals, jobs, lending, loops, register, routing, workers
+from ._bridge import forks, greenlets, internals, jobs, lending, loops, register, routing, workers
 from ._bridge.carry import ExceptionMarks, changes_since
 from ._bridge.internals import running_loop
 from ._bridge.jobs import AwaitedOutcome, InnerCalls, JobExecutor, LoopCall, ThreadCall, WouldDeadlock
@@ -326,7 +326,8 @@ class AsyncToSync(Wrapper, Generic[P, R]):
     @register.noted
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         __traceback_hide__ = True
-        if running_loop() is not None:
+        running = running_loop()
+        if running is not None and not greenlets.runs_in_another(running):
             raise RuntimeError(
                 f"{_name_of(self.awaitable)} was called through async_to_sync in a thread that runs an event loop, "
                 "which it would block; await the function itself there"
@@ -780,6 +781,12 @@ class SyncToAsync(Wrapper, Generic[P, R]):
             if leave is not None:
                 leave()
             del handled, exc_info
+
+
+@greenlets.after_patch
+def _renew_threadlocal() -> None:
+    # One from before the patch is that of the thread, for all its greenlets.
+    SyncToAsync.threadlocal = threading.local()
 
 
 def _is_marked_async(func: Any) -> bool:

@@ -46,9 +46,14 @@ WSGI_SERVERS = {
 PRELOADING_SERVERS = {
     "gunicorn": (("gunicorn",), _GUNICORN + " --worker-class gthread --threads 4 tests.process.preloaded:wsgi"),
     "gunicorn-asgi": (("gunicorn",), _GUNICORN + " --worker-class asgi tests.process.preloaded:asgi"),
+    # And this one replaces threads, after the fork. Its workers lose a signal that comes as soon as they have started.
+    "gunicorn-gevent": (
+        ("gunicorn", "gevent"),
+        _GUNICORN + " --worker-class gevent --graceful-timeout 5 tests.process.preloaded:wsgi",
+    ),
     # It forks in C, where the hooks of Python do not run.
-    "uwsgi": ((), _UWSGI + " --module tests.process.preloaded:wsgi"),
-    "uwsgi-threads": ((), _UWSGI + " --enable-threads --threads 4 --module tests.process.preloaded:wsgi"),
+    "uwsgi": ((), _UWSGI + " --module tests.process.preloaded:wsgi_on_worker"),
+    "uwsgi-threads": ((), _UWSGI + " --enable-threads --threads 4 --module tests.process.preloaded:wsgi_on_worker"),
 }
 UNIX_SERVERS = {
     "uvicorn": (("uvicorn",), "uvicorn --uds {path} --root-path {root_path} tests.wsgi.applications:asgi"),

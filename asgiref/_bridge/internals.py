@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures.thread
+import queue
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -48,11 +49,17 @@ __all__ = [
     "reference_to_executor_above",
     "running_loop",
     "says_always_that_it_lives",
+    "simple_queue",
     "thread_limit_of",
     "thread_of_loop",
     "threads_of",
     "waited_for_by",
 ]
+
+try:
+    from _queue import SimpleQueue as _SimpleQueue
+except ImportError:  # pragma: no cover: not CPython
+    from queue import SimpleQueue as _SimpleQueue
 
 CPYTHON = "CPython 3.11 to 3.15"
 EVERYWHERE = f"{CPYTHON}, PyPy 3.11"
@@ -321,6 +328,20 @@ def reference_to_executor_above(frame: FrameType | None) -> Callable[[], Any] | 
 def says_always_that_it_lives(thread: threading.Thread) -> bool:
     """Tell whether *thread* is one that was not started by ``threading``, whose object knows nothing of its end."""
     return isinstance(thread, getattr(threading, "_DummyThread", ()))
+
+
+# Queues:
+
+
+@_part(
+    "_queue.SimpleQueue",
+    seen="CPython 3.11 to 3.15",
+    lost="bridging where gevent has replaced queue.SimpleQueue, but not threads",
+    absent=queue.SimpleQueue,
+)
+def simple_queue() -> queue.SimpleQueue[Any]:
+    """Return a queue of the standard library, whatever stands in its place in ``queue``."""
+    return _SimpleQueue()
 
 
 # The end of the interpreter:

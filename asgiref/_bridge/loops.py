@@ -8,7 +8,7 @@ import contextvars
 import threading
 from typing import TYPE_CHECKING, Any
 
-from . import forks, workers
+from . import forks, greenlets, workers
 from .forks import after_fork_in_child
 from .internals import has_nothing_left
 from .jobs import AwaitedOutcome, LoopCall, Outcome
@@ -97,8 +97,13 @@ def _renew_lock() -> None:
 class KeptLoop:
     """A loop that runs on a leased worker, also between calls, until it is closed."""
 
+    loop: asyncio.AbstractEventLoop
+
     def __init__(self, mailboxes: Mailboxes) -> None:
-        self.loop = asyncio.new_event_loop()
+        # A selector of gevent's belongs to the thread that makes it.
+        self._loop_made = threading.Event() if greenlets.is_patched("select") else None
+        if self._loop_made is None:
+            self.loop = asyncio.new_event_loop()
         self._mailboxes = mailboxes
         self._blocked: list[CurrentThreadExecutor] = []
         self._closing = self._ended = False
@@ -115,16 +120,23 @@ class KeptLoop:
             accepted = executor.post(kept)
             executor.shutdown(wait=False)
         except RuntimeError:
-            kept.loop.close()
+            kept._close_unused_loop()
             raise
         except BaseException:
             # Whether a worker has got it is not known after an interrupt; if so, it ends at once.
             kept.close(None)
             raise
         if not accepted:
-            kept.loop.close()
+            kept._close_unused_loop()
             return None
+        if kept._loop_made is not None:
+            while not kept._loop_made.wait(1):  # without a limit, gevent would say that it blocks for ever
+                pass
         return kept
+
+    def _close_unused_loop(self) -> None:
+        if self._loop_made is None:
+            self.loop.close()
 
     @property
     def usable(self) -> bool:
@@ -171,7 +183,7 @@ class KeptLoop:
             self._waits_for_end = mailbox
             if mailbox is not None:
                 self._enter(mailbox)
-        with contextlib.suppress(RuntimeError):  # it is closed already
+        with contextlib.suppress(RuntimeError, AttributeError):  # it is closed already, or not made
             self.loop.call_soon_threadsafe(self._end_loop, context=contextvars.Context())
 
     def _end_loop(self) -> None:
@@ -182,6 +194,9 @@ class KeptLoop:
     # As a job, on the worker:
 
     def run(self) -> None:
+        if self._loop_made is not None:
+            self.loop = asyncio.new_event_loop()
+            self._loop_made.set()
         try:
             with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
                 loop = runner.get_loop()

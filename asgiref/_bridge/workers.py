@@ -30,7 +30,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from . import forks, internals
+from . import forks, greenlets, internals
 from .forks import after_fork_in_child
 from .internals import running_loop
 from .jobs import JobExecutor, WouldDeadlock
@@ -125,7 +125,8 @@ class _Worker:
     """
 
     def __init__(self) -> None:
-        self.jobs: queue.SimpleQueue[tuple[WorkerExecutor, Job] | threading.Event | None] = queue.SimpleQueue()
+        # Of pairs of an executor and a job, of events, and of None.
+        self.jobs = greenlets.work_queue()
         self.jobs_done = 0
         self.idle_since = time.monotonic()
         self.thread = _WorkerThread(self._work)
@@ -209,6 +210,9 @@ class WorkerExecutor(JobExecutor):
     # refused, rather than run in place, once it starts no threads.
     background = False
 
+    # For jobs that run a loop: asyncio allows one in each thread of the system.
+    runs_loop = False
+
     # As a ThreadPoolExecutor has it; see also _threads.
     _max_workers = 1
 
@@ -242,10 +246,7 @@ class WorkerExecutor(JobExecutor):
             return False
         worker = self._worker or self._lease()
         if worker is None:
-            if self.background:
-                return False
-            run_in_place(job)
-            return True
+            return self._do_without_worker(job)
         if worker.ident == waiting_thread:
             raise WouldDeadlock
         self.unfinished.append(None)
@@ -274,7 +275,23 @@ class WorkerExecutor(JobExecutor):
         if worker is not None:
             worker.wait_until_reached()
 
+    def _do_without_worker(self, job: Job) -> bool:
+        if self.runs_loop and greenlets.is_patched("threading"):
+            try:
+                greenlets.run_on_real_thread(lambda: _run(job))
+            except RuntimeError as error:
+                if not internals.interpreter_ends(error):
+                    raise
+            else:
+                return True
+        if self.background:
+            return False
+        run_in_place(job)
+        return True
+
     def _lease(self) -> _Worker | None:
+        if self.runs_loop and greenlets.is_patched("threading"):
+            return None
         worker = _lease()
         if worker is None:
             return None
@@ -319,15 +336,25 @@ class ContextExecutor(WorkerExecutor):
 
 class FreshLoopExecutor(WorkerExecutor):
     purpose = "event loop of async_to_sync"
+    runs_loop = True
 
 
 class KeptLoopExecutor(WorkerExecutor):
     purpose = "event loop of AsyncSingleThreadContext"
+    runs_loop = True
     background = True
 
 
 class _PoolExecutor(WorkerExecutor):
     purpose = "WSGI pool"
+
+
+def _run(job: Job) -> None:
+    try:
+        job.run()
+        job.report()
+    except BaseException:
+        _complain()
 
 
 def _complain() -> None:
@@ -534,8 +561,9 @@ def _wait_for_running_jobs() -> None:
         late = _threads_started_late()
         for thread in late:
             thread.join()
-        if not late and done == _count_jobs_done():
-            return  # else they may have led to others
+        if not late and done == _count_jobs_done():  # else they may have led to others
+            break
+    greenlets.wait_for_real_threads()
 
 
 def _count_jobs_done() -> int:

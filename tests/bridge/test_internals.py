@@ -9,6 +9,7 @@ import _thread
 import asyncio
 import concurrent.futures.thread
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -249,6 +250,14 @@ def test_is_waited_for() -> None:
         assert time.monotonic() < deadline
     future.set_result(None)
     thread.get()
+
+
+@pytest.mark.skipif(not CPYTHON, reason="has only the queue in Python")
+def test_simple_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is of the standard library, whatever stands in its place."""
+    own = queue.SimpleQueue
+    monkeypatch.setattr(queue, "SimpleQueue", None)
+    assert isinstance(internals.simple_queue(), own)
 
 
 def test_pools_refuse_work() -> None:

@@ -36,12 +36,16 @@ def work() -> None:
 
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     start_response("200 OK", [("Content-Type", "text/plain")])
-    text = both_ways(environ["QUERY_STRING"])
+    yield f"{both_ways(environ['QUERY_STRING'])} {parent} {os.getpid()}".encode()
+
+
+def wsgi_on_worker(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """Use the worker of the process too."""
     # Not asyncio.run(): on the main thread, it replaces the signal handler of uWSGI.
     loop = asyncio.new_event_loop()
-    assert text == loop.run_until_complete(sync_to_async(both_ways)(text))
+    loop.run_until_complete(sync_to_async(both_ways)("on the worker"))
     loop.close()
-    yield f"{text} {parent} {os.getpid()}".encode()
+    return wsgi(environ, start_response)
 
 
 asgi = WsgiToAsgi(wsgi)

@@ -27,6 +27,7 @@ ALLOWED = {
     "_bridge": set[str](),
     "_bridge.builds": set[str](),
     "_bridge.forks": set[str](),
+    "_bridge.greenlets": {"_bridge.forks", "_bridge.internals"},
     "_bridge.internals": set[str](),
     "_bridge.threads": set[str](),
     "_bridge.carry": {"local"},
@@ -36,9 +37,12 @@ ALLOWED = {
     "_bridge.wrapping": {"_bridge.internals"},
     "_bridge.routing": {"_bridge.internals", "current_thread_executor"},
     "_bridge.lending": {"_bridge.internals", "_bridge.jobs", "current_thread_executor"},
-    "_bridge.workers": {"_bridge.forks", "_bridge.internals", "_bridge.jobs", "_bridge.threads"},
+    "_bridge.workers": {
+        *("_bridge.forks", "_bridge.greenlets", "_bridge.internals", "_bridge.jobs", "_bridge.threads"),
+    },
     "_bridge.loops": {
-        *("_bridge.forks", "_bridge.internals", "_bridge.jobs", "_bridge.workers", "current_thread_executor"),
+        *("_bridge.forks", "_bridge.greenlets", "_bridge.internals", "_bridge.jobs", "_bridge.workers"),
+        "current_thread_executor",
     },
     "_diagnosis": set[str](),
     "_diagnosis.look": {"_bridge.forks", "_bridge.internals", "_bridge.workers"},
@@ -58,22 +62,9 @@ ALLOWED = {
     "typing": set[str](),
     "wsgi": {"_bridge.workers", "_wsgi.connection", "_wsgi.environ", "_wsgi.response", "sync"},
     "sync": {
-        *(
-            f"_bridge.{room}"
-            for room in [
-                "carry",
-                "forks",
-                "internals",
-                "jobs",
-                "lending",
-                "loops",
-                "patience",
-                "register",
-                "routing",
-                "workers",
-                "wrapping",
-            ]
-        ),
+        *("_bridge.carry", "_bridge.forks", "_bridge.greenlets", "_bridge.internals", "_bridge.jobs"),
+        *("_bridge.lending", "_bridge.loops", "_bridge.patience", "_bridge.register", "_bridge.routing"),
+        *("_bridge.workers", "_bridge.wrapping"),
         *("_diagnosis.calls", "_diagnosis.watch", "current_thread_executor", "local"),
     },
 }
