@@ -101,11 +101,12 @@ def take_over(wrapper: Any, wrapped: Any) -> bool | None:
     if type(function) is FunctionType:
         wrapper.__module__ = function.__module__
         wrapper.__qualname__ = function.__qualname__
+        is_async = function.__code__.co_flags & _CO_COROUTINE != 0
         marks = function.__dict__
         if not marks:
-            return function.__code__.co_flags & _CO_COROUTINE != 0
+            return is_async
         _copy_marks(wrapper, marks)
-        return None
+        return is_async if is_async or marks.keys().isdisjoint(COROUTINE_MARKS) else None
     for name in "__module__", "__qualname__":
         value = getattr(wrapped, name, _MISSING)
         if value is not _MISSING:
@@ -117,5 +118,10 @@ def take_over(wrapper: Any, wrapped: Any) -> bool | None:
 def _copy_marks(wrapper: Any, marks: Mapping[str, Any]) -> None:
     own, classes = wrapper.__dict__, type(wrapper).__mro__
     for name, mark in dict(marks).items():
-        if name not in own and name not in _NEVER_COPIED and not any([name in each.__dict__ for each in classes]):
+        if name in own or name in _NEVER_COPIED:
+            continue
+        for each in classes:
+            if name in each.__dict__:
+                break
+        else:
             own[name] = mark

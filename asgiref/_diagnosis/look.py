@@ -81,7 +81,7 @@ class Call:
     @property
     def function(self) -> str:
         attributes = getattr(self.wrapper, "__dict__", {})
-        # From functools.update_wrapper().
+        # Its constructor copied them.
         name: Any = attributes.get("__qualname__")
         function: Any = attributes.get("__wrapped__")
         while name is None and type(function) is partial:
