@@ -90,8 +90,10 @@ else:
         return internals.mark_as_coroutine_function(getattr(func, "__func__", func))
 
 
-# The name and the value of the attribute by which Python knows a coroutine function.
-_COROUTINE_MARK: tuple[str, Any] = next(iter(vars(markcoroutinefunction(lambda: None)).items()))
+# The name and the value of the attribute by which Python knows a coroutine function, where it shows that.
+_COROUTINE_MARK: tuple[str, Any] = next(
+    iter(vars(markcoroutinefunction(lambda: None)).items()), (internals.COROUTINE_MARKS[0], None)
+)
 
 
 class ThreadSensitiveContext:

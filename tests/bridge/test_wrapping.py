@@ -565,6 +565,7 @@ def test_exception_that_refuses_assignments_comes_back_as_it_is(wrap: Wrap, kind
     assert error is caught.value
 
 
+@pytest.mark.needs_internals
 @pytest.mark.parametrize("kind", [Frozen, Refusing])
 async def test_exception_that_refuses_assignments_leaves_a_block_without_a_loop_as_it_is(kind: Any) -> None:
     error, loop = kind(), asyncio.get_running_loop()
