@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures.thread
 import queue
+import contextlib
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
+    from contextlib import AbstractContextManager
     from types import FrameType
     from typing import TypeVar
 
@@ -34,6 +36,7 @@ __all__ = [
     "PARTS",
     "Part",
     "all_task_registries",
+    "be_quiet_if_destroyed",
     "callbacks_of",
     "default_executor_of",
     "enter_loop",
@@ -43,13 +46,16 @@ __all__ = [
     "is_finished",
     "is_waited_for",
     "leave_loop",
+    "main_task_of",
     "make_first_step",
     "mark_as_coroutine_function",
+    "needs_no_run",
     "pools_refuse_work",
     "reference_to_executor_above",
     "running_loop",
     "says_always_that_it_lives",
     "simple_queue",
+    "starting_lock_of",
     "thread_limit_of",
     "thread_of_loop",
     "threads_of",
@@ -144,6 +150,44 @@ def has_nothing_left(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 @_part(
+    "shutdown_asyncgens and shutdown_default_executor; _ready, _scheduled, _asyncgens, _default_executor and _selector",
+    seen=f"{EVERYWHERE}; asyncio's own loops on selectors",
+    lost="speed: two more runs of a ThreadSensitiveEventLoop that ends, as much as starting and ending it costs else",
+    absent=lambda future, loop: False,
+)
+def needs_no_run(future: Any, loop: Any) -> bool:
+    """Tell whether *future* is a coroutine that shuts down what *loop* does not have, and nothing else is to happen.
+
+    Such a coroutine awaits nothing.
+    """
+    names = ("_ready", "_scheduled", "_asyncgens", "_default_executor")
+    if getattr(future, "cr_code", None) not in _SHUTS_DOWN or any(getattr(loop, name, True) for name in names):
+        return False
+    selector = getattr(loop, "_selector", None)
+    return selector is not None and len(selector.get_map()) == 1  # what other threads wake the loop by
+
+
+_SHUTS_DOWN = [
+    getattr(getattr(asyncio.BaseEventLoop, name, None), "__code__", object())
+    for name in ("shutdown_asyncgens", "shutdown_default_executor")
+]
+
+
+@_part(
+    "the handler that asyncio.Runner sets for SIGINT: a partial of one of its methods, with main_task",
+    seen=EVERYWHERE,
+    lost="Ctrl-C cancels the main task of a ThreadSensitiveEventLoop on a thread that is not the loop's, which "
+    "asyncio refuses in debug mode",
+)
+def main_task_of(handler: Any, loop: asyncio.AbstractEventLoop) -> Any:
+    """Return the task that *handler* cancels, if an ``asyncio.Runner`` of *loop* has set it, else None."""
+    runner = getattr(getattr(handler, "func", None), "__self__", None)
+    if isinstance(runner, asyncio.Runner) and runner.get_loop() is loop:
+        return getattr(handler, "keywords", {}).get("main_task")
+    return None
+
+
+@_part(
     "_ready of a loop; _callback and _run of a handle",
     seen=f"{EVERYWHERE}; asyncio's own loops",
     lost="speed: async_to_sync below sync_to_async takes one more iteration of the loop, a tenth of a call",
@@ -205,6 +249,17 @@ def callbacks_of(future: Any) -> Any:
 def waited_for_by(task: Any) -> Any:
     """Return the future for which *task* waits, or None."""
     return getattr(task, "_fut_waiter", None)
+
+
+@_part(
+    "_log_destroy_pending of a task",
+    seen=EVERYWHERE,
+    lost="a message in the log more, of a task that was pending when its ThreadSensitiveEventLoop was stopped",
+)
+def be_quiet_if_destroyed(task: Any) -> None:
+    """Have *task*, whose loop may be stopped before it is done, not complain of that when it is freed."""
+    if hasattr(task, "_log_destroy_pending"):
+        task._log_destroy_pending = False
 
 
 @_part(
@@ -290,6 +345,17 @@ def default_executor_of(loop: asyncio.AbstractEventLoop) -> Any:
 def threads_of(executor: Any) -> Any:
     """Return the threads of *executor*, in a set that other threads may change meanwhile, or None."""
     return getattr(executor, "_threads", None)
+
+
+@_part(
+    "_shutdown_lock of an executor",
+    seen=f"{EVERYWHERE}; ThreadPoolExecutor",
+    lost="see threads_of, for a thread that is just being started",
+    absent=lambda executor: contextlib.nullcontext(),
+)
+def starting_lock_of(executor: Any) -> AbstractContextManager[Any]:
+    """Return the lock that *executor* holds while it starts a thread and, after that, notes it in ``threads_of``."""
+    return getattr(executor, "_shutdown_lock", None) or contextlib.nullcontext()
 
 
 @_part(

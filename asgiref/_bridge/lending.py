@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import current_thread_executor
 from ..current_thread_executor import CurrentThreadExecutor
-from .internals import reference_to_executor_above, thread_limit_of, threads_of
+from .internals import reference_to_executor_above, starting_lock_of, thread_limit_of, threads_of
 from .jobs import SubmittedCall
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-__all__ = ["LendingExecutor", "blocked_above", "lending_executor"]
+__all__ = ["LendingExecutor", "blocked_above", "lending_executor", "note_executor"]
 
 R = TypeVar("R")
 
@@ -38,6 +38,13 @@ _of_thread = threading.local()
 # Seconds between two looks at whether a call is left waiting, at first and at most. Guesses:
 # longer than a free thread takes to come to a call, short beside what a program takes that blocks so.
 FIRST_LOOK, LAST_LOOK = 0.005, 0.1
+
+
+def note_executor(mailbox: CurrentThreadExecutor, inner_calls: Any) -> None:
+    """Note which executor this thread belongs to, that of *mailbox*, where only the call that it runs tells."""
+    mailbox.lends_to = getattr(inner_calls, "default_executor_of", None)
+    if mailbox.lends_to is not None:
+        mailbox.pool = pool_here()
 
 
 def blocked_above(ancestor: Any, context: Any) -> list[CurrentThreadExecutor]:
@@ -73,7 +80,7 @@ def lending_executor(
         return None
     owners: set[int | None] = set()
     if (threads := threads_of(executor)) is not None:
-        with contextlib.suppress(TypeError):  # of an executor that calls something else so
+        with contextlib.suppress(TypeError), starting_lock_of(executor):  # of an executor that calls something else so
             owners = {getattr(thread, "ident", None) for thread in list(threads)}
     elif default:
         owners = {mailbox.owner for mailbox in blocked if mailbox.lends_to is not None and mailbox.lends_to() is loop}

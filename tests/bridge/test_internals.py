@@ -8,8 +8,10 @@ from __future__ import annotations
 import _thread
 import asyncio
 import concurrent.futures.thread
+import gc
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -214,6 +216,70 @@ def test_thread_limit_of() -> None:
     with ThreadPoolExecutor(3) as executor:
         assert 3 == internals.thread_limit_of(executor)
     assert internals.thread_limit_of(object()) is None
+
+
+def test_starting_lock_of() -> None:
+    """It is held while an executor starts a thread."""
+    held: list[bool] = []
+
+    class Threads(set[Any]):
+        def add(self, thread: Any) -> None:
+            held.append(executor._shutdown_lock.locked())
+            super().add(thread)
+
+    with ThreadPoolExecutor(1) as executor:
+        executor._threads = Threads()
+        assert internals.starting_lock_of(executor) is executor._shutdown_lock
+        executor.submit(int).result(LIMIT)
+    assert [True] == held
+    with internals.starting_lock_of(object()):
+        pass
+
+
+@pytest.mark.parametrize("name", OWN_LOOPS)
+def test_needs_no_run(name: str) -> None:
+    loop = LOOP_FACTORIES[name]()
+    for shut_down in (loop.shutdown_asyncgens(), loop.shutdown_default_executor()):
+        assert internals.needs_no_run(shut_down, loop)
+        handle = loop.call_soon(int)
+        assert not internals.needs_no_run(shut_down, loop)
+        handle.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        with pytest.raises(StopIteration):  # it awaits nothing
+            shut_down.send(None)
+    assert not internals.needs_no_run(None, loop)
+    loop.close()
+
+
+def test_main_task_of() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        handler = signal.getsignal(signal.SIGINT)
+        assert internals.main_task_of(handler, loop) is asyncio.current_task()
+        other = LOOP_FACTORIES["asyncio"]()
+        assert internals.main_task_of(handler, other) is None
+        other.close()
+
+    run(main)
+    for handler in (signal.SIG_DFL, signal.default_int_handler, None):
+        assert internals.main_task_of(handler, LOOP_FACTORIES["asyncio"]) is None  # type: ignore[arg-type]
+
+
+def test_be_quiet_if_destroyed() -> None:
+    loop = LOOP_FACTORIES["asyncio"]()
+    complaints: list[Any] = []
+    loop.set_exception_handler(lambda loop, complaint: complaints.append(complaint))
+    for quiet in (True, False):
+        task = loop.create_task(asyncio.sleep(LIMIT))
+        loop.run_until_complete(asyncio.sleep(0))
+        if quiet:
+            internals.be_quiet_if_destroyed(task)
+        loop._scheduled.pop().cancel()  # type: ignore[attr-defined]
+        del task
+        gc.collect()
+        assert bool(complaints) is not quiet or not CPYTHON
+    internals.be_quiet_if_destroyed(object())
+    loop.close()
 
 
 def test_reference_to_executor_above() -> None:

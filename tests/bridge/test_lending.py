@@ -64,6 +64,50 @@ async def test_all_threads_are_blocked_by_what_waits_for_them() -> None:
     assert {"pool_0", "pool_1"} >= {first[1], second[1]}
 
 
+async def test_blocked_thread_that_its_executor_has_not_noted_yet() -> None:
+    """1. The executor starts its thread. 2. That blocks below a call for the executor. 3. It notes the thread."""
+    asked = threading.Event()
+
+    class Lock:
+        """The lock that is held from the first step to the third; tells who waits for it."""
+
+        def __init__(self, lock: Any) -> None:
+            self._lock = lock
+            self._holder: int | None = None
+
+        def __enter__(self) -> None:
+            if self._holder not in (None, threading.get_ident()):
+                asked.set()
+            self._lock.acquire()
+            self._holder = threading.get_ident()
+
+        def __exit__(self, *exc_info: object) -> None:
+            self._holder = None
+            self._lock.release()
+
+    class Threads(set[Any]):
+        def add(self, thread: Any) -> None:
+            wait_for(asked)
+            super().add(thread)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool._threads = Threads()
+        pool._shutdown_lock = Lock(pool._shutdown_lock)  # type: ignore[assignment]
+        in_pool = sync_to_async(thread_name, thread_sensitive=False, executor=pool)
+
+        async def ask() -> bool:
+            return await in_pool() == thread_name_of_pool[0]
+
+        def block() -> bool:
+            thread_name_of_pool.append(thread_name())
+            return async_to_sync(ask)()
+
+        thread_name_of_pool: list[str] = []
+        # Not from here, since this thread starts that of the executor.
+        submitted = Thread(pool.submit, block)
+        assert await asyncio.wait_for(asyncio.wrap_future(await asyncio.to_thread(submitted.get)), LIMIT)
+
+
 @pytest.mark.parametrize("depth", [2, 12])
 async def test_one_thread_does_all_that_it_waits_for(depth: int) -> None:
     Pool(1)
