@@ -87,6 +87,9 @@ class CurrentThreadExecutor(JobExecutor):
         self._no_news = threading.Lock()
         self._no_news.acquire()
         self._stopped = self._closed = False
+        # Of a thread that waits for all that a loop runs, whatever the contexts of the tasks: what further out waits
+        # too. None where a task counts to the thread only if its context says so.
+        self.surroundings: list[Any] | None = None
         # Called with each job in place of queueing it, where no second thread can be had.
         self.run_in_place: Callable[[Job], None] | None = None
 
@@ -169,6 +172,7 @@ class CurrentThreadExecutor(JobExecutor):
 
     def serve(self, check: Callable[[], bool] | None = None) -> None:
         """Run jobs until ``stop`` is called, or until *check*, asked now and then, says that it never will be."""
+        __traceback_hide__ = True
         pause = FIRST_CHECK
         while not self._stopped:
             # Where the fork was in here, nothing can measure what the child does: the frame is from before.

@@ -237,7 +237,7 @@ LINEAGE: contextvars.ContextVar[tuple[object, object] | None] = contextvars.Cont
 )
 
 
-def _mark_of_thread() -> object:
+def mark_of_thread() -> object:
     try:
         return _thread_mark.mark
     except AttributeError:
@@ -245,10 +245,17 @@ def _mark_of_thread() -> object:
         return mark
 
 
+def replace_mark(mark: object) -> object:
+    """Let this thread stand in for the one that *mark* is of; return the mark that it had."""
+    outer = mark_of_thread()
+    _thread_mark.mark = mark
+    return outer
+
+
 def _lineage_here() -> object:
     """Return the token of the lineage that this context continues on this thread, or start one."""
     entry = LINEAGE.get()
-    mark = _mark_of_thread()
+    mark = mark_of_thread()
     if entry is None or entry[0] is not mark:
         entry = mark, object()
         LINEAGE.set(entry)
@@ -314,4 +321,4 @@ def arrive(context: contextvars.Context) -> None:
     """Let *context*, which came over the bridge, continue its lineage on this thread."""
     entry = context.get(LINEAGE)
     if entry is not None:
-        context.run(LINEAGE.set, (_mark_of_thread(), entry[1]))
+        context.run(LINEAGE.set, (mark_of_thread(), entry[1]))

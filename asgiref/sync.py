@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from ._bridge.jobs import Job
     from ._diagnosis.calls import BridgeCall
+    from .event_loop import ThreadSensitiveEventLoop, thread_sensitive_loop_factory
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
@@ -57,12 +58,14 @@ __all__ = [
     "BridgeCall",
     "SyncToAsync",
     "ThreadSensitiveContext",
+    "ThreadSensitiveEventLoop",
     "async_to_sync",
     "bridge_calls",
     "iscoroutinefunction",
     "markcoroutinefunction",
     "print_bridge_calls",
     "sync_to_async",
+    "thread_sensitive_loop_factory",
 ]
 
 P = ParamSpec("P")
@@ -136,8 +139,9 @@ class ThreadSensitiveContext:
         self._ended = False
         self._ineffective_entries = 0
         self._ancestor: Any = None
-        # Of the threads that are blocked above a block with an executor.
+        # Of the threads that are blocked above a block with an executor, and the loop on which it was entered.
         self.hidden_mailboxes: list[CurrentThreadExecutor] = []
+        self._entered_on: weakref.ref[asyncio.AbstractEventLoop] | None = None
 
     async def __aenter__(self) -> ThreadSensitiveContext:
         if self._executor is not None:
@@ -157,8 +161,10 @@ class ThreadSensitiveContext:
             raise RuntimeError(
                 "this ThreadSensitiveContext(executor=...) has been entered before; make a new one for each block"
             )
+        loop = running_loop()
+        self.hidden_mailboxes = _blocked_above(loop)
+        self._entered_on = None if loop is None else weakref.ref(loop)
         self._ancestor = local.peek(AsyncToSync.executors, "current")
-        self.hidden_mailboxes = lending.blocked_above(self._ancestor, SyncToAsync.thread_sensitive_context.get(None))
         self.token = SyncToAsync.thread_sensitive_context.set(self)
         SyncToAsync.context_to_thread_executor[self] = executor
         if self._ancestor is not None:
@@ -191,6 +197,24 @@ class ThreadSensitiveContext:
 def _has_ended(context: Any) -> bool:
     """Tell whether *context*, which others may have set to an object of their own, counts no more."""
     return isinstance(context, ThreadSensitiveContext) and context._ended
+
+
+def _mailbox_above(loop: asyncio.AbstractEventLoop | None) -> Any:
+    """Return the innermost mailbox above the running task of *loop*, finished or not, or None."""
+    ancestor = local.peek(AsyncToSync.executors, "current")
+    blocked_on_loop = None if loop is None else AsyncToSync.loop_thread_executors.get(loop)
+    if blocked_on_loop is None or blocked_on_loop.surroundings is None:
+        return ancestor
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    entered_on = context._entered_on if isinstance(context, ThreadSensitiveContext) else None
+    if entered_on is not None and entered_on() is loop:  # it hides the thread that waits for the loop
+        return ancestor
+    return routing.innermost(ancestor, blocked_on_loop)
+
+
+def _blocked_above(loop: asyncio.AbstractEventLoop | None) -> list[CurrentThreadExecutor]:
+    """Return the mailboxes of all threads that are blocked above the running task of *loop*, innermost first."""
+    return lending.blocked_above(_mailbox_above(loop), SyncToAsync.thread_sensitive_context.get(None))
 
 
 class _EndedContext(JobExecutor):
@@ -347,9 +371,7 @@ class AsyncToSync(Wrapper, Generic[P, R]):
         contexts = [context]
         outcome: AwaitedOutcome[R] = AwaitedOutcome(mailbox.stop)
         if inner_calls is not None:
-            mailbox.lends_to = getattr(inner_calls, "default_executor_of", None)
-            if mailbox.lends_to is not None:
-                mailbox.pool = lending.pool_here()
+            lending.note_executor(mailbox, inner_calls)
         coroutine = self.main_wrap(outcome, sys.exc_info(), inner_calls, contexts, awaitable)
         leave = None
         try:
@@ -598,6 +620,9 @@ class SyncToAsync(Wrapper, Generic[P, R]):
         snapshot = None
         if context is None:
             context = contextvars.copy_context()
+            blocked_on_loop = AsyncToSync.loop_thread_executors.get(loop)
+            if blocked_on_loop is not None and blocked_on_loop.surroundings is not None:
+                context.run(setattr, AsyncToSync.executors, "current", _mailbox_above(loop))
             snapshot = context.copy()
         inner_calls = InnerCalls()
         inner_calls.loop_thread = threading.current_thread()
@@ -661,7 +686,7 @@ class SyncToAsync(Wrapper, Generic[P, R]):
         if isinstance(context, ThreadSensitiveContext) and executor is context._executor:
             inner_calls.promised_executor = executor
         if not self._thread_sensitive:
-            executor = lending.lending_executor(executor, loop, self._blocked_above(), default=False) or executor
+            executor = lending.lending_executor(executor, loop, _blocked_above(loop), default=False) or executor
         call.submit_to(executor)
 
     def _executors(self, loop: asyncio.AbstractEventLoop, args: tuple[Any, ...]) -> Iterable[Any]:
@@ -672,6 +697,8 @@ class SyncToAsync(Wrapper, Generic[P, R]):
         if ancestor is None and context is None and blocked_on_loop is None:  # as for most calls
             return (self.single_thread_executor,)
         of_context = None if context is None else self._executor_of(context)
+        if blocked_on_loop is not None and blocked_on_loop.surroundings is not None:
+            ancestor = _mailbox_above(loop)
         return routing.thread_sensitive_executors(ancestor, of_context, blocked_on_loop, self.single_thread_executor)
 
     def _executor_of(self, context: Any) -> Executor | None:
@@ -706,17 +733,13 @@ class SyncToAsync(Wrapper, Generic[P, R]):
         executor = internals.default_executor_of(loop)
         if internals.threads_of(executor) is None:
             inner_calls.default_executor_of = weakref.ref(loop)
-        lender = lending.lending_executor(executor, loop, self._blocked_above(), default=True)
+        lender = lending.lending_executor(executor, loop, _blocked_above(loop), default=True)
         if lender is not None:
             call.submit_to(lender)
         elif isinstance(executor, Executor):
             call.submit_to(executor)
         else:
             call.submit_to_default_executor(loop)
-
-    def _blocked_above(self) -> list[CurrentThreadExecutor]:
-        ancestor, context = local.peek(AsyncToSync.executors, "current"), self.thread_sensitive_context.get(None)
-        return lending.blocked_above(ancestor, context)
 
     if sys.version_info < (3, 12):
         # There, inspect.iscoroutinefunction knows no mark, but asks an object that is like a function.
@@ -1003,11 +1026,15 @@ def print_bridge_calls(file: SupportsWrite[str] | None = None) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    # The class comes with the first look, so that the import of this module does not pay for it.
+    # These come with the first look, so that the import of this module does not pay for them.
     if name == "BridgeCall":
         from ._diagnosis.calls import BridgeCall
 
         return BridgeCall
+    if name in ("ThreadSensitiveEventLoop", "thread_sensitive_loop_factory"):
+        from . import event_loop
+
+        return getattr(event_loop, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

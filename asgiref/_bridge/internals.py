@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures.thread
-import queue
 import contextlib
+import queue
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any

@@ -41,6 +41,9 @@ def cannot_run_again(loop: asyncio.AbstractEventLoop, thread: threading.Thread |
         return True
     if thread is None:
         return _interpreter_ends()
+    # A worker runs a loop again only if the thread does that had it run there.
+    caller: threading.Thread | None = getattr(thread, "runs_for", None)
+    thread = thread if caller is None else caller
     if thread is threading.current_thread() or _has_ended(thread):
         return True
     # The interpreter waits for its other threads before it ends.

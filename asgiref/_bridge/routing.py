@@ -9,7 +9,7 @@ from typing import Any
 from ..current_thread_executor import CurrentThreadExecutor
 from .internals import thread_limit_of, threads_of
 
-__all__ = ["has_no_other_thread", "thread_sensitive_executors"]
+__all__ = ["has_no_other_thread", "innermost", "thread_sensitive_executors"]
 
 
 def thread_sensitive_executors(
@@ -36,6 +36,19 @@ def thread_sensitive_executors(
     if blocked_on_loop is not None and blocked_on_loop.serving:
         yield blocked_on_loop
     yield process_wide
+
+
+def innermost(ancestor: Any, blocked_on_loop: CurrentThreadExecutor) -> Any:
+    """Return the mailbox that is the nearest to a task, of a loop whose tasks all count to the thread blocked on it.
+
+    Args:
+        ancestor: What the context of the task says, which may be from before the thread ran the loop.
+        blocked_on_loop: The mailbox of that thread.
+    """
+    while isinstance(ancestor, CurrentThreadExecutor) and not ancestor.serving:
+        ancestor = ancestor.outer
+    further_out = ancestor is None or any(ancestor is other for other in blocked_on_loop.surroundings or ())
+    return blocked_on_loop if further_out and blocked_on_loop.serving else ancestor
 
 
 def has_no_other_thread(executor: Any) -> bool:

@@ -45,6 +45,7 @@ __all__ = [
     "ContextExecutor",
     "FreshLoopExecutor",
     "KeptLoopExecutor",
+    "LoopExecutor",
     "ProcessExecutor",
     "WorkerExecutor",
     "WorkerPool",
@@ -81,6 +82,8 @@ class _WorkerThread(LibraryThread):
 
     # What kind of executor leases it.
     serves: type[WorkerExecutor] | None = None
+    # The thread that has the runs of a loop done here, since the last one and until the loop is closed.
+    runs_for: threading.Thread | None = None
 
     # Whether somebody has named it.
     _named = False
@@ -110,7 +113,7 @@ class _WorkerThread(LibraryThread):
         return f"asgiref worker {self._number}: {'idle' if kind is None else kind.purpose}"
 
     def end_lease(self) -> None:
-        self.serves = None
+        self.serves = self.runs_for = None
         if self._named:
             self._set_name(self._short_name)
 
@@ -206,9 +209,11 @@ class WorkerExecutor(JobExecutor):
     # For a lease that ends seldom, if at all: the worker then has to be woken to go idle.
     lasting = False
 
-    # For jobs that last: the interpreter does not wait for them when it ends, and they are
-    # refused, rather than run in place, once it starts no threads.
+    # For jobs that last: the interpreter does not wait for them when it ends.
     background = False
+
+    # Whether jobs are run in place once Python starts no threads, rather than refused.
+    runs_in_place = True
 
     # For jobs that run a loop: asyncio allows one in each thread of the system.
     runs_loop = False
@@ -284,7 +289,7 @@ class WorkerExecutor(JobExecutor):
                     raise
             else:
                 return True
-        if self.background:
+        if not self.runs_in_place:
             return False
         run_in_place(job)
         return True
@@ -343,6 +348,21 @@ class KeptLoopExecutor(WorkerExecutor):
     purpose = "event loop of AsyncSingleThreadContext"
     runs_loop = True
     background = True
+    runs_in_place = False
+
+
+class LoopExecutor(WorkerExecutor):
+    """For the runs of a loop, for which the thread waits that started them: it ends with them, or gave up waiting."""
+
+    purpose = "ThreadSensitiveEventLoop"
+    runs_loop = True
+    background = True
+
+    def note_caller(self, caller: threading.Thread) -> None:
+        """Have the worker know the thread for which it runs the loop."""
+        worker = self._worker
+        if worker is not None:
+            worker.thread.runs_for = caller
 
 
 class _PoolExecutor(WorkerExecutor):

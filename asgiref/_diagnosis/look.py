@@ -36,8 +36,11 @@ LOOP_RUNNERS = {
     "asyncio.runners.Runner.run": ("self", "_loop"),
     "asgiref._bridge.loops.FreshLoop.run": ("loop", ""),
     "asgiref._bridge.loops.KeptLoop.run": ("loop", ""),
+    "asgiref.event_loop._Run.run": ("loop", ""),
 }
 LOOKS = [f"asgiref._diagnosis.{name}" for name in ("look", "calls", "register_look")]
+# The function of a loop that runs it on another thread.
+RUNS_ELSEWHERE = "asgiref.event_loop._ThreadSensitive.__run"
 MAILBOX = "asgiref.current_thread_executor.CurrentThreadExecutor."
 # The prefix of the attributes of a coroutine or generator, and the attribute that has what it awaits.
 AWAITED = {"cr": "cr_await", "gi": "gi_yieldfrom", "ag": "ag_await"}
@@ -184,7 +187,9 @@ class Look:
                 loop = frame.f_locals.get(variable)
                 if attribute:
                     loop = getattr(loop, attribute, None)
-                if loop is not None:
+                if loop is not None and not any(
+                    _role(inner) == RUNS_ELSEWHERE and inner.f_locals.get("self") is loop for inner in stack[i + 1 :]
+                ):
                     self.threads_of_loops[loop] = ident
 
     def _read_task(self, task: Task, chain: list[FrameType]) -> None:

@@ -16,6 +16,7 @@ warnings.simplefilter("ignore", RuntimeWarning)  # "was never awaited"
 logging.disable()  # "was never retrieved"
 
 running = collections.Counter()  # coroutines that have begun and not ended
+interruptible = ""  # the directory of the files that are interrupted
 where = []  # the point at which the interrupt came
 elsewhere = []  # what was interrupted that can raise nothing in the call: a finalizer, a task that outlives the call
 
@@ -46,6 +47,8 @@ def interrupter(number):
     # break off its waiting.
     def profile(frame, event, argument):
         nonlocal number
+        if not frame.f_code.co_filename.startswith(interruptible):
+            return
         # What takes and gives back a lock for a with statement is the language's to protect.
         if event == "call" or event in ("c_call", "c_return") and argument.__name__ not in (
             "__enter__", "__exit__", "setprofile"
@@ -108,6 +111,23 @@ def in_block(function):
             return function()
     return scenario
 
+def on_loop(function):
+    # asyncio's run_until_complete() leaves its callback behind if it is interrupted as it adds that.
+    global interruptible
+    interruptible = os.path.dirname(asgiref.local.__file__)
+    loop = ThreadSensitiveEventLoop()
+    def scenario():
+        try:
+            return loop.run_until_complete(function())
+        except Interrupt:  # which leaves the loop fit for another run
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            raise
+    return scenario
+
 @counted
 async def nothing():
     return "result"
@@ -150,7 +170,8 @@ async def outlived():
 """
 
 # The function; what there is around it: nothing, a block that it is called in, or one around all
-# calls; and what is raised. asyncio lets a KeyboardInterrupt out of a task through its loop, and
+# calls, or a thread-sensitive loop in place of async_to_sync; and what is raised. asyncio lets a
+# KeyboardInterrupt out of a task through its loop, and
 # keeps others in the task, which matters where tasks run beside the one that is waited for.
 SCENARIOS = [
     ("nothing", None, KeyboardInterrupt),
@@ -167,6 +188,11 @@ SCENARIOS = [
     ("nested_cleaning", None, BaseException),
     ("outlived", "around", KeyboardInterrupt),
     ("outlived", "around", BaseException),
+    ("nothing", "loop", KeyboardInterrupt),
+    ("thread_sensitive", "loop", KeyboardInterrupt),
+    ("nested", "loop", KeyboardInterrupt),
+    ("nested", "loop", BaseException),
+    ("cleaning", "loop", BaseException),
 ]
 
 
@@ -179,9 +205,11 @@ def test_interrupt_at_each_point(function: str, block: str | None, base: type[Ba
     scenario = f"async_to_sync({function})"
     if block == "its own":
         scenario = f"in_block({scenario})"
+    if block == "loop":
+        scenario = f"on_loop({function})"
     if block == "around":
         code += "with AsyncSingleThreadContext(): "
-    code += f"sweep({scenario}, {50 if function == 'nothing' else 100})"
+    code += f"sweep({scenario}, {50 if function == 'nothing' or block == 'loop' else 100})"
     assert ["True"] == output_of(SWEEP + code)
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, reject, settings
 
 from asgiref._bridge import lending
+from asgiref.sync import thread_sensitive_loop_factory
 
 from ..conftest import LOOP_FACTORIES
 from ..helpers import LIMIT
@@ -20,9 +21,14 @@ from .model.programs import Piece, programs, smaller, write_program
 from .model.reference import Unfit, expected_of
 from .model.running import Hung, MainThread
 
-LOOPS = list(LOOP_FACTORIES)
-EAGER_LOOPS = frozenset({"asyncio-eager"})
-DEBUG_LOOPS = frozenset({"asyncio-debug"})
+# The others, in the form that leaves the thread free which runs them.
+THREAD_SENSITIVE = {
+    f"thread-sensitive-{name}": thread_sensitive_loop_factory(factory) for name, factory in LOOP_FACTORIES.items()
+}
+# For the deep run: a word that the names of the loops to use have in them.
+LOOPS = [name for name in [*LOOP_FACTORIES, *THREAD_SENSITIVE] if os.environ.get("ASGIREF_MODEL_LOOPS", "") in name]
+EAGER_LOOPS = frozenset(name for name in LOOPS if name.endswith("eager"))
+DEBUG_LOOPS = frozenset(name for name in LOOPS if name.endswith("debug"))
 
 # For the deep run: how long it lasts, in minutes, or how many programs; and where its random numbers start.
 MINUTES = float(os.environ.get("ASGIREF_MODEL_MINUTES", 0))
@@ -40,13 +46,13 @@ def programs_judged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Piece
     """
     # The executors are large enough, and on a busy machine a free thread may be late: none is to be helped.
     monkeypatch.setattr(lending, "FIRST_LOOK", 10 * LIMIT)
-    main = MainThread(LOOP_FACTORIES, LIMIT / 2)
+    main = MainThread({**LOOP_FACTORIES, **THREAD_SENSITIVE}, LIMIT / 2)
     hangs: dict[str, Hung] = {}
     give_up = 0.0
 
     def judge(program: Piece) -> None:
         nonlocal give_up
-        expected = expected_of(program, EAGER_LOOPS, DEBUG_LOOPS)
+        expected = expected_of(program, EAGER_LOOPS, DEBUG_LOOPS, frozenset(THREAD_SENSITIVE))
         text = str(program)
         if text not in hangs:
             if hangs and time.monotonic() > give_up:

@@ -20,10 +20,12 @@ from asgiref._bridge import jobs, lending
 from asgiref._bridge.jobs import AwaitedOutcome, LoopCall, SubmittedCall
 from asgiref._bridge.workers import WorkerExecutor, WorkerPool
 from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref.event_loop import _Mailbox, _Run
 from asgiref.local import Local
 from asgiref.sync import (
     AsyncSingleThreadContext,
     ThreadSensitiveContext,
+    ThreadSensitiveEventLoop,
     async_to_sync,
     bridge_calls,
     sync_to_async,
@@ -456,3 +458,93 @@ def calls_are_looked_at_meanwhile() -> None:
             stop.set()
 
     at_once(*[bridge] * CPUS, look)
+
+
+# Loops that leave the thread free which runs them:
+
+
+@meeting
+def run_of_a_loop_begins_or_is_taken_back() -> None:
+    began: list[list[int]] = []
+
+    def make() -> tuple[Callable[[], Any], ...]:
+        runs: list[int] = []
+        began.append(runs)
+        loop: Any = QuietLoop()
+        run = _Run(loop, lambda: runs.append(1), _Mailbox())
+        return run.run, run.stop
+
+    stopped: list[bool] = []
+    races(500, make, lambda _, stop: stopped.append(stop))
+    assert stopped == [bool(runs) for runs in began]
+
+
+@meeting
+def threads_run_loops_of_their_own() -> None:
+    where = sync_to_async(threading.get_ident)
+
+    async def main() -> set[int]:
+        nested = sync_to_async(async_to_sync(where))
+        anywhere = sync_to_async(async_to_sync(where), thread_sensitive=False)
+        *here, elsewhere = await asyncio.gather(*[where() for _ in range(10)], nested(), nested(), anywhere())
+        assert elsewhere not in here
+        return set(here)
+
+    def run() -> bool:
+        with asyncio.Runner(loop_factory=ThreadSensitiveEventLoop) as runner:
+            return runner.run(main()) == {threading.get_ident()}
+
+    assert all(at_once(*[run] * THREADS))
+
+
+@meeting
+def threads_compete_for_a_loop() -> None:
+    """One of them at a time runs it; the others get an error."""
+    loop = ThreadSensitiveEventLoop()
+    running = threading.Lock()
+
+    def stop_often() -> None:
+        assert running.acquire(blocking=False), "two at a time"
+        running.release()
+        loop.stop()
+        loop.call_later(0.0001, stop_often)
+
+    def run() -> int:
+        runs = 0
+        for _ in range(20):
+            try:
+                loop.run_forever()
+                runs += 1
+            except RuntimeError as error:
+                assert str(error) == "This event loop is already running"
+        return runs
+
+    stop_often()
+    assert sum(at_once(*[run] * THREADS)) >= 1
+    loop.close()
+
+
+@meeting
+def errands_go_between_jobs() -> None:
+    """Each caller of an errand goes on, though there are jobs that wait for its caller."""
+    mailbox = _Mailbox()
+    done: list[int] = []
+
+    def serve() -> None:
+        mailbox.owner = threading.get_ident()
+        mailbox.serve()
+        mailbox.close()
+
+    def call(number: int) -> None:
+        for _ in range(50):
+            over = threading.Event()
+            job = mailbox.submit(over.wait, LIMIT)
+            mailbox.run_errand(functools.partial(done.append, number))
+            over.set()
+            assert job.result(LIMIT)
+
+    server = Thread(serve)
+    at_once(*[functools.partial(call, number) for number in range(THREADS)])
+    mailbox.stop()
+    server.get()
+    assert all(done.count(number) >= 50 for number in range(THREADS))

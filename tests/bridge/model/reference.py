@@ -84,6 +84,10 @@ class Loop:
         self.name, self.thread, self.running = name, thread, True
         # What is handled further down the stack of its thread.
         self.handled = handled
+        # The mailbox of the thread that waits for all that the loop runs, where the loop is of that kind,
+        # and what further out waited when it began.
+        self.mailbox: Mailbox | None = None
+        self.further_out: list[Mailbox] = []
         # The mailboxes of the threads that are blocked on it, and whether there may be others.
         self.blocked: list[Mailbox] = []
         self.shared = False
@@ -113,6 +117,9 @@ class Manager:
         self.loop: Loop | None = None
         # The call in which the block is.
         self.bridged = bridged
+        # Where it has an executor: the loop on which it was entered, and the threads above it that wait.
+        self.entered_on: Loop | None = None
+        self.hidden: list[Mailbox] = []
 
 
 class Strand:
@@ -164,15 +171,21 @@ class Flow:
 
 
 def expected_of(
-    program: Piece, eager_loops: frozenset[str] = frozenset(), debug_loops: frozenset[str] = frozenset()
+    program: Piece,
+    eager_loops: frozenset[str] = frozenset(),
+    debug_loops: frozenset[str] = frozenset(),
+    thread_sensitive_loops: frozenset[str] = frozenset(),
 ) -> Trace:
     """Return what *program* must do; raises ``Unfit`` where that cannot be told."""
-    return _Reference(eager_loops, debug_loops).run(program)
+    return _Reference(eager_loops, debug_loops, thread_sensitive_loops).run(program)
 
 
 class _Reference:
-    def __init__(self, eager_loops: frozenset[str], debug_loops: frozenset[str]) -> None:
+    def __init__(
+        self, eager_loops: frozenset[str], debug_loops: frozenset[str], thread_sensitive_loops: frozenset[str]
+    ) -> None:
         self.eager_loops, self.debug_loops = eager_loops, debug_loops
+        self.thread_sensitive_loops = thread_sensitive_loops
         self.trace: Trace = {}
         self.managers = 0
         # What each thread does: it runs something (None) or serves a mailbox, the innermost last.
@@ -333,6 +346,8 @@ class _Reference:
             inner = self.kept
         else:
             inner = {} if context == "empty" else flow.context.copy()
+            if context == "" and flow.loop.mailbox is not None:
+                _write(inner, "ancestor", self.mailbox_above(flow))
         snapshot = inner.copy()
         bridged = BridgedCall(flow.bridged)
         inner_flow = flow.but(
@@ -377,7 +392,7 @@ class _Reference:
 
     def route(self, flow: Flow) -> tuple[str, Mailbox | None]:
         """Return the thread for thread-sensitive code, and the mailbox through which it gets it."""
-        ancestor = flow.context.get("ancestor")
+        ancestor = self.mailbox_above(flow)
         while ancestor is not None:
             if ancestor.lost:
                 raise Unfit("whether that thread still waits is chance")
@@ -397,6 +412,27 @@ class _Reference:
                 raise Unfit("which thread blocked on the loop last is chance")
             return flow.loop.blocked[-1].thread, flow.loop.blocked[-1]
         return "the process-wide worker", None
+
+    def mailbox_above(self, flow: Flow) -> Mailbox | None:
+        """Return the mailbox of the innermost thread above that waits, or one that waits no more."""
+        ancestor: Mailbox | None = flow.context.get("ancestor")
+        if flow.loop is None or flow.loop.mailbox is None:
+            return ancestor
+        manager = flow.context.get("sensitive")
+        if manager is not None and manager.entered_on is flow.loop:
+            return ancestor
+        while ancestor is not None and not ancestor.serving:
+            ancestor = ancestor.outer
+        return flow.loop.mailbox if ancestor is None or ancestor in flow.loop.further_out else ancestor
+
+    def blocked_above(self, flow: Flow) -> list[Mailbox]:
+        mailboxes = []
+        ancestor = self.mailbox_above(flow)
+        while ancestor is not None:
+            mailboxes.append(ancestor)
+            ancestor = ancestor.outer
+        manager = flow.context.get("sensitive")
+        return mailboxes if manager is None else mailboxes + manager.hidden
 
     # From synchronous to asynchronous code
 
@@ -459,6 +495,8 @@ class _Reference:
         return fresh, "fresh"
 
     def run_loop(self, call: Call, flow: Flow) -> str:
+        if call.loop in self.thread_sensitive_loops:
+            return self.run_thread_sensitive_loop(call, flow)
         loop = Loop(f"{call.loop} of {call.piece.name}", flow.thread, flow.handled, call.leaves)
         self.busy[flow.thread].append(None)
         inner = flow.but(loop=loop, context=flow.context.copy(), leaving=loop)
@@ -474,6 +512,23 @@ class _Reference:
         loop.running = False
         if loop.left_alone:
             self.busy[loop.left_alone].pop()
+        self.busy[flow.thread].pop()
+        return _result(outcome)
+
+    def run_thread_sensitive_loop(self, call: Call, flow: Flow) -> str:
+        if call.leaves:
+            raise Unfit("the thread that runs the loop may be held by what waits for the loop to leave")
+        thread = f"the loop thread of {call.piece.name}"
+        loop = Loop(f"{call.loop} of {call.piece.name}", thread, flow.handled)
+        loop.mailbox = mailbox = Mailbox(flow, flow.context.get("ancestor"))
+        loop.further_out = self.blocked_above(flow)
+        self.busy[thread] = [None]
+        self.busy[flow.thread].append(mailbox)
+        chain = flow.chain | {flow.thread, thread}
+        inner = flow.but(thread=thread, loop=loop, home=None, context=flow.context.copy(), chain=chain)
+        outcome = self.outcome_of(functools.partial(self.piece, call.piece, inner))
+        self.end_spawned(loop, flow, "cancelled")
+        loop.running = mailbox.serving = False
         self.busy[flow.thread].pop()
         return _result(outcome)
 
@@ -543,6 +598,7 @@ class _Reference:
         key = "single" if block.manager.startswith("Async") else "sensitive"
         executor = "one" if "executor" in block.manager else ""
         before = flow.context.get(key)
+        hidden = self.blocked_above(flow)
         ancestor = flow.context.get("ancestor")
         manager = None
         if executor or before is None or before.ended:
@@ -552,6 +608,7 @@ class _Reference:
             if flow.leaving is not None:
                 flow.leaving.blocks.append(manager)
             if executor:
+                manager.entered_on, manager.hidden = flow.loop, hidden
                 _write(flow.context, "ancestor", None)
         failure = None
         try:

@@ -1,0 +1,535 @@
+"""Event loops that leave the thread free which runs them: ``ThreadSensitiveEventLoop``.
+
+``run_forever`` of such a loop, and all that is built on it, hands the loop to a worker and serves
+a mailbox until the run is over. So thread-sensitive code of everything below runs on the
+thread that called it, as below ``async_to_sync``.
+
+Both names are those of ``asgiref.sync`` too, which imports this module with their first use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import inspect
+import signal
+import sys
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
+
+from . import local
+from ._bridge import lending, workers
+from ._bridge.carry import ExceptionMarks
+from ._bridge.internals import be_quiet_if_destroyed, main_task_of, needs_no_run, running_loop
+from .current_thread_executor import CurrentThreadExecutor
+from .sync import AsyncToSync, SyncToAsync
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from types import FrameType
+
+    Loop = TypeVar("Loop", bound=asyncio.AbstractEventLoop)
+    LoopOnWorker = asyncio.BaseEventLoop
+else:
+    LoopOnWorker = object
+
+__all__ = ["ThreadSensitiveEventLoop", "thread_sensitive_loop_factory"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class _Mailbox(CurrentThreadExecutor):
+    """The mailbox of the thread that waits for one run of a loop; takes errands too, which go ahead of jobs."""
+
+    def __init__(self) -> None:
+        outer = local.peek(AsyncToSync.executors, "current")
+        super().__init__(outer)
+        self.surroundings = lending.blocked_above(outer, SyncToAsync.thread_sensitive_context.get(None))
+        while isinstance(outer, CurrentThreadExecutor):
+            outer = outer.outer
+        if outer is not None:  # set by hand to an executor of another kind
+            self.surroundings.append(outer)
+        lending.note_executor(self, SyncToAsync.threadlocal.__dict__.get("task_context"))
+        self._errands: list[_Errand] = []
+        self._busy = False
+
+    def run_errand(self, function: Callable[[], None]) -> None:
+        """Have the thread call *function*: before this returns, if it waits here, else when it does so again.
+
+        While the thread runs a job, which may need the calling thread, it is not waited for. This
+        side adds the errand, and then looks whether there is a job; the thread notes the job, and
+        then looks for errands, so one of the two notices. *function* may be called twice.
+        """
+        errand = _Errand(function)
+        with self._lock:  # guards both: whoever takes it second sees what the other has noted
+            self._errands.append(errand)
+            busy = self._busy
+        if self.post(errand) and not busy:
+            errand.let_go.wait()
+
+    def _run_next(self) -> None:
+        # Looked at, and taken away when it is done: an interrupt may come at any moment.
+        while self._errands:
+            self._errands[0].run()
+            del self._errands[0]
+        if isinstance(self._jobs[0], _Errand):  # among the errands until it has been done
+            del self._jobs[0]
+            return
+        try:
+            with self._lock:
+                self._busy = True
+                errands = self._errands.copy()
+            for errand in errands:
+                errand.let_go.set()
+            super()._run_next()
+        finally:
+            self._busy = False
+
+
+class _Errand:
+    """A job that the thread of a mailbox does ahead of the others."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        # Set when the errand has been done, or the thread is busy with something else.
+        self.let_go = threading.Event()
+
+    def run(self) -> None:
+        self._function()
+        self.let_go.set()
+
+    def report(self) -> None:  # pragma: no cover: the mailbox takes errands away by itself
+        pass
+
+    def abandon(self, error: BaseException) -> None:
+        self.let_go.set()
+
+
+class _Run:
+    """A job: one run of *loop*, on its worker. Either that begins it, or the thread that waits takes it back."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, run_forever: Callable[[], None], mailbox: _Mailbox) -> None:
+        self._loop, self._mailbox = loop, mailbox
+        # To delete an attribute is one step, and an error the second time.
+        self._run_forever = run_forever
+        self._handled = sys.exc_info()[1]
+        self._mark = local.mark_of_thread()
+        self._ended = False
+        self._error: BaseException | None = None
+
+    # On the worker:
+
+    def run(self) -> None:
+        __traceback_hide__ = True
+        try:
+            run_forever = self._run_forever
+            del self._run_forever
+        except AttributeError:
+            return
+        loop = self._loop  # for who looks at the frame
+        if self._mailbox.belongs_to_this_thread:
+            self._mailbox.run_in_place = workers.run_in_place
+        handled, mark = self._handled, local.replace_mark(self._mark)
+        try:
+            if handled is None:
+                run_forever()
+            else:  # shown by sys.exc_info() to tasks, as on the stack of the thread that waits
+                marks = ExceptionMarks(handled)
+                try:
+                    raise handled
+                except BaseException:
+                    marks.put_back(handled)
+                    run_forever()
+        except BaseException as error:
+            # Without this frame: the thread that waits adds two.
+            self._error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        finally:
+            self._ended = True
+            local.replace_mark(mark)
+            del self._handled, handled, loop, run_forever
+
+    def end(self, future: asyncio.Future[Any] | None = None) -> None:
+        """Stop the loop, unless it does another run by now, or ends this one with the exit that *future* has."""
+        exception = None if future is None or future.cancelled() else future.exception()
+        if not self._ended and not isinstance(exception, (KeyboardInterrupt, SystemExit)):
+            self._loop.stop()
+
+    def report(self) -> None:
+        self._mailbox.stop()
+
+    def abandon(self, error: BaseException) -> None:  # pragma: no cover: no worker abandons a job
+        self.report()
+
+    # On the thread that waits:
+
+    def stop(self) -> bool:
+        """Have the run end soon; return False if it never begins, now that it has been taken back."""
+        try:
+            del self._run_forever
+        except AttributeError:
+            self._loop.call_soon_threadsafe(self.end, context=contextvars.Context())
+            return True
+        return False
+
+    def take_error(self) -> BaseException | None:
+        error, self._error = self._error, None
+        return error
+
+
+class _MainTask:
+    """Stands for the task of an ``asyncio.Runner`` in the Runner's handler of Ctrl-C, and is cancelled on its loop.
+
+    The handler runs on the main thread, at any moment of the loop's life on another, and cancels the
+    task, which only the loop's own thread may do.
+    """
+
+    def __init__(self, task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._task, self._loop = task, loop
+        self._requested = self._delivered = False
+
+    def done(self) -> bool:
+        return self._task.done()
+
+    def cancel(self) -> None:
+        self._requested = True
+        self._loop.call_soon_threadsafe(self._cancel, context=contextvars.Context())
+
+    def _cancel(self) -> None:
+        if self._requested:
+            self._delivered = self._task.cancel()
+
+    def missed_cancellation(self) -> bool:
+        """Tell, after the run, whether the task ended before it heard of the cancellation."""
+        missed = self._requested and not self._delivered
+        self._requested = False
+        # One that has not ended was left behind by stop(), and hears of it in the next run.
+        return missed and not self._task.cancel()
+
+
+class _CtrlC:
+    """Has the handler that an ``asyncio.Runner`` set for Ctrl-C cancel its task on the loop's thread, for one run."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._theirs: Any = None
+        self._ours: Any = None
+        self._task: _MainTask | None = None
+
+    def enter(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        handler = signal.getsignal(signal.SIGINT)
+        task = main_task_of(handler, self._loop)
+        if task is not None:
+            self._theirs, self._task = handler, _MainTask(task, self._loop)
+            self._ours = functools.partial(self._theirs.func, main_task=self._task)
+            signal.signal(signal.SIGINT, self._ours)
+
+    def leave(self) -> None:
+        # The Runner looks whether its own is still there.
+        if self._ours is not None and signal.getsignal(signal.SIGINT) is self._ours:
+            signal.signal(signal.SIGINT, self._theirs)
+
+    def came_too_late(self) -> bool:
+        return self._task is not None and self._task.missed_cancellation()
+
+
+class _Signals:
+    """The signal handlers of one loop, called by way of Python's own, which stand on the main thread."""
+
+    # Neither can be caught.
+    UNCATCHABLE = frozenset(getattr(signal, name) for name in ("SIGKILL", "SIGSTOP") if hasattr(signal, name))
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self.handlers: dict[int, tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]] = {}
+
+    def apply(self, sig: int) -> None:
+        """Let Python's handler be what the table says by now. On the main thread."""
+        if sig in self.handlers:
+            signal.signal(sig, self._pass_on)
+            signal.siginterrupt(sig, False)
+        else:
+            signal.signal(sig, signal.default_int_handler if sig == signal.SIGINT else signal.SIG_DFL)
+
+    def _pass_on(self, sig: int, frame: FrameType | None) -> None:
+        loop, handler = self._loop(), self.handlers.get(sig)
+        if loop is not None and handler is not None:
+            callback, arguments, context = handler
+            with contextlib.suppress(RuntimeError):  # closed
+                loop.call_soon_threadsafe(callback, *arguments, context=context)
+                return
+        # Nobody is left for it, so it is as if no handler had been set.
+        self.handlers.pop(sig, None)
+        self.apply(sig)
+        signal.raise_signal(sig)
+
+
+class _ThreadSensitive(LoopOnWorker):
+    """What makes an event loop leave its caller's thread free; goes in front of the class of the loop."""
+
+    # Set with the first use: a loop may get this class when it has been made.
+    __lease: workers.LoopExecutor | None = None
+    __signals: _Signals | None = None
+
+    def run_until_complete(self, future: Any) -> Any:
+        """Run the loop until *future* is done, and return its result; see ``run_forever``."""
+        __traceback_hide__ = True
+        self.__check_that_it_may_run()
+        if needs_no_run(future, self):
+            # Such a run cannot be told from none, but for a fifth of what it costs to start and end a loop.
+            with contextlib.suppress(StopIteration):
+                future.send(None)
+            return None
+        is_new = not asyncio.isfuture(future)
+        future = asyncio.ensure_future(future, loop=self)
+        if is_new:
+            be_quiet_if_destroyed(future)  # the error below tells of it
+        try:
+            self.__run(until=future)
+        except BaseException:
+            if is_new and future.done() and not future.cancelled():
+                future.exception()  # the caller has no task to take it from
+            raise
+        if not future.done():
+            raise RuntimeError("Event loop stopped before Future completed.")
+        return future.result()
+
+    def run_forever(self) -> None:
+        """Run the loop on its worker until ``stop`` is called, and thread-sensitive code on this thread meanwhile.
+
+        An exception that a signal raises in this thread, such as ``KeyboardInterrupt``, stops the
+        loop and is raised when it has stopped; a second one is raised at once.
+        """
+        __traceback_hide__ = True
+        self.__check_that_it_may_run()
+        self.__run()
+
+    def __check_that_it_may_run(self) -> None:
+        __traceback_hide__ = True
+        if self.is_closed():
+            raise RuntimeError("Event loop is closed")
+        if self.is_running():
+            raise RuntimeError("This event loop is already running")
+        if running_loop() is not None:
+            raise RuntimeError("Cannot run the event loop while another loop is running")
+
+    def __run(self, until: asyncio.Future[Any] | None = None) -> None:
+        __traceback_hide__ = True
+        mailbox = _Mailbox()
+        run = _Run(self, super().run_forever, mailbox)
+        ctrl_c = _CtrlC(self)
+        interrupt = error = None
+        mailboxes = AsyncToSync.loop_thread_executors
+        try:
+            other = mailboxes.setdefault(self, mailbox)
+            if other is not mailbox and other.serving:
+                raise RuntimeError("This event loop is already running")
+            mailboxes[self] = mailbox  # one that serves no more was left by an interrupt
+            if until is not None:
+                until.add_done_callback(run.end)
+            ctrl_c.enter()
+            interrupt = self.__hand_over_and_serve(run, mailbox)
+        finally:
+            try:
+                mailbox.close(run_rest=False)  # where an interrupt came at a bad moment
+            finally:
+                if mailboxes.get(self) is mailbox:
+                    del mailboxes[self]
+                ctrl_c.leave()
+                if until is not None:
+                    until.remove_done_callback(run.end)
+        try:
+            error = run.take_error()
+            if interrupt is not None:
+                raise interrupt
+            if error is not None:
+                raise error
+            if ctrl_c.came_too_late():
+                raise KeyboardInterrupt
+        finally:
+            del interrupt, error
+
+    def __hand_over_and_serve(self, run: _Run, mailbox: _Mailbox) -> BaseException | None:
+        """Have the worker do *run*, serve *mailbox* until it has ended; return the interrupt that came meanwhile."""
+        __traceback_hide__ = True
+        lease = self.__leased()
+        interrupt: BaseException | None = None
+        handed_over = False
+        try:
+            while True:
+                try:
+                    if not handed_over:
+                        handed_over = True
+                        lease.post(run)
+                        lease.note_caller(threading.current_thread())
+                    mailbox.serve()
+                    mailbox.close()
+                    return interrupt
+                except BaseException as error:
+                    # Not serving: forked, or interrupted while running what was left over.
+                    if interrupt is not None or not mailbox.serving or not run.stop():
+                        raise
+                    interrupt = error
+        finally:
+            del interrupt
+
+    def __leased(self) -> workers.LoopExecutor:
+        if self.__lease is None:
+            self.__lease = workers.LoopExecutor()
+        return self.__lease
+
+    if sys.version_info >= (3, 14):
+
+        def create_task(self, coro: Coroutine[Any, Any, T], **options: Any) -> asyncio.Task[T]:
+            """Make a task, on the worker: asyncio notes each with the thread that made it, and looks there for it."""
+            make_task = super().create_task
+            if self.is_running() or self.is_closed():
+                return make_task(coro, **options)
+            return self.__leased().submit(contextvars.copy_context().run, make_task, coro, **options).result()
+
+    def close(self) -> None:
+        """Close the loop and give its worker back."""
+        super().close()
+        lease, self.__lease = self.__lease, None
+        if lease is not None:
+            lease.shutdown(wait=False)
+        if self.__signals is not None and threading.current_thread() is threading.main_thread():
+            for sig in list(self.__signals.handlers):
+                self.remove_signal_handler(sig)
+
+    if sys.platform != "win32":
+
+        def add_signal_handler(self, sig: int, callback: Callable[[*Ts], object], *args: *Ts) -> None:
+            """Have the loop call *callback* at that signal; the main thread has to be the one that runs the loop.
+
+            Called in a coroutine, the handler is in force at once if the main thread is at its mailbox,
+            else as soon as it is back there.
+            """
+            if asyncio.iscoroutine(callback) or inspect.iscoroutinefunction(callback):
+                raise TypeError("coroutines cannot be used with add_signal_handler()")
+            signals = self.__signals_for(sig)
+            if self.is_closed():
+                raise RuntimeError("Event loop is closed")
+            if sig in signals.UNCATCHABLE:
+                raise RuntimeError(f"sig {sig} cannot be caught")
+            on_main_thread = self.__way_to_main_thread("add_signal_handler")
+            signals.handlers[sig] = callback, args, contextvars.copy_context()
+            on_main_thread(functools.partial(signals.apply, sig))
+
+        def remove_signal_handler(self, sig: int) -> bool:
+            """Undo ``add_signal_handler``, at the same moment; return whether there was a handler."""
+            signals = self.__signals_for(sig)
+            if sig not in signals.handlers:
+                return False
+            on_main_thread = self.__way_to_main_thread("remove_signal_handler")
+            del signals.handlers[sig]
+            on_main_thread(functools.partial(signals.apply, sig))
+            return True
+
+        def __signals_for(self, sig: int) -> _Signals:
+            if not isinstance(sig, int):
+                raise TypeError(f"sig must be an int, not {sig!r}")
+            if sig not in signal.valid_signals():
+                raise ValueError(f"invalid signal number {sig}")
+            if self.__signals is None:
+                self.__signals = _Signals(self)
+            return self.__signals
+
+        def __way_to_main_thread(self, called: str) -> Callable[[Callable[[], None]], None]:
+            if threading.current_thread() is threading.main_thread():
+                return lambda function: function()
+            mailbox = AsyncToSync.loop_thread_executors.get(self)
+            if (
+                running_loop() is self
+                and isinstance(mailbox, _Mailbox)
+                and mailbox.owner == threading.main_thread().ident
+            ):
+                return mailbox.run_errand
+            raise RuntimeError(
+                f"{called}() was called for {self!r} on thread {threading.current_thread().name!r}, and Python sets "
+                "signal handlers on the main thread only; run the loop from the main thread"
+            )
+
+
+# asyncio's own, for this system.
+if sys.version_info >= (3, 13):
+    _AsyncioLoop = asyncio.EventLoop
+elif sys.platform == "win32":
+    _AsyncioLoop = asyncio.ProactorEventLoop
+else:
+    _AsyncioLoop = asyncio.SelectorEventLoop
+
+
+class ThreadSensitiveEventLoop(_ThreadSensitive, _AsyncioLoop):
+    """An event loop that leaves free the thread which runs it, for thread-sensitive code.
+
+    Equivalent to asyncio's own loop in what the loop does, and to ``async_to_sync`` in what
+    happens to the thread that calls ``run_forever`` or ``run_until_complete``: it waits, and
+    meanwhile runs the thread-sensitive code of everything below. It stands wherever a loop
+    factory is asked for: ``asyncio.run(main(), loop_factory=ThreadSensitiveEventLoop)``.
+
+    Thread and loop:
+        All runs of a loop happen on one worker thread, which is leased with the first and given back
+        by ``close``. Each run serves the thread that calls it. Thread-sensitive code of all tasks
+        of the loop runs there, whatever their context; inside a ``ThreadSensitiveContext`` too,
+        unless that was given an executor and is entered on this loop.
+
+    Cancellation:
+        Ctrl-C under ``asyncio.Runner``, and so ``asyncio.run``, cancels the main task, on the loop's
+        thread. Otherwise an exception that a signal raises in the calling thread stops the loop,
+        is raised when that has stopped, and leaves the loop fit for another run. A second one is raised
+        at once.
+
+    Raises:
+        RuntimeError: from what runs the loop, where the loop or another one on this thread
+            runs, or the loop is closed.
+
+    >>> import asyncio, threading
+    >>> from asgiref.sync import sync_to_async
+    >>> async def main():
+    ...     return await sync_to_async(threading.current_thread)()
+    >>> with asyncio.Runner(loop_factory=ThreadSensitiveEventLoop) as runner:
+    ...     runner.run(main()) is threading.current_thread()
+    True
+    """
+
+
+def thread_sensitive_loop_factory(factory: Callable[[], Loop]) -> Callable[[], Loop]:
+    """Make the loops of *factory* leave the thread free which runs them, as ``ThreadSensitiveEventLoop`` does.
+
+    Args:
+        factory: What makes a loop: ``uvloop.new_event_loop``, a class of event loops, a function
+            that sets one up. The class of what it returns must be written in Python, as
+            uvloop's is on its surface.
+
+    Returns:
+        A loop factory. Its loops are of a subclass of the class that they had.
+
+    Raises:
+        TypeError: from that factory, if such a subclass cannot be made.
+
+    >>> import asyncio
+    >>> loop = thread_sensitive_loop_factory(asyncio.SelectorEventLoop)()
+    >>> isinstance(loop, asyncio.SelectorEventLoop)
+    True
+    >>> loop.close()
+    """
+
+    def new_event_loop() -> Loop:
+        loop = factory()
+        if not isinstance(loop, _ThreadSensitive):
+            # Not a stand-in for the loop: tasks, transports and callbacks of its own refer to the loop itself.
+            loop.__class__ = _thread_sensitive_class(type(loop))  # type: ignore[arg-type]
+        return loop
+
+    return new_event_loop
+
+
+@functools.cache
+def _thread_sensitive_class(of_loop: type[Any]) -> type[Any]:
+    return type(f"ThreadSensitive{of_loop.__name__}", (_ThreadSensitive, of_loop), {"__module__": of_loop.__module__})

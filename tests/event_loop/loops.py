@@ -1,0 +1,48 @@
+"""The loops that leave their caller's thread free, of each kind that there is here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from asgiref.sync import ThreadSensitiveEventLoop, thread_sensitive_loop_factory
+
+from ..conftest import LOOP_FACTORIES, LoopFactory
+
+__all__ = ["FACTORIES", "UsersLoop", "every_loop", "run"]
+
+
+class UsersLoop(asyncio.SelectorEventLoop):
+    """A class of a user's: it makes tasks of its own kind, and counts its runs."""
+
+    runs = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_task_factory(lambda loop, coroutine, **options: _UsersTask(coroutine, loop=loop, **options))
+
+    def run_forever(self) -> None:
+        self.runs += 1
+        super().run_forever()
+
+
+class _UsersTask(asyncio.Task[Any]):
+    pass
+
+
+FACTORIES: dict[str, LoopFactory] = {
+    "class": ThreadSensitiveEventLoop,
+    **{name: thread_sensitive_loop_factory(factory) for name, factory in LOOP_FACTORIES.items()},
+    "user's": thread_sensitive_loop_factory(UsersLoop),
+}
+
+every_loop = pytest.mark.parametrize("factory", FACTORIES.values(), ids=list(FACTORIES))
+
+
+def run(factory: LoopFactory, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what the coroutine function comes to, as ``asyncio.run`` does."""
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(function(*arguments))
