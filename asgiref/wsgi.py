@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from ._bridge.workers import WorkerPool
 from ._wsgi.connection import ClientDisconnected, Connection, RequestBody
-from ._wsgi.environ import BadRequest, content_length_of, environ_for
+from ._wsgi.environ import BadRequest, content_length_of, environ_for, states_length
 from ._wsgi.response import FileWrapper, Response
+from ._wsgi.spool import SPOOL_LIMIT, Spool
 from .sync import SyncToAsync
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
     from concurrent.futures import Executor
+    from types import EllipsisType
     from wsgiref.types import WSGIApplication
 
     Receive = Callable[[], Awaitable[Any]]
@@ -64,6 +66,12 @@ class WsgiToAsgi:
         max_body_size: How many bytes a request body may have; a larger one is answered with
             413. None: as many as the client sends, which cost no memory unless the
             application keeps them. (Keyword-only; upstream has no such parameter.)
+        spool_body: Which bodies are collected before the application is called. Unless told:
+            those without a Content-Length, such as chunked ones, up to 1 GiB. A number of
+            bytes: all bodies, up to that size, for applications that seek in them. None: no
+            body, so one without a Content-Length has no ``CONTENT_LENGTH``. A larger body
+            than the limit is answered with 413. (Keyword-only; upstream has no such
+            parameter.)
 
     Thread and loop:
         The application is called on one of the threads, and the iteration over what it
@@ -78,7 +86,11 @@ class WsgiToAsgi:
         back while 256 KiB wait for the client. With the last byte that its Content-Length
         allows, a response is complete, and the iteration ends.
 
-        A request body is read from the client as the application reads it, one message at a time.
+        A request body with a Content-Length is read from the client as the application reads
+        it, one message at a time. One without is collected first: in memory up to 1 MiB, then
+        in a temporary file, which is written on threads of its own and removed when the
+        request is over. No thread is held while the client is slow. Such a body has a
+        ``CONTENT_LENGTH`` and can be sought, as can one that comes in a single message.
 
     Cancellation:
         A client that goes away ends the iteration early; reads and ``write()`` raise an
@@ -87,7 +99,8 @@ class WsgiToAsgi:
         called in any case.
 
     Raises:
-        TypeError: for what is not callable, and for both *threads* and *executor*.
+        TypeError: for what is not callable, for both *threads* and *executor*, and for a
+            *spool_body* of True or False.
         ValueError: for fewer threads than one; when called, for a scope that is neither
             ``http`` nor ``websocket`` nor ``lifespan``.
         Exception: when called, what the application raises, unless it does so because its
@@ -126,6 +139,7 @@ class WsgiToAsgi:
         threads: int | None = None,
         executor: Executor | None = None,
         max_body_size: int | None = None,
+        spool_body: int | EllipsisType | None = ...,
     ) -> None:
         if not callable(wsgi_application):
             raise TypeError(f"WsgiToAsgi needs a WSGI application, which is callable, not {wsgi_application!r}")
@@ -133,10 +147,13 @@ class WsgiToAsgi:
             raise TypeError("WsgiToAsgi was given both threads and an executor, which has threads of its own; pass one")
         if threads is not None and threads < 1:
             raise ValueError(f"WsgiToAsgi needs at least one thread, not {threads}")
+        if isinstance(spool_body, bool):
+            raise TypeError(f"WsgiToAsgi needs a number of bytes for spool_body, or None to stream, not {spool_body}")
         self.wsgi_application = wsgi_application
         self.duplicate_header_limit = duplicate_header_limit
         self.executor = WorkerPool(threads or THREADS) if executor is None else executor
         self.max_body_size = max_body_size
+        self.spool_body = spool_body
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         __traceback_hide__ = True
@@ -145,6 +162,7 @@ class WsgiToAsgi:
             self.duplicate_header_limit,
             executor=self.executor,
             max_body_size=self.max_body_size,
+            spool_body=self.spool_body,
         )(scope, receive, send)
 
 
@@ -179,6 +197,9 @@ class WsgiToAsgiInstance:
     """
 
     scope: Any
+    # The size of the request body in bytes, where that is known before the application is called.
+    _body_size = 0
+    _spool: Spool | None = None
 
     def __init__(
         self,
@@ -187,11 +208,13 @@ class WsgiToAsgiInstance:
         *,
         executor: Any = None,
         max_body_size: int | None = None,
+        spool_body: int | EllipsisType | None = ...,
     ) -> None:
         self.wsgi_application = wsgi_application
         self.duplicate_header_limit = duplicate_header_limit
         self.executor = _shared_pool if executor is None else executor
         self.max_body_size = max_body_size
+        self.spool_body = spool_body
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         __traceback_hide__ = True
@@ -202,6 +225,8 @@ class WsgiToAsgiInstance:
         connection = Connection(receive, send)
         response = self._response = Response(connection, scope)
         limit = self.max_body_size
+        if isinstance(self.spool_body, int):
+            limit = _smaller(limit, self.spool_body)
         try:
             if limit is not None and (content_length_of(scope) or 0) > limit:
                 await self._refuse_body(limit)
@@ -213,11 +238,15 @@ class WsgiToAsgiInstance:
             if limit is not None and len(first) > limit:
                 await self._refuse_body(limit)
                 return
-            source: RequestBody | None = None
+            source: RequestBody | Spool | None = None
             try:
                 body: Any
                 if not message.get("more_body", False):
-                    body = io.BytesIO(first)
+                    body, self._body_size = io.BytesIO(first), len(first)
+                elif self._is_to_be_collected():
+                    source = self._spool = Spool(_smaller(limit, SPOOL_LIMIT) if self.spool_body is ... else limit)
+                    body = await source.collect(message, receive)
+                    self._body_size = source.size
                 else:
                     source = RequestBody(connection, message, limit)
                     body = io.BufferedReader(source, BUFFER_SIZE)
@@ -234,7 +263,7 @@ class WsgiToAsgiInstance:
                         await response.finish()
                     raise
             if source is not None and source.too_large and not response.started:
-                await self._refuse_body(limit)
+                await self._refuse_body(source.limit)
                 return
             await response.finish()
         except BadRequest as reason:
@@ -247,10 +276,21 @@ class WsgiToAsgiInstance:
                 raise
         finally:
             connection.lose()
+            if self._spool is not None:
+                self._spool.discard()
             if connection.tasks:
                 await connection.end_tasks()
         if connection.error is not None:
             connection.raise_error()
+
+    def _is_to_be_collected(self) -> bool:
+        """Tell whether a body that comes in several messages is collected before the application is called."""
+        if self.spool_body is None:
+            return False
+        if not states_length(self.scope):
+            return True
+        # A length that is no number is refused without waiting for the body.
+        return self.spool_body is not ... and content_length_of(self.scope) is not None
 
     async def _refuse_body(self, limit: int | None) -> None:
         logger.warning("Answered a request with 413, since its body is larger than %d bytes", limit)
@@ -263,7 +303,7 @@ class WsgiToAsgiInstance:
             scope: The ASGI scope, of type ``http``.
             body: The request body, a binary file, which becomes ``wsgi.input``.
         """
-        return environ_for(scope, body, self.duplicate_header_limit, FileWrapper)
+        return environ_for(scope, body, self.duplicate_header_limit, FileWrapper, self._body_size)
 
     def start_response(
         self, status: str, response_headers: list[tuple[str, str]], exc_info: Any = None
@@ -294,8 +334,10 @@ class WsgiToAsgiInstance:
             body: The request body, a binary file.
         """
         __traceback_hide__ = True
-        response = self._response
+        response, spool = self._response, self._spool
         iterable: Iterable[bytes] | None = None
+        if spool is not None:
+            spool.hold()
         try:
             environ = self.build_environ(self.scope, body)
             iterable = self.wsgi_application(environ, self.start_response)
@@ -309,9 +351,13 @@ class WsgiToAsgiInstance:
                 f"the application raised {error!r}, which could end the server; raise an Exception instead"
             ) from error
         finally:
-            close = getattr(iterable, "close", None)
-            if close is not None:
-                _call_close(close)
+            try:
+                close = getattr(iterable, "close", None)
+                if close is not None:
+                    _call_close(close)
+            finally:
+                if spool is not None:
+                    spool.let_go()
         response.end()
 
 
@@ -346,6 +392,10 @@ def _is_being_cancelled() -> bool:
     """Tell whether somebody has cancelled this task."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _smaller(limit: int | None, other: int) -> int:
+    return other if limit is None else min(limit, other)
 
 
 def _tells_of_disconnect(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from .turns import Cost, costs
 
 FAMILY = "WSGI"
 MIB = 1024 * 1024
+PIECE = bytes(64 * 1024)
 HELLO = b"Hello, world!\n"
 APPLICATION = "benchmarks.wsgi_apps:application"
 
@@ -87,14 +88,21 @@ class TransferRow:
 
 
 def send_large(port: int, size: int) -> None:
-    piece = bytes(64 * 1024)
+    send_upload(port, size, f"Content-Length: {size}", PIECE, b"")
+
+
+def send_large_in_chunks(port: int, size: int) -> None:
+    send_upload(port, size, "Transfer-Encoding: chunked", b"%x\r\n%b\r\n" % (len(PIECE), PIECE), b"0\r\n\r\n")
+
+
+def send_upload(port: int, size: int, header: str, piece: bytes, end: bytes) -> None:
     with socket.create_connection(("127.0.0.1", port), 60) as connection:
-        head = f"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n"
-        connection.sendall(head.encode())
-        for _ in range(size // len(piece)):
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n{header}\r\nConnection: close\r\n\r\n".encode())
+        for _ in range(size // len(PIECE)):
             connection.sendall(piece)
+        connection.sendall(end)
         answer = b""
-        while received := connection.recv(len(piece)):
+        while received := connection.recv(len(PIECE)):
             answer += received
     if not answer.startswith(b"HTTP/1.1 200 ") or not answer.endswith(b"\r\n\r\n%d\n" % size):
         raise ServerFailed(f"answered {answer[:100]!r} to the upload")
@@ -115,6 +123,7 @@ def receive_large(port: int, size: int) -> None:
 
 TRANSFERS = [
     TransferRow("WSGI, memory for a large upload", send_large, {HERE: ways("upload")[HERE]}),
+    TransferRow("WSGI, memory for a large chunked upload", send_large_in_chunks, {HERE: ways("upload")[HERE]}),
     TransferRow("WSGI, memory for a large response", receive_large, {HERE: ways("download")[HERE]}),
 ]
 

@@ -225,8 +225,8 @@ class RequestBody(io.RawIOBase):
 
     def __init__(self, connection: Connection, message: Any, limit: int | None) -> None:
         self.too_large = False
+        self.limit = limit
         self._connection = connection
-        self._limit = limit
         self._size = 0
         self._take(message)
 
@@ -234,7 +234,7 @@ class RequestBody(io.RawIOBase):
         body = message.get("body", b"")
         self._more = message.get("more_body", False)
         self._size += len(body)
-        if self._limit is not None and self._size > self._limit:
+        if self.limit is not None and self._size > self.limit:
             self.too_large = True
             body = b""
         self._rest = memoryview(body)
@@ -243,7 +243,7 @@ class RequestBody(io.RawIOBase):
         """Wait for the next message that is not empty, or the end."""
         for _ in range(EMPTY_MESSAGES + 1):
             if self.too_large:
-                raise BodyTooLarge(f"the request body is larger than {self._limit} bytes")
+                raise BodyTooLarge(f"the request body is larger than {self.limit} bytes")
             if self._rest or not self._more:
                 return
             self._take(self._connection.wait_for(Connection.next_message, self._connection))

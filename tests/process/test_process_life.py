@@ -894,6 +894,31 @@ threading.Thread(target=late).start()
     assert ["1"] == output_of(BRIDGES + code)
 
 
+@pytest.mark.parametrize("start", ["atexit.register(upload)", "threading.Thread(target=upload).start()"])
+def test_upload_that_is_collected_in_a_file_when_no_thread_can_be_started(start: str) -> None:
+    code = f"""
+from asgiref.wsgi import WsgiToAsgi
+parts = iter([(bytes(2**20), True), (bytes(2**20), True), (b"end", False)])
+async def receive():
+    body, more_body = next(parts)
+    return {{"type": "http.request", "body": body, "more_body": more_body}}
+async def send(message):
+    print(message.get("body", b"").decode(), flush=True)
+def application(environ, start_response):
+    body = environ["wsgi.input"]
+    start_response("200 OK", [])
+    return [(environ["CONTENT_LENGTH"] + type(body).__name__ + str(len(body.read()))).encode()]
+def upload():
+    if threading.current_thread() is not threading.main_thread():
+        threading.main_thread().join()
+        time.sleep(0.05)
+    scope = {{"type": "http", "http_version": "1.1", "method": "POST", "path": "/", "headers": []}}
+    asyncio.run(WsgiToAsgi(application)(scope, receive, send))
+{start}
+"""
+    assert ["", "2097155BufferedRandom2097155"] == output_of(BRIDGES + code)
+
+
 def test_loop_that_outlives_the_main_thread() -> None:
     code = """
 def late():

@@ -55,6 +55,7 @@ ALLOWED = {
     "_wsgi.environ": {"_wsgi.dropped"},
     "_wsgi.connection": {"_bridge.internals", "_bridge.patience", "_bridge.workers", "sync"},
     "_wsgi.response": {"_bridge.jobs", "_wsgi.connection", "_wsgi.dropped"},
+    "_wsgi.spool": {"_bridge.workers", "_wsgi.connection", "_wsgi.environ", "sync"},
     "compatibility": {"sync"},
     "event_loop": {
         *("_bridge.carry", "_bridge.internals", "_bridge.jobs", "_bridge.lending", "_bridge.workers"),
@@ -64,7 +65,10 @@ ALLOWED = {
     "testing": {"compatibility"},
     "timeout": set[str](),
     "typing": set[str](),
-    "wsgi": {"_bridge.workers", "_wsgi.connection", "_wsgi.environ", "_wsgi.response", "sync"},
+    "wsgi": {
+        *(f"_wsgi.{room}" for room in ("connection", "environ", "response", "spool")),
+        *("_bridge.workers", "sync"),
+    },
     "sync": {
         *("_bridge.carry", "_bridge.forks", "_bridge.greenlets", "_bridge.internals", "_bridge.jobs"),
         *("_bridge.lending", "_bridge.loops", "_bridge.patience", "_bridge.register", "_bridge.routing"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
 import os
 import socketserver
@@ -136,6 +137,23 @@ def readlines(environ: Environ, start_response: Any) -> Iterable[bytes]:
 @validated
 def iteration(environ: Environ, start_response: Any) -> Iterable[bytes]:
     return as_json(start_response, digest(environ["wsgi.input"]))
+
+
+@served
+def read_length(environ: Environ, start_response: Any) -> Iterable[bytes]:
+    """Read as many bytes as ``CONTENT_LENGTH`` says, as CGI programs do."""
+    assert "HTTP_TRANSFER_ENCODING" not in environ
+    return as_json(start_response, digest([environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))]))
+
+
+@served
+def seek(environ: Environ, start_response: Any) -> Iterable[bytes]:
+    """Seek in the body, and tell what kind of file it is."""
+    body = environ["wsgi.input"]
+    size = body.seek(0, os.SEEK_END)
+    body.seek(0)
+    kind = "memory" if isinstance(body, io.BytesIO) else "file"
+    return as_json(start_response, {"kind": kind, "seen": size} | digest([body.read()]))
 
 
 @served

@@ -85,7 +85,7 @@ async def test_messages_without_their_optional_keys() -> None:
 
 
 async def test_reading_ends_where_the_body_does() -> None:
-    """So a body without a Content-Length can be read, which the environ tells."""
+    """So a body without a Content-Length can be read while it comes, which the environ tells."""
 
     def application(environ: Environ, start_response: Any) -> list[bytes]:
         assert environ["wsgi.input_terminated"] is True
@@ -94,7 +94,7 @@ async def test_reading_ends_where_the_body_does() -> None:
         start_response("200 OK", [])
         return [body.read(), body.read(), body.read(1), body.readline(), *body]
 
-    client = await serve(application, Client(*body_in(b"a", b"b")), http())
+    client = await serve(application, Client(*body_in(b"a", b"b")), http(), spool_body=None)
     assert b"ab" == client.body
     assert 2 == client.receives
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,6 +28,7 @@ A_WHILE = 0.3
 CHUNK = bytes(64 * 1024)
 MANY = 512  # times this, and no buffer between client and server holds it
 BODY = bytes(range(256)) * 4096
+LARGE_BODY = BODY * 3 + b"12345"  # which is collected in a file, where it does not tell its length
 FILE = b"0123456789\n" * 300_000
 
 # The headers that servers set, or may.
@@ -286,6 +288,60 @@ def test_request_that_comes_byte_by_byte(server: Server) -> None:
         assert digest(b"abc")["sha256"].encode() in file.read()
 
 
+@skip(native="they leave it to the application, or take the whole body")
+@pytest.mark.parametrize("size", [0, 1, 5, len(BODY), len(LARGE_BODY)])
+def test_chunked_body_is_read_by_its_length(client: httpx.Client, size: int) -> None:
+    """As applications do that know nothing of chunks, nor of HTTP/2 requests without a length."""
+    body = LARGE_BODY[:size]
+    assert digest(body) == client.post("/read_length", content=chunks_of(body)).json()
+
+
+@skip(native="they leave it to the application, or take the whole body")
+def test_chunked_body_can_be_sought(client: httpx.Client) -> None:
+    for kind, body in (("memory", BODY), ("file", LARGE_BODY)):
+        told = client.post("/seek", content=chunks_of(body)).json()
+        assert {"kind": kind, "seen": len(body)} | digest(body) == told
+
+
+@skip(native="they have threads to spare, or none")
+def test_slow_chunked_upload_holds_no_thread(server: Server, client: httpx.Client) -> None:
+    """More of them than the adapter has threads, with other requests answered meanwhile."""
+    count, go_on = 45, threading.Event()
+
+    def body() -> Iterator[bytes]:
+        yield CHUNK
+        assert go_on.wait(LIMIT)
+        yield CHUNK
+
+    def upload() -> Any:
+        with connect(server) as other:
+            return other.post("/read_length", content=body()).json()
+
+    uploads = [Thread(upload) for _ in range(count)]
+    try:
+        for number in range(5):
+            assert f"a whole body: {number}" == client.get(f"/whole?{number}").text
+    finally:
+        go_on.set()
+    assert [digest(CHUNK * 2)] * count == [thread.get() for thread in uploads]
+
+
+@skip(native="the application has to hear of it there")
+def test_client_that_vanishes_during_its_chunked_upload(server: Server, client: httpx.Client) -> None:
+    """The application is not called, and nothing is logged."""
+
+    def body() -> Iterator[bytes]:
+        yield LARGE_BODY
+        raise Vanished
+
+    before = server.log.count("Traceback")
+    with pytest.raises(Vanished), connect(server) as other:
+        other.post("/read_from_vanishing/chunked", content=body())
+    assert "a whole body: next" == client.get("/whole?next").text
+    assert [] == client.get("/record/chunked").json()
+    assert before == server.log.count("Traceback")
+
+
 @skip(daphne=TAKES_ALL, native=TAKES_ALL)
 def test_client_is_held_back_while_nobody_reads(server: Server, client: httpx.Client) -> None:
     sent: list[int] = []
@@ -296,6 +352,7 @@ def test_client_is_held_back_while_nobody_reads(server: Server, client: httpx.Cl
             yield CHUNK
 
     with connect(server) as other:
+        # It tells its length, so that it is not collected before somebody reads it.
         headers = {"Content-Length": str(MANY * len(CHUNK))}
         upload = Thread(functools.partial(other.post, content=body(), headers=headers), "/read_late/gate")
         sent_before = settled(lambda: len(sent))
