@@ -14,11 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 from asgiref._bridge import jobs, lending
 from asgiref._bridge.jobs import AwaitedOutcome, LoopCall, SubmittedCall
 from asgiref._bridge.workers import WorkerExecutor, WorkerPool
+from asgiref._wsgi.spool import Spool
 from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.event_loop import _Mailbox, _Run
 from asgiref.local import Local
@@ -393,6 +395,7 @@ def blocked_threads_lend_themselves() -> None:
 @meeting
 def loops_share_a_wsgi_adapter() -> None:
     def application(environ: Any, start_response: Any) -> Any:
+        assert environ.get("CONTENT_LENGTH") == ("1800000" if environ["PATH_INFO"] == "/collected" else None)
         start_response("200 OK", [("Content-Type", "text/plain")])
         return iter([b"a", b"b"]) if environ["PATH_INFO"] == "/streams" else [b"ab"]
 
@@ -401,6 +404,9 @@ def loops_share_a_wsgi_adapter() -> None:
     async def request(path: str) -> None:
         scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": path, "headers": []}
         client = ApplicationCommunicator(adapter, scope)
+        if path == "/collected":
+            for _ in range(3):
+                await client.send_input({"type": "http.request", "body": bytes(600_000), "more_body": True})
         await client.send_input({"type": "http.request"})
         assert 200 == (await client.receive_output(LIMIT))["status"]
         body = b""
@@ -413,9 +419,29 @@ def loops_share_a_wsgi_adapter() -> None:
         await client.wait(LIMIT)
 
     async def main() -> None:
-        await asyncio.gather(*[request(path) for path in ("/", "/streams") * 5])
+        await asyncio.gather(*[request(path) for path in ("/", "/streams", "/collected") * 4])
 
     on_each_thread(main)
+
+
+@meeting
+def file_of_a_body_is_closed_once() -> None:
+    """One thread puts it back while another one ends the request."""
+    files: list[list[int]] = []
+
+    def make() -> tuple[Callable[[], Any], ...]:
+        closes: list[int] = []
+        files.append(closes)
+        file: Any = SimpleNamespace(close=lambda: closes.append(1))
+        body = Spool(None)
+        return functools.partial(body._put_back, file), body.discard
+
+    races(200, make, lambda *_: None)
+    deadline = time.monotonic() + LIMIT
+    while [] in files:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert [[1]] * 200 == files
 
 
 # Values:
