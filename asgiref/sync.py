@@ -29,7 +29,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from . import local
 from ._bridge import forks, greenlets, internals, jobs, lending, loops, register, routing, workers
@@ -317,7 +317,7 @@ class AsyncSingleThreadContext:
         return kept
 
 
-class AsyncToSync(Wrapper, Generic[P, R]):
+class AsyncToSync(Wrapper[P, R]):
     """Make a callable that returns an awaitable into one that waits for its result.
 
     ``async_to_sync`` is the usual way to make one; see there.
@@ -564,7 +564,7 @@ def _close_if_never_begun(*awaitables: Any) -> None:
             awaitable.close()
 
 
-class SyncToAsync(Wrapper, Generic[P, R]):
+class SyncToAsync(Wrapper[P, R]):
     """Make a synchronous callable into a coroutine function that runs it on a thread.
 
     ``sync_to_async`` is the usual way to make one; see there.

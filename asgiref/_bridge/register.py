@@ -12,16 +12,17 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from . import builds, forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
+
+    F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = ["KEPT", "NOTED", "Place", "here", "noted", "threads"]
-
-F = TypeVar("F", bound="Callable[..., Any]")
 
 # Whether calls note themselves; read at each call.
 KEPT = builds.FREE_THREADED
@@ -37,19 +38,22 @@ def noted(function: F) -> F:
     return function
 
 
-class Place(NamedTuple):
+class Place:
     """A function of the bridge that a thread runs, and those of its variables that a look asks for."""
 
-    role: str
-    variables: dict[str, Any]
+    __slots__ = ("role", "variables")
+
+    def __init__(self, role: str, variables: dict[str, Any]) -> None:
+        self.role, self.variables = role, variables
 
 
-class Awaited(NamedTuple):
+class Awaited:
     """A ``sync_to_async`` call that a task awaits, by reference: the task may be what keeps all of it."""
 
-    call: Callable[[], Any]
-    wrapper: Callable[[], Any]
-    inner_calls: Callable[[], Any]
+    __slots__ = ("call", "inner_calls", "wrapper")
+
+    def __init__(self, call: Callable[[], Any], wrapper: Callable[[], Any], inner_calls: Callable[[], Any]) -> None:
+        self.call, self.wrapper, self.inner_calls = call, wrapper, inner_calls
 
 
 class _Thread:

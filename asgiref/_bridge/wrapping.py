@@ -11,12 +11,15 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping
-from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any
+from types import FunctionType, GenericAlias, MethodType
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from .internals import COROUTINE_MARKS
 
 __all__ = ["OfWrapped", "Wrapper", "take_over"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _MISSING: Any = object()
 _CO_COROUTINE = inspect.CO_COROUTINE
@@ -59,7 +62,19 @@ class _TypeParamsOfWrapped(tuple[Any, ...]):
         return self if wrapper is None else wrapper.__wrapped__.__type_params__
 
 
-class Wrapper:
+if TYPE_CHECKING:
+
+    class _OfCallable(Generic[P, R]): ...
+
+else:
+
+    class _OfCallable:
+        """What ``Generic`` is to type checkers, at a fifth of its cost for the import of the package."""
+
+        __class_getitem__ = classmethod(GenericAlias)
+
+
+class Wrapper(_OfCallable[P, R]):
     """An object that is described as its ``__wrapped__`` is."""
 
     if TYPE_CHECKING:
