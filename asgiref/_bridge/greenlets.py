@@ -99,19 +99,21 @@ def runs_in_another(loop: asyncio.AbstractEventLoop) -> bool:
     return is_patched("threading") and internals.thread_of_loop(loop) not in (0, threading.get_ident())
 
 
-def run_on_real_thread(function: Callable[[], None]) -> None:
-    """Start a thread of the system that calls *function*, whatever ``threading`` starts."""
+def run_on_real_thread(job: Any) -> None:
+    """Start a thread of the system that runs *job* and reports, whatever ``threading`` starts."""
     # Both threads need a hub; made by both at the same time, each would wait for what the other imports.
     sys.modules["gevent"].get_hub()
-    sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")(_run_with_hub, (function,))
+    sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")(_run_with_hub, (job,))
 
 
-def _run_with_hub(function: Callable[[], None]) -> None:
+def _run_with_hub(job: Any) -> None:  # pragma: no cover: nothing measures a thread that threading did not start
     this = object()
     _real_threads.add(this)
     hub = sys.modules["gevent"].get_hub()
     try:
-        function()
+        job.run()
+        job.report()
+        del job
         hub.join()  # with the greenlets that have been started here
     finally:
         hub.destroy(destroy_loop=True)

@@ -131,7 +131,7 @@ class KeptLoop:
             return None
         if kept._loop_made is not None:
             while not kept._loop_made.wait(1):  # without a limit, gevent would say that it blocks for ever
-                pass
+                pass  # pragma: no cover: it takes no second
         return kept
 
     def _close_unused_loop(self) -> None:

@@ -283,7 +283,7 @@ class WorkerExecutor(JobExecutor):
     def _do_without_worker(self, job: Job) -> bool:
         if self.runs_loop and greenlets.is_patched("threading"):
             try:
-                greenlets.run_on_real_thread(lambda: _run(job))
+                greenlets.run_on_real_thread(job)
             except RuntimeError as error:
                 if not internals.interpreter_ends(error):
                     raise
@@ -367,14 +367,6 @@ class LoopExecutor(WorkerExecutor):
 
 class _PoolExecutor(WorkerExecutor):
     purpose = "WSGI pool"
-
-
-def _run(job: Job) -> None:
-    try:
-        job.run()
-        job.report()
-    except BaseException:
-        _complain()
 
 
 def _complain() -> None:

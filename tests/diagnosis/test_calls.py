@@ -859,6 +859,9 @@ async def test_workers_are_named_after_what_they_serve() -> None:
         thread = await sync_to_async(threading.current_thread)()
         assert re.fullmatch(r"asgiref worker \d+: ThreadSensitiveContext", thread.name)
         assert thread in threading.enumerate()
+        assert thread.daemon
+        with pytest.raises(RuntimeError):
+            thread.daemon = False
         assert f"({thread.name}, started daemon {thread.ident})>" in repr(thread)
     assert re.fullmatch(r"asgiref worker \d+: idle", thread.name)
 

@@ -181,7 +181,10 @@ async def main():
         await asyncio.sleep(0.01)
 async_to_sync(double)(1)
 asyncio.run(main())
-atexit.register(lambda: print("handler", async_to_sync(double)(2)))
+def handle():
+    with AsyncSingleThreadContext():
+        print("handler", async_to_sync(double)(1) + async_to_sync(double)(1))
+atexit.register(handle)
 """
     assert ["handler 4", "done"] == output_of(code) or ["done", "handler 4"] == output_of(code)
 

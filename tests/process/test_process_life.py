@@ -437,6 +437,30 @@ print([in_child(work) for work in (one, several, in_context, two_threads, by_han
     assert [str([0] * 8)] == output_of(BRIDGES + fork + code)
 
 
+def test_two_threads_notice_at_once_that_the_process_was_forked() -> None:
+    """1. One begins the generation. 2. The other waits until all is renewed, and begins no further one."""
+    code = """
+from asgiref._bridge import forks
+begun, go_on, renewed = threading.Event(), threading.Event(), []
+def renew():
+    begun.set()
+    assert go_on.wait(20)
+    renewed.append(forks.generation)
+forks.after_fork_in_child(renew)
+forks.pid = -1  # as in a child of a program in C
+threads = [threading.Thread(target=forks.notice) for _ in range(2)]
+threads[0].start()
+assert begun.wait(20)
+threads[1].start()
+threads[1].join(0.1)
+print(threads[1].is_alive())
+go_on.set()
+for thread in threads: thread.join()
+print(renewed == [forks.generation], forks.pid == os.getpid(), both_ways())
+"""
+    assert ["True", "True True 1"] == output_of(BRIDGES + code)
+
+
 @needs_fork
 @each_fork
 @pytest.mark.parametrize("options", [[], ["-X", "dev"]], ids=" ".join)
