@@ -13,4 +13,4 @@ if WITHOUT_INTERNALS:  # before any other module of the package takes a function
     for name, part in internals.PARTS.items():
         if name != "mark_as_coroutine_function":  # Python 3.11, the only one that needs it, will not lose it any more
             setattr(internals, name, part.absent)
-    vars(local)["asyncio"] = SimpleNamespace(get_running_loop=asyncio.get_running_loop)
+    local.__dict__["asyncio"] = SimpleNamespace(get_running_loop=asyncio.get_running_loop)
