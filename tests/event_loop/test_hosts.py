@@ -50,7 +50,8 @@ def notes(tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
     """Give the directory of the socket of a server that runs meanwhile."""
-    pytest.importorskip("psycopg", reason="the driver of PostgreSQL is not installed")
+    # Written in Python, it needs the library of PostgreSQL's package.
+    pytest.importorskip("psycopg", reason="the driver of PostgreSQL cannot be imported", exc_type=ImportError)
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not programs:
         pytest.skip("PostgreSQL is not installed where Debian's package puts it")

@@ -28,7 +28,7 @@ from asgiref.sync import (
 )
 
 from ..conftest import LOOP_FACTORIES, LoopFactory
-from ..helpers import LIMIT, Thread, no_garbage, wait_for
+from ..helpers import LIMIT, Thread, no_garbage, output_of, wait_for
 from .loops import UsersLoop, every_loop, run
 
 where = sync_to_async(threading.get_ident)
@@ -498,6 +498,36 @@ def test_forked_child_runs_a_loop_of_its_own(factory: LoopFactory) -> None:
         return in_sync_code, fork() if asyncio.get_running_loop().__module__ == "asgiref.event_loop" else 0
 
     assert (0, 0) == run(factory, main)
+
+
+AT_EXIT = """
+def where():
+    return threading.current_thread() is threading.main_thread()
+async def inner():
+    return await sync_to_async(where)()
+async def main():
+    return await sync_to_async(where)(), await sync_to_async(async_to_sync(inner))()
+def late():
+    loop = ThreadSensitiveEventLoop()
+    print(*loop.run_until_complete(main()))
+    loop.add_signal_handler(signal.SIGTERM, loop.stop)
+    loop.call_soon(signal.raise_signal, signal.SIGTERM)
+    loop.run_forever()
+    loop.close()
+    try:
+        loop.run_forever()
+    except RuntimeError as error:
+        print(error)
+atexit.register(late)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("used_before", [False, True])
+def test_in_an_atexit_handler(used_before: bool) -> None:
+    """Where Python starts no thread any more, and none is idle, the thread runs the loop itself."""
+    before = "loop = ThreadSensitiveEventLoop()\nloop.run_until_complete(main())\nloop.close()"
+    assert ["True True", "Event loop is closed"] == output_of(AT_EXIT + before * used_before)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio.run takes no loop factory")

@@ -16,7 +16,14 @@ from concurrent.futures import Executor
 from typing import Any, Generic, TypeVar, assert_type, overload
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
-from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, sync_to_async
+from asgiref.sync import (
+    AsyncToSync,
+    SyncToAsync,
+    ThreadSensitiveEventLoop,
+    async_to_sync,
+    sync_to_async,
+    thread_sensitive_loop_factory,
+)
 
 T = TypeVar("T")
 
@@ -298,6 +305,19 @@ def attributes(callable_: Callable[[int], object]) -> None:
 def submit(executor: CurrentThreadExecutor) -> None:
     assert_type(executor.submit(plain, 1, two="").result(), bytes)
     assert_type(executor.submit(generic, [1], str).result(), dict[str, int])
+
+
+class UsersLoop(asyncio.SelectorEventLoop):
+    pass
+
+
+def loops() -> None:
+    """The class, and what the function returns, are loop factories; the loops keep their type."""
+    asyncio.Runner(loop_factory=ThreadSensitiveEventLoop)
+    asyncio.Runner(loop_factory=thread_sensitive_loop_factory(UsersLoop))
+    assert_type(thread_sensitive_loop_factory(UsersLoop)(), UsersLoop)
+    assert_type(ThreadSensitiveEventLoop().run_until_complete(plain_async(1)), bytes)
+    ThreadSensitiveEventLoop().add_signal_handler(1, plain, 1)
 
 
 def wrapper(func: Callable[..., T], executor: Executor | None, thread_sensitive: bool) -> Callable[..., Awaitable[T]]:
