@@ -16,6 +16,8 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
+from ._bridge import builds
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -322,3 +324,48 @@ def arrive(context: contextvars.Context) -> None:
     entry = context.get(LINEAGE)
     if entry is not None:
         context.run(LINEAGE.set, (mark_of_thread(), entry[1]))
+
+
+# Reading without the interpreter's lock. ``super()`` counts a reference to the MRO of the class, one object for all
+# threads, so that two of them read at little more than the rate of one. What follows counts none that threads share,
+# since types and their descriptors are not counted. Where there is the lock, ``super()`` takes two thirds of the time.
+if builds.FREE_THREADED:  # pragma: no cover: coverage is measured on builds with the lock
+    _own: Any = object.__getattribute__
+
+    def _read(self: Local, name: str) -> Any:
+        attributes = _own(self, "_variable").get()
+        if name in attributes:
+            return attributes[name]
+        if name in _RESERVED:
+            return object.__getattribute__(self, name)
+        raise _no_attribute(self, name)
+
+    def _read_thread_critical(self: Local, name: str) -> Any:
+        try:
+            loop = asyncio._get_running_loop()
+        except AttributeError:
+            loop = _running_loop()
+        key: Any
+        if loop is None:
+            attributes, key = _own(self, "_in_thread").__dict__, name
+        else:
+            attributes, key = _own(self, "_variable").get(), (weakref.ref(loop), name)
+        if key in attributes:
+            return attributes[key]
+        if name in _RESERVED:
+            return object.__getattribute__(self, name)
+        raise _no_attribute(self, name)
+
+    def _read_lineage(self: Local, name: str) -> Any:
+        attributes = _own(self, "_variable").get()
+        if name in attributes and attributes[None] is _lineage_here():
+            return attributes[name]
+        if name in _RESERVED:
+            return object.__getattribute__(self, name)
+        if name == _own(self, "_none_unless_set"):
+            return None
+        raise _no_attribute(self, name)
+
+    Local.__getattribute__ = _read  # type: ignore[method-assign]
+    _ThreadCriticalLocal.__getattribute__ = _read_thread_critical  # type: ignore[method-assign]
+    _LineageLocal.__getattribute__ = _read_lineage  # type: ignore[method-assign]

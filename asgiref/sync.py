@@ -358,6 +358,7 @@ class AsyncToSync(Wrapper[P, R]):
                 f"{_name_of(self.awaitable)} was called through async_to_sync in a thread that runs an event loop, "
                 "which it would block; await the function itself there"
             )
+        end = register.here().ending() if register.KEPT else None
         awaitable = self.awaitable(*args, **kwargs)
         inner_calls = SyncToAsync.threadlocal.__dict__.get("task_context")
         if inner_calls is None:
@@ -373,17 +374,14 @@ class AsyncToSync(Wrapper[P, R]):
         if inner_calls is not None:
             lending.note_executor(mailbox, inner_calls)
         coroutine = self.main_wrap(outcome, sys.exc_info(), inner_calls, contexts, awaitable)
-        leave = None
         try:
-            if register.KEPT:
-                leave = register.here().enter(
-                    "asgiref.sync.AsyncToSync.__call__", self=self, outcome=outcome, mailbox=mailbox
-                )
+            if end is not None:
+                register.here().enter("asgiref.sync.AsyncToSync.__call__", self=self, outcome=outcome, mailbox=mailbox)
             self._run_to_end(coroutine, context, outcome, mailbox, inner_calls)
         finally:
+            if end is not None:
+                end()
             mailbox.close(run_rest=False)  # where an interrupt came at a bad moment
-            if leave is not None:
-                leave()
             if contexts[0] is context:
                 if outcome.settled:
                     _close_if_never_begun(coroutine, awaitable)
@@ -778,16 +776,16 @@ class SyncToAsync(Wrapper[P, R]):
             args: First, a ``functools.partial`` of the wrapped function with its arguments.
         """
         __traceback_hide__ = True
+        end = register.here().ending() if register.KEPT else None
         here = self.threadlocal.__dict__
         outer = here.get("main_event_loop"), here.get("main_event_loop_pid"), here.get("task_context")
         here["main_event_loop"], here["main_event_loop_pid"], here["task_context"] = loop, forks.pid, task_context
         if local.THREADS_INHERIT and isinstance(func.__self__, contextvars.Context):  # type: ignore[attr-defined]
             local.arrive(func.__self__)  # type: ignore[attr-defined]
         handled = exc_info[1]
-        leave = None
         try:
-            if register.KEPT:
-                leave = register.here().enter(
+            if end is not None:
+                register.here().enter(
                     "asgiref.sync.SyncToAsync.thread_handler", self=self, loop=loop, task_context=task_context
                 )
             if handled is None:
@@ -803,8 +801,8 @@ class SyncToAsync(Wrapper[P, R]):
             raise RuntimeError(f"{_name_of(self.func)} raised {error!r}") from error
         finally:
             here["main_event_loop"], here["main_event_loop_pid"], here["task_context"] = outer
-            if leave is not None:
-                leave()
+            if end is not None:
+                end()
             del handled, exc_info
 
 

@@ -276,14 +276,17 @@ class ThreadCall(Outcome[R]):
             del self._call
         except AttributeError:
             return
-        leave = register.here().enter("asgiref._bridge.jobs.ThreadCall.run", self=self) if register.KEPT else None
+        end = register.here().ending() if register.KEPT else None
         try:
+            if end is not None:
+                register.here().enter("asgiref._bridge.jobs.ThreadCall.run", self=self)
             self._result = wrapper.thread_handler(loop, exc_info, inner_calls, context.run, child)
         except BaseException as error:
             self._error = error
+        finally:
+            if end is not None:
+                end()
         self.settled = True
-        if leave is not None:
-            leave()
 
     def report(self, after_interrupt: bool = False) -> None:
         loop = self._loop

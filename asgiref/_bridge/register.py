@@ -66,12 +66,13 @@ class _Thread:
         # By the id of the call.
         self.awaited: dict[int, Awaited] = {}
 
-    def enter(self, role: str, /, **variables: Any) -> Callable[[], None]:
-        """Note that the function *role* of the bridge begins here; return what to call when it ends."""
-        # What is above it goes too: an interrupt may have come between such a note and the block that takes it back.
-        leave = functools.partial(self.places.__delitem__, slice(len(self.places), None))
+    def ending(self) -> Callable[[], None]:
+        """Return what a function, about to note itself, calls when it ends, interrupted at any moment or not."""
+        return functools.partial(self.places.__delitem__, slice(len(self.places), None))
+
+    def enter(self, role: str, /, **variables: Any) -> None:
+        """Note that the function *role* of the bridge begins here."""
         self.places.append(Place(role, variables))
-        return leave
 
     def note_awaited(self, call: Any, wrapper: Any, inner_calls: Any) -> dict[int, Awaited]:
         """Note that a task of a loop of this thread awaits *call*; return from what to take it when that ends."""

@@ -235,11 +235,11 @@ def test_names_are_those_of_the_program(tmp_path: Path) -> None:
 
 
 def test_interrupt_leaves_no_note_behind() -> None:
-    """1. A signal's exception comes just after a note. 2. The call around it takes the note back too."""
+    """1. A call is about to note itself. 2. A signal's exception comes just after the note. 3. It is taken back."""
     noted = register.here()
-    leave = noted.enter("asgiref._bridge.jobs.ThreadCall.run", self=None)
-    noted.enter("asgiref.sync.SyncToAsync.thread_handler", self=None)
-    leave()
+    end = noted.ending()
+    noted.enter("asgiref._bridge.jobs.ThreadCall.run", self=None)
+    end()
     assert [] == noted.places
 
 

@@ -22,7 +22,7 @@ WINGS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
 # Which modules of the package may each of them import? Arrows run one way.
 ALLOWED = {
-    "local": {"_bridge.internals"},
+    "local": {"_bridge.builds"},
     "current_thread_executor": {"_bridge.forks", "_bridge.jobs"},
     "_bridge": set[str](),
     "_bridge.builds": set[str](),
@@ -223,3 +223,15 @@ def test_every_package_is_built() -> None:
     configuration.read(ROOT / "setup.cfg")
     named = configuration["options"]["packages"].split()
     assert named == ["asgiref", *(f"asgiref.{wing}" for wing in WINGS)]
+
+
+def test_imports_leave_the_interpreters_lock_as_it_is() -> None:
+    """A free-threaded build switches it on for an extension module that asks for that."""
+    modules = ", ".join(f"asgiref.{module}" for module in MODULES)
+    code = f"""
+is_on = getattr(sys, "_is_gil_enabled", lambda: True)
+before = is_on()
+import {modules}
+print(before is is_on())
+"""
+    assert ["True"] == output_of(code)

@@ -17,6 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from asgiref import local
 from asgiref._bridge import jobs, lending
 from asgiref._bridge.jobs import AwaitedOutcome, LoopCall, SubmittedCall
 from asgiref._bridge.workers import WorkerExecutor, WorkerPool
@@ -462,6 +465,42 @@ def threads_have_values_of_their_own() -> None:
             del storage.value
 
     at_once(*[functools.partial(use, i) for i in range(THREADS)])
+
+
+@meeting
+def threads_that_inherit_contexts_have_values_of_their_own() -> None:
+    """As Python 3.14 can start them; which class a ``Local`` is of is chosen when it is made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "THREADS_INHERIT", True)
+        storage = Local()
+        storage.value = "of the starter"
+
+        async def back(i: int) -> None:
+            assert storage.value == i
+            await sync_to_async(setattr)(storage, "value", i + 1)
+            assert storage.value == i + 1
+
+        async def main(i: int) -> None:
+            async with ThreadSensitiveContext():
+                for j in range(i, i + 10):
+                    await sync_to_async(async_to_sync(back))(j)
+                    assert storage.value == j + 1
+
+        def use(i: int) -> None:
+            assert not hasattr(storage, "value")
+            storage.value = i
+            asyncio.run(main(i))
+            assert storage.value == i
+            for j in range(200):
+                storage.value = j
+                assert storage.value == j
+
+        def start(context: contextvars.Context, i: int) -> None:
+            context.run(use, 100 * i)
+
+        at_once(*[functools.partial(start, contextvars.copy_context(), i) for i in range(THREADS)])
+        assert "of the starter" == storage.value
+        del storage.value
 
 
 @meeting
