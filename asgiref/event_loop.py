@@ -21,7 +21,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from . import local
-from ._bridge import lending, workers
+from ._bridge import greenlets, lending, workers
 from ._bridge.carry import ExceptionMarks
 from ._bridge.internals import be_quiet_if_destroyed, main_task_of, needs_no_run, running_loop
 from .current_thread_executor import CurrentThreadExecutor
@@ -317,6 +317,11 @@ class _ThreadSensitive(LoopOnWorker):
             raise RuntimeError("This event loop is already running")
         if running_loop() is not None:
             raise RuntimeError("Cannot run the event loop while another loop is running")
+        if greenlets.is_patched("threading"):
+            raise RuntimeError(
+                f"{type(self).__name__} cannot be run under gevent's monkey patch: there, a loop works only "
+                "on the thread that made it, and this loop runs on another one; use async_to_sync instead"
+            )
 
     def __run(self, until: asyncio.Future[Any] | None = None) -> None:
         __traceback_hide__ = True

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from asgiref._bridge import workers
+from asgiref._bridge import greenlets, workers
 from asgiref.sync import (
     AsyncToSync,
     ThreadSensitiveEventLoop,
@@ -89,6 +89,16 @@ def test_thread_on_which_a_loop_runs_cannot_run_it(factory: LoopFactory) -> None
         loop.close()
 
     asyncio.run(main())
+
+
+@every_loop
+def test_refused_under_gevent(factory: LoopFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = factory()
+    monkeypatch.setattr(greenlets, "is_patched", lambda module: module == "threading")
+    with pytest.raises(RuntimeError, match="under gevent's monkey patch"):
+        loop.run_forever()
+    monkeypatch.undo()
+    loop.close()
 
 
 def test_two_threads_that_run_a_loop_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ ALLOWED = {
     "_wsgi.spool": {"_bridge.workers", "_wsgi.connection", "_wsgi.environ", "sync"},
     "compatibility": {"sync"},
     "event_loop": {
-        *("_bridge.carry", "_bridge.internals", "_bridge.jobs", "_bridge.lending", "_bridge.workers"),
+        *(f"_bridge.{room}" for room in ("carry", "greenlets", "internals", "jobs", "lending", "workers")),
         *("current_thread_executor", "local", "sync"),
     },
     "server": {"_bridge.internals", "compatibility"},
