@@ -421,7 +421,7 @@ class LoopCall:
     coroutine that settles the outcome.
     """
 
-    # The thread that ran the loop last, as far as that is known.
+    # The thread on which the loop came to this call, which can hardly be taken back from then on.
     thread: threading.Thread | None = None
 
     def __init__(
@@ -469,11 +469,6 @@ class LoopCall:
     def ended_unheard(self) -> bool:
         """Whether the task is done and the outcome open: the task was cancelled before its first step."""
         return self._task is not None and self._task.done() and not self._outcome.settled
-
-    @property
-    def begun(self) -> bool:
-        """Whether the loop has come to this, so that the coroutine can hardly be taken back."""
-        return self._loop is not None
 
     def take_back(self) -> bool:
         """Keep the coroutine from being started; return False where it has been, or was taken back before."""

@@ -96,6 +96,9 @@ class LoopWait:
     _patience: Patience
     # A probe that the loop has not come to. There is one at a time, and none is sent to a loop that runs.
     _probe: _Probe | None = None
+    # The thread that ran the loop last, as far as is known, and whether it was then seen to have begun the call.
+    _thread: threading.Thread | None = None
+    _begun = False
     _logged = False
 
     def __init__(
@@ -115,35 +118,36 @@ class LoopWait:
         """
         call, loop, outcome = self._call, self._loop, self._outcome
         if self._circumstances is not None:
-            self._patience, thread = self._circumstances()
+            self._patience, self._thread = self._circumstances()
             self._circumstances = None
-            call.thread = call.thread or thread
         if call.ended_unheard:
             outcome.set_exception(asyncio.CancelledError())
             return True
+        begun = call.thread is not None
+        if begun and not self._begun:
+            self._begun, self._thread = True, call.thread
         if loop.is_running():
             self._stopped_at = None
-            if call.thread is not None and _has_ended(call.thread):  # so another one runs it now
-                call.thread = None
+            if self._thread is not None and _has_ended(self._thread):  # so another one runs it now
+                self._thread = None
             return False
         if outcome.settled:
             return True
-        now = time.monotonic()
         probe = self._probe
         if probe is not None and probe.thread is not None:
-            call.thread, self._probe, self._stopped_at = probe.thread, None, None
+            self._thread, self._probe, self._stopped_at = probe.thread, None, None
+        now = time.monotonic()
         if self._stopped_at is None:
             self._stopped_at = now
-        begun = call.begun
         patience = self._patience.begun if begun else self._patience.not_begun
-        if not cannot_run_again(loop, call.thread):
+        if not cannot_run_again(loop, self._thread):
             if now >= self._stopped_at + LOGGED_AFTER and not self._logged:
                 self._log(begun, now - self._stopped_at)
             if now < self._stopped_at + patience and self._send_probe():
                 return False
         if call.take_back():
             return True
-        if not begun:  # the loop has begun the coroutine just now
+        if not begun:  # the loop has begun the coroutine meanwhile
             return False
         call.cancel()  # in case somebody runs the loop again after all
         outcome.set_exception(

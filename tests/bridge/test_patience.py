@@ -226,9 +226,10 @@ def test_loop_that_closes_just_before_it_gets_a_probe(clock: Clock) -> None:
 @pytest.mark.parametrize("why", ["closed", "its thread has ended", "the interpreter ends"])
 def test_loop_that_cannot_run_again(begun: bool, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Waiting() as waiting:
+        waiting.thread = ended if "thread" in why else threading.main_thread()
         if begun:
             waiting.begin()
-        waiting.call.thread = ended if "thread" in why else threading.main_thread()
+            waiting.call.thread = waiting.thread
         if "interpreter" in why:
             monkeypatch.setattr(patience, "_interpreter_ends", lambda: True)
         waiting.loop.closed = why == "closed"
@@ -279,10 +280,14 @@ def test_thread_that_was_not_started_in_python() -> None:
     forget(threads[0])
 
 
-def test_loop_that_goes_on_in_another_thread(clock: Clock) -> None:
+@pytest.mark.parametrize("begun", [True, False])
+def test_loop_that_goes_on_in_another_thread(begun: bool, clock: Clock) -> None:
     """1. The thread that ran it ends. 2. It is seen running. 3. It stops: whether it will run again is not known."""
     with Waiting() as waiting:
         waiting.thread = ended
+        if begun:
+            waiting.begin()
+            waiting.call.thread = ended
         waiting.loop.running = True
         assert not waiting.wait.is_lost()
         waiting.loop.running = False
@@ -290,6 +295,7 @@ def test_loop_that_goes_on_in_another_thread(clock: Clock) -> None:
         # 4. It runs once more, and tells in which thread. 5. That ends.
         Thread(waiting.loop.tick).get()
         assert waiting.wait.is_lost()
+        assert begun is waiting.outcome.settled
 
 
 # In real loops:
