@@ -444,8 +444,8 @@ class LoopCall:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
         """Make the coroutine a task of *loop*, unless the caller took it back."""
-        self._loop = loop  # first, since who comes too late to take the coroutine back needs it
         self.thread = threading.current_thread()
+        self._loop = loop  # before the next step, since who comes too late to take the coroutine back needs both
         try:
             coroutine = self._coroutine
             del self._coroutine

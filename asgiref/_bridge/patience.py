@@ -145,7 +145,8 @@ class LoopWait:
                 self._log(begun, now - self._stopped_at)
             if now < self._stopped_at + patience and self._send_probe():
                 return False
-        if call.take_back():
+        # The second, where an earlier look took it back and was interrupted then: a loop that has it, has noted that.
+        if call.take_back() or call.thread is None:
             return True
         if not begun:  # the loop has begun the coroutine meanwhile
             return False
@@ -162,11 +163,12 @@ class LoopWait:
     def _send_probe(self) -> bool:
         """Have the loop tell when it runs again; return False where it is closed."""
         if self._probe is None:
-            self._probe = _Probe()
+            probe = _Probe()
             try:
-                self._loop.call_soon_threadsafe(self._probe, context=contextvars.Context())
+                self._loop.call_soon_threadsafe(probe, context=contextvars.Context())
             except RuntimeError:
                 return False
+            self._probe = probe  # after an interrupt before this, another one is sent
         return True
 
     def _log(self, begun: bool, seconds: float) -> None:

@@ -196,6 +196,42 @@ def test_call_that_begins_while_it_is_taken_back_is_waited_for(clock: Clock) -> 
         assert not waiting.wait.is_lost()
 
 
+def test_look_that_is_interrupted_when_it_has_taken_the_call_back(clock: Clock) -> None:
+    """1. The call is taken back. 2. Ctrl-C comes. 3. The thread waits for the end of the call: it has been left."""
+    with Waiting() as waiting:
+        assert not waiting.wait.is_lost()
+        clock.now += 3
+        take_back = waiting.call.take_back
+
+        def interrupted() -> bool:
+            take_back()
+            waiting.call.take_back = take_back  # type: ignore[method-assign]
+            raise KeyboardInterrupt
+
+        waiting.call.take_back = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            waiting.wait.is_lost()
+        assert waiting.outcome.cancel()
+        assert waiting.wait.is_lost()
+
+
+def test_look_that_is_interrupted_before_its_probe_is_sent(clock: Clock) -> None:
+    """1. A probe is about to be sent. 2. Ctrl-C comes. 3. The next look sends one."""
+    with Waiting().begin() as waiting:
+        loop: Any = waiting.loop
+        send = loop.call_soon_threadsafe
+
+        def interrupted(*arguments: Any, context: Any = None) -> None:
+            loop.call_soon_threadsafe = send
+            raise KeyboardInterrupt
+
+        loop.call_soon_threadsafe = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            waiting.wait.is_lost()
+        assert not waiting.wait.is_lost()
+        assert 1 == waiting.loop.woken
+
+
 def test_outcome_that_comes_with_the_last_turn_of_the_loop(clock: Clock) -> None:
     """1. The thread is about to look. 2. The loop settles the outcome and stops. 3. There is nothing to give up."""
     with Waiting(patience=0).begin() as waiting:
