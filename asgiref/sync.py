@@ -454,6 +454,8 @@ class AsyncToSync(Wrapper[P, R]):
                         raise
                     interrupt = error
             if interrupt is not None:
+                if not outcome.settled:  # the call was taken back, so nobody will begin the coroutine
+                    outcome.set_exception(asyncio.CancelledError())
                 try:
                     outcome.take()
                 finally:

@@ -24,6 +24,10 @@ def note_or_print(unraisable):
     if unraisable.exc_type is Interrupt:
         elsewhere.append(unraisable)
         return
+    # "Was never awaited" once more: no warning comes of it where the garbage collector runs inside a function that
+    # namedtuple() made, which has no __import__.
+    if unraisable.exc_type is KeyError and asyncio.iscoroutine(unraisable.object):
+        return
     # A loop that was interrupted as it was made has nothing yet that could be closed.
     traceback = unraisable.exc_traceback
     if traceback is None or traceback.tb_frame.f_code is not asyncio.BaseEventLoop.__del__.__code__:
