@@ -65,9 +65,10 @@ class _Mailbox(CurrentThreadExecutor):
         then looks for errands, so one of the two notices. *function* may be called twice.
         """
         errand = _Errand(function)
-        with self._lock:  # guards both: whoever takes it second sees what the other has noted
-            self._errands.append(errand)
-            busy = self._busy
+        # Both sides go through the list's own lock between the two steps. Not through one that is waited for, since
+        # a signal handler may run while the thread holds it, and wait for what the calling thread does.
+        self._errands.append(errand)
+        busy = self._busy
         if self.post(errand) and not busy:
             errand.let_go.wait()
 
@@ -80,10 +81,8 @@ class _Mailbox(CurrentThreadExecutor):
             del self._jobs[0]
             return
         try:
-            with self._lock:
-                self._busy = True
-                errands = self._errands.copy()
-            for errand in errands:
+            self._busy = True
+            for errand in self._errands.copy():
                 errand.let_go.set()
             super()._run_next()
         finally:

@@ -457,7 +457,7 @@ def test_signal_handler_while_the_main_thread_is_busy(factory: LoopFactory) -> N
     assert signal.SIG_DFL is not seen[1]
 
 
-def test_main_thread_becomes_busy_as_a_handler_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_thread_becomes_busy_as_a_handler_is_added() -> None:
     """1. The loop's thread sees the main one at its mailbox, and waits. 2. That takes a call, which waits for the loop.
 
     The errand comes after the main thread has looked for errands, and before it notes that it has a job.
@@ -469,25 +469,25 @@ def test_main_thread_becomes_busy_as_a_handler_is_added(monkeypatch: pytest.Monk
         loop = asyncio.get_running_loop()
         mailbox: Any = AsyncToSync.loop_thread_executors[loop]
 
-        class Lock:
-            """Lets the errand in where the main thread is about to note its job."""
+        class Errands(list[Any]):
+            """Lets the errand in when the main thread has found none, and is about to note its job."""
 
-            def __enter__(self) -> None:
+            def __bool__(self) -> bool:
+                there_are = len(self) > 0
                 if threading.current_thread() is threading.main_thread() and mailbox._jobs and not adding.is_set():
                     adding.set()
                     wait_for(added)
-                lock.acquire()
+                return there_are
 
-            def __exit__(self, *exc_info: object) -> None:
-                lock.release()
-                if adding.is_set():
-                    added.set()
+        def post(errand: Any) -> bool:
+            added.set()
+            return post_it(errand)  # type: ignore[no-any-return]
 
-        lock = mailbox._lock
         call = asyncio.create_task(sync_to_async(async_to_sync(nothing))())
-        mailbox._lock = Lock()
+        mailbox._errands = Errands()
         await asyncio.sleep(0)
         wait_for(adding)
+        post_it, mailbox.post = mailbox.post, post
         loop.add_signal_handler(signal.SIGUSR1, int)
         await asyncio.wait_for(call, LIMIT)
         assert loop.remove_signal_handler(signal.SIGUSR1)
@@ -495,6 +495,33 @@ def test_main_thread_becomes_busy_as_a_handler_is_added(monkeypatch: pytest.Monk
     adding, added = threading.Event(), threading.Event()
     run(ThreadSensitiveEventLoop, main)
     assert added.is_set()
+
+
+def test_signal_handler_waits_for_the_loop_as_the_main_thread_takes_a_call() -> None:
+    """1. The main thread is about to note its job. 2. A handler there waits for a task. 3. That task makes a call."""
+
+    async def call() -> asyncio.Task[int]:
+        task = asyncio.create_task(sync_to_async(int)())
+        await asyncio.sleep(0)
+        return task
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        mailbox: Any = AsyncToSync.loop_thread_executors[loop]
+
+        class Errands(list[Any]):
+            def copy(self) -> list[Any]:
+                if not calls:
+                    calls.append(None)
+                    calls.append(asyncio.run_coroutine_threadsafe(call(), loop).result(LIMIT))
+                return super().copy()
+
+        mailbox._errands = Errands()
+        await sync_to_async(int)()
+        assert 0 == await calls[1]
+
+    calls: list[Any] = []
+    run(ThreadSensitiveEventLoop, main)
 
 
 def test_handler_is_added_while_the_main_thread_gives_up_waiting() -> None:
