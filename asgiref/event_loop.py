@@ -369,7 +369,10 @@ class _ThreadSensitive(LoopOnWorker):
                 try:
                     if not handed_over:
                         handed_over = True
-                        lease.post(run)
+                        if lease.belongs_to_this_thread:  # of a finalizer, between two runs
+                            workers.run_in_place(run)
+                        elif not lease.post(run):
+                            raise RuntimeError("Event loop is closed")  # by another thread, since the look at it
                         lease.note_caller(threading.current_thread())
                     mailbox.serve()
                     mailbox.close()
@@ -392,7 +395,7 @@ class _ThreadSensitive(LoopOnWorker):
         def create_task(self, coro: Coroutine[Any, Any, T], **options: Any) -> asyncio.Task[T]:
             """Make a task, on the worker: asyncio notes each with the thread that made it, and looks there for it."""
             make_task = super().create_task
-            if self.is_running() or self.is_closed():
+            if self.is_running() or self.is_closed() or self.__leased().belongs_to_this_thread:
                 return make_task(coro, **options)
             return self.__leased().submit(contextvars.copy_context().run, make_task, coro, **options).result()
 

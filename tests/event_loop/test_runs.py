@@ -445,6 +445,37 @@ def test_worker_is_named_for_the_loop_and_goes_back() -> None:
     assert not any("ThreadSensitiveEventLoop" in name for name in busy)
 
 
+def test_loop_is_closed_by_another_thread_as_its_run_begins() -> None:
+    """1. The run finds the loop open, and has its worker. 2. Another thread closes the loop. 3. The run goes there."""
+
+    def post(job: Any) -> bool:
+        Thread(loop.close).get()
+        return post_it(job)  # type: ignore[no-any-return]
+
+    loop: Any = ThreadSensitiveEventLoop()
+    lease = loop._ThreadSensitive__leased()
+    post_it, lease.post = lease.post, post
+    with pytest.raises(RuntimeError, match=r"^Event loop is closed$"):
+        Thread(loop.run_forever).get()
+    assert loop not in AsyncToSync.loop_thread_executors
+
+
+def test_finalizer_on_the_worker_between_two_runs() -> None:
+    """It may make a task and run the loop: the worker does not wait for itself."""
+
+    async def main() -> int:
+        return await sync_to_async(threading.get_ident)()
+
+    loop: Any = ThreadSensitiveEventLoop()
+    loop.run_until_complete(main())
+    on_worker = loop._ThreadSensitive__leased().submit
+    worker = on_worker(threading.get_ident).result(LIMIT)
+    assert worker == on_worker(lambda: loop.run_until_complete(main())).result(LIMIT)
+    task = on_worker(lambda: loop.create_task(main())).result(LIMIT)
+    assert threading.get_ident() == loop.run_until_complete(task) != worker
+    loop.close()
+
+
 @every_loop
 def test_bridge_calls_show_it(factory: LoopFactory) -> None:
     def look() -> Any:
