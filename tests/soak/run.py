@@ -245,7 +245,7 @@ def let_idle_threads_run() -> None:
     """
     if not builds.FREE_THREADED:
         return
-    for _ in range(3):
+    for _ in range(5):
         reached: list[threading.Event] = []
 
         def set_soon(reached: list[threading.Event] = reached) -> Callable[[], None]:
@@ -264,7 +264,7 @@ def let_idle_threads_run() -> None:
         while asks:
             asks.pop()(set_soon())
         for each in reached:
-            each.wait(0.1)  # the thread may be busy, or gone
+            each.wait(2)  # the thread may be busy, or gone
 
 
 class _Reached(threading.Event):
