@@ -8,6 +8,7 @@ the wait ends first; one that comes later is refused, and goes elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -81,7 +82,6 @@ class CurrentThreadExecutor(JobExecutor):
         # And then, what gives that executor, or None.
         self.pool: Callable[[], Any]
         self._jobs: deque[Job] = deque()
-        self._lock = threading.Lock()
         # Released when there is news for the thread. Not a queue: up to Python 3.12, a SimpleQueue that
         # has an item put before anybody waits for it may let the next wait last for ever, with any timeout.
         self._no_news = threading.Lock()
@@ -128,12 +128,28 @@ class CurrentThreadExecutor(JobExecutor):
             return True
         if self.owner == waiting_thread:
             raise WouldDeadlock
-        with self._lock:
-            if self._closed:
-                return False
-            self._jobs.append(job)
+        if self._closed:
+            return False
+        self._jobs.append(job)
+        # Looked at again: the thread may have closed the mailbox, and have looked at its queue for the last time, in
+        # between. Whoever removes the job from the queue has it. No lock would do here, since a finalizer may post,
+        # on a thread that holds it. Without the interpreter's lock, appending and rotating take that of the deque:
+        # either close() finds the job, or this finds the mailbox closed.
+        if self._closed and self._removed(job):
+            return False
         self._wake()
         return True
+
+    def _removed(self, job: Job) -> bool:
+        """Remove *job* from the queue; return False where another thread has done so."""
+        while True:
+            try:
+                self._jobs.remove(job)
+                return True
+            except ValueError:
+                return False
+            except IndexError:  # pragma: no cover: PyPy, and a build without the GIL, notice that the queue changed
+                continue
 
     def _wake(self) -> None:
         try:
@@ -199,9 +215,16 @@ class CurrentThreadExecutor(JobExecutor):
     def _run_next(self) -> None:
         # Not popleft(): a signal's exception may be raised as soon as a call returns, and
         # the job would be lost on the way into its variable. Subscripts are safe from that.
-        job = self._jobs[0]
-        del self._jobs[0]
         try:
+            job = self._jobs[0]
+        except IndexError:  # whoever posted it took it back, since the mailbox is closed
+            return
+        closed = self._closed
+        if not closed:
+            del self._jobs[0]
+        try:
+            if closed and not self._removed(job):
+                return
             job.run()
             # In a forked child, whoever waits for the outcome is the parent's.
             if self._generation is forks.generation:  # pragma: no branch: nothing can measure that, as above
@@ -214,13 +237,14 @@ class CurrentThreadExecutor(JobExecutor):
         """Accept nothing more; run what was accepted, or tell its callers that it will not be."""
         if self._closed or self._generation is not forks.generation:
             return
-        with self._lock:
-            self._closed = True
+        self._closed = True
         try:
+            self._jobs.rotate(0)  # see post()
             while self._jobs and run_rest:
                 self._run_next()
         finally:
             while self._jobs:
-                self._jobs.popleft().abandon(
-                    RuntimeError("the thread was interrupted in async_to_sync before it came to this call")
-                )
+                with contextlib.suppress(IndexError):  # taken back meanwhile
+                    self._jobs.popleft().abandon(
+                        RuntimeError("the thread was interrupted in async_to_sync before it came to this call")
+                    )

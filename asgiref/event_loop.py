@@ -56,6 +56,7 @@ class _Mailbox(CurrentThreadExecutor):
         lending.note_executor(self, SyncToAsync.threadlocal.__dict__.get("task_context"))
         self._errands: list[_Errand] = []
         self._busy = False
+        self._lock = threading.Lock()
 
     def run_errand(self, function: Callable[[], None]) -> None:
         """Have the thread call *function*: before this returns, if it waits here, else when it does so again.
@@ -77,8 +78,12 @@ class _Mailbox(CurrentThreadExecutor):
         while self._errands:
             self._errands[0].run()
             del self._errands[0]
-        if isinstance(self._jobs[0], _Errand):  # among the errands until it has been done
-            del self._jobs[0]
+        try:
+            job = self._jobs[0]
+        except IndexError:  # whoever posted it took it back, since the mailbox is closed
+            return
+        if isinstance(job, _Errand):  # among the errands until it has been done
+            self._removed(job)
             return
         try:
             self._busy = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -134,42 +135,94 @@ def test_what_was_accepted_is_run_though_the_service_ends_first() -> None:
     assert not executor.post(Job())
 
 
+class Jobs(deque[Any]):
+    """A queue of jobs that lets others go first, once, at each of the places named."""
+
+    def __init__(self, **others: Callable[[], Any]) -> None:
+        super().__init__()
+        self.others = others
+
+    def _let_others(self, place: str) -> None:
+        if other := self.others.pop(place, None):
+            other()
+
+    def append(self, job: Any) -> None:
+        self._let_others("before_append")
+        super().append(job)
+        self._let_others("after_append")
+
+    def rotate(self, n: int = 1) -> None:
+        self._let_others("rotate")
+        super().rotate(n)
+
+    def remove(self, job: Any) -> None:
+        self._let_others("remove")
+        super().remove(job)
+
+    def __getitem__(self, index: Any) -> Any:
+        item = super().__getitem__(index)
+        self._let_others("got")
+        return item
+
+
 def test_post_that_meets_the_closing_is_run_or_refused() -> None:
-    """The lock makes the two take turns; whichever comes first, no job is lost."""
-
-    class Lock:
-        """Stands for the mailbox's lock; lets the other thread go first."""
-
-        def __init__(self) -> None:
-            self.lock = threading.Lock()
-            self.first = True
-
-        def __enter__(self) -> None:
-            if self.first:
-                self.first = False
-                other()
-            self.lock.acquire()
-
-        def __exit__(self, *exc_info: object) -> None:
-            self.lock.release()
-
+    """Whatever comes first, no job is lost, and none is both run and refused."""
     # 1. A post has seen an open mailbox. 2. The mailbox closes. 3. The post goes on: it is refused.
-    executor = CurrentThreadExecutor(None)
-    other: Callable[[], Any] = executor.close
-    executor._lock = Lock()  # type: ignore[assignment]
-    job = Job()
+    executor, job = CurrentThreadExecutor(None), Job()
+    executor._jobs = Jobs(before_append=executor.close)
     assert not executor.post(job)
     assert not job.ran
 
-    # 1. The mailbox is about to close. 2. A job is posted: accepted. 3. The closing goes on: it is run.
-    executor = CurrentThreadExecutor(None)
-    accepted: list[bool] = []
-    other = lambda: accepted.append(executor.post(job))  # noqa: E731
-    executor._lock = Lock()  # type: ignore[assignment]
-    executor.close()
-    assert [True] == accepted
+    # 1. A job is in the queue. 2. The mailbox closes, and runs it. 3. The post goes on: it was accepted.
+    executor, job = CurrentThreadExecutor(None), Job()
+    executor._jobs = Jobs(after_append=executor.close)
+    assert executor.post(job)
     assert job.ran
-    assert job.reported
+
+    # 1. The mailbox is marked as closed. 2. A job is posted: refused. 3. The closing goes on: nothing to run.
+    executor, job, late = CurrentThreadExecutor(None), Job(), Job()
+    accepted: list[bool] = []
+    executor._jobs = Jobs(rotate=lambda: accepted.append(executor.post(late)))
+    executor.close()
+    assert [False] == accepted
+    assert not late.ran
+
+
+def test_closing_that_meets_a_post_which_takes_its_job_back() -> None:
+    """1. A job is in the queue of a closed mailbox. 2. The closing looks at it. 3. Its post takes it back."""
+    executor, first, second = CurrentThreadExecutor(None), Job(), Job()
+    executor.post(first)
+    executor.post(second)
+    jobs = Jobs(remove=lambda: executor._jobs.remove(first))
+    jobs.extend(executor._jobs)
+    executor._jobs = jobs
+    executor.close()
+    assert not first.ran
+    assert second.ran
+
+    # The same just before the look at it.
+    class Emptied(Jobs):
+        def __getitem__(self, index: Any) -> Any:
+            self.clear()
+            return super().__getitem__(index)
+
+    executor = CurrentThreadExecutor(None)
+    executor._jobs = Emptied()
+    executor._jobs.append(first)
+    executor.close()
+    assert not first.ran
+
+
+def test_finalizer_posts_on_a_thread_that_is_posting() -> None:
+    """1. A thread posts. 2. In the midst of that, it finalizes an object that posts to the same mailbox."""
+    executor, job, of_finalizer = CurrentThreadExecutor(None), Job(), Job()
+    accepted: list[bool] = []
+    executor._jobs = Jobs(after_append=lambda: accepted.append(executor.post(of_finalizer)))
+    assert Thread(executor.post, job).get()
+    assert [True] == accepted
+    executor.close()
+    assert job.ran
+    assert of_finalizer.ran
 
 
 def test_interrupted_service_can_be_taken_up_again() -> None:

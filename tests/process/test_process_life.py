@@ -540,17 +540,17 @@ with AsyncSingleThreadContext() as block:
 
 
 @needs_fork
-def test_child_leaves_a_mailbox_alone_that_another_thread_was_locking() -> None:
-    """1. A thread posts, and holds the lock of the mailbox. 2. The program forks below it. 3. The child bridges."""
+def test_child_leaves_a_mailbox_alone_to_which_another_thread_was_posting() -> None:
+    """1. A thread is posting to the mailbox. 2. The program forks below it. 3. The child bridges."""
     code = """
-class Lock:
-    def __enter__(self):
-        lock.acquire()
-        inside.set()
-        go_on.wait()
-    def __exit__(self, *exc_info):
-        lock.release()
-lock, inside, go_on = threading.Lock(), threading.Event(), threading.Event()
+import collections
+class Jobs(collections.deque):
+    def append(self, job):
+        super().append(job)
+        if threading.current_thread().name == "poster":
+            inside.set()
+            go_on.wait()
+inside, go_on = threading.Event(), threading.Event()
 def fork(mailbox):
     def child():
         both_ways()
@@ -559,8 +559,8 @@ def fork(mailbox):
     go_on.set()
 async def main():
     mailbox = AsyncToSync.executors.current
-    mailbox._lock = Lock()
-    thread = threading.Thread(target=mailbox.submit, args=(int,))
+    mailbox._jobs = Jobs()
+    thread = threading.Thread(target=mailbox.submit, args=(int,), name="poster")
     thread.start()
     inside.wait()
     await sync_to_async(fork, thread_sensitive=False)(mailbox)
