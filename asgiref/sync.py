@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import importlib
 import inspect
 import math
 import os
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
     from ._bridge.jobs import Job
     from ._diagnosis.calls import BridgeCall
+    from ._steps.iteration import sync_to_async_iterator
+    from ._steps.managers import sync_to_async_context_manager
     from .event_loop import ThreadSensitiveEventLoop, thread_sensitive_loop_factory
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -65,6 +68,8 @@ __all__ = [
     "markcoroutinefunction",
     "print_bridge_calls",
     "sync_to_async",
+    "sync_to_async_context_manager",
+    "sync_to_async_iterator",
     "thread_sensitive_loop_factory",
 ]
 
@@ -654,7 +659,8 @@ class SyncToAsync(Wrapper[P, R]):
 
     def _give_to_thread(
         self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls, args: tuple[Any, ...]
-    ) -> None:
+    ) -> Any:
+        """Return the executor that took *call*; None for the default one of the loop."""
         executors: Iterable[Any]
         executor: Any = self._executor
         if self._thread_sensitive:
@@ -663,15 +669,15 @@ class SyncToAsync(Wrapper[P, R]):
             executors = (executor,)
         else:
             self._give_to_default_executor(call, loop, inner_calls)
-            return
+            return None
         here = threading.get_ident()
         for executor in executors:
             if not isinstance(executor, JobExecutor):
                 self._submit(call, executor, loop, inner_calls)
-                return
+                return executor
             try:
                 if executor.post(call, here):
-                    return
+                    return executor
             except WouldDeadlock:
                 raise self._deadlock(loop) from None
         raise RuntimeError(f"{_name_of(self.func)} cannot run: {executor!r} has been shut down")
@@ -934,7 +940,8 @@ def sync_to_async(
     for changes to context variables, which come back to the caller.
 
     Args:
-        func: The function. Without it, a decorator is returned.
+        func: The function. Without it, a decorator is returned. The body of a generator function does not run on
+            the thread, but where the generator is iterated; see ``sync_to_async_iterator``.
         thread_sensitive: Run on the one thread that belongs to the flow of calls, so that
             code which depends on its thread (database connections, locks) finds the same
             one each time. False: run on any thread, at the same time as others.
@@ -1025,17 +1032,21 @@ def print_bridge_calls(file: SupportsWrite[str] | None = None) -> None:
     print(calls.report(), end="", file=sys.stderr if file is None else file)
 
 
+# These come with the first look, so that the import of this module does not pay for them.
+_ELSEWHERE = {
+    "BridgeCall": "_diagnosis.calls",
+    "ThreadSensitiveEventLoop": "event_loop",
+    "sync_to_async_context_manager": "_steps.managers",
+    "sync_to_async_iterator": "_steps.iteration",
+    "thread_sensitive_loop_factory": "event_loop",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # These come with the first look, so that the import of this module does not pay for them.
-    if name == "BridgeCall":
-        from ._diagnosis.calls import BridgeCall
-
-        return BridgeCall
-    if name in ("ThreadSensitiveEventLoop", "thread_sensitive_loop_factory"):
-        from . import event_loop
-
-        return getattr(event_loop, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f".{_ELSEWHERE[name]}", __package__), name)
+    return value
 
 
 # As asyncio decides whether its loops are in debug mode.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-__all__ = ["ExceptionMarks", "changes_since"]
+__all__ = ["ExceptionMarks", "changes_between", "changes_since"]
 
 _MISSING: Any = object()
 
@@ -33,15 +33,18 @@ def changes_since(snapshot: contextvars.Context, context: contextvars.Context) -
     # the same variables in the same order.
     if len(context) == len(snapshot) and all(map(operator.is_, context.values(), snapshot.values())):
         return None
-    changes = None
+    return changes_between(snapshot, context) or None
+
+
+def changes_between(snapshot: contextvars.Context, context: contextvars.Context) -> contextvars.Context:
+    """Return a context of only the variables that differ in *context*, whatever variables the two have."""
+    changes = contextvars.Context()
     for variable, value in context.items():
         before = snapshot.get(variable, _MISSING)
         if value is before or variable is local.LINEAGE:
             continue
         if variable.name == local.VARIABLE_NAME:
             value = _merged({} if before is _MISSING else before, value, variable.get())
-        if changes is None:
-            changes = contextvars.Context()
         changes.run(variable.set, value)
     return changes
 

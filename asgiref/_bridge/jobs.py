@@ -300,8 +300,16 @@ class ThreadCall(Outcome[R]):
         self.report(True)
 
     def submit_to(self, executor: Any) -> None:
-        """Have a foreign *executor* run the call; it needs no more than ``submit(fn)``."""
-        submitted = self._submitted = executor.submit(self._as_function())
+        """Have a foreign *executor* run the call; it needs no more than ``submit(fn)``.
+
+        Where it refuses, the call can be given to another.
+        """
+        call = self._call
+        try:
+            submitted = self._submitted = executor.submit(self._as_function())
+        except BaseException:
+            self._call = call
+            raise
         submitted.add_done_callback(self._take_over)
 
     def submit_to_default_executor(self, loop: asyncio.AbstractEventLoop) -> None:

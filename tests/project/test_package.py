@@ -50,6 +50,14 @@ ALLOWED = {
     | {"_diagnosis.look"},
     "_diagnosis.calls": {"_bridge.register", "_diagnosis.look", "_diagnosis.register_look"},
     "_diagnosis.watch": {"_bridge.forks", "_bridge.threads", "_diagnosis.calls"},
+    "_steps": set[str](),
+    "_steps.decorating": {"_bridge.wrapping"},
+    "_steps.threads": {
+        *(f"_bridge.{room}" for room in ("carry", "forks", "internals", "jobs", "routing", "workers")),
+        *("current_thread_executor", "local", "sync"),
+    },
+    "_steps.iteration": {"_steps.decorating", "_steps.threads"},
+    "_steps.managers": {"_steps.decorating", "_steps.threads"},
     "_wsgi": set[str](),
     "_wsgi.dropped": set[str](),
     "_wsgi.environ": {"_wsgi.dropped"},
@@ -75,6 +83,7 @@ ALLOWED = {
         *("_bridge.workers", "_bridge.wrapping"),
         *("_diagnosis.calls", "_diagnosis.watch", "current_thread_executor", "local"),
         "event_loop",  # with the first use of a name that is there: that module imports this one
+        *("_steps.iteration", "_steps.managers"),
     },
 }
 
@@ -82,6 +91,7 @@ ALLOWED = {
 ALLOWED_OF_WINGS = {
     "_bridge": {"current_thread_executor", "local"},
     "_diagnosis": {"_bridge"},
+    "_steps": {"_bridge", "current_thread_executor", "local", "sync"},
     "_wsgi": {"_bridge", "sync"},
 }
 
@@ -163,6 +173,8 @@ def test_public_surface() -> None:
         "markcoroutinefunction",
         "print_bridge_calls",
         "sync_to_async",
+        "sync_to_async_context_manager",
+        "sync_to_async_iterator",
         "thread_sensitive_loop_factory",
     ] == sync.__all__
 
@@ -187,7 +199,21 @@ print(threading.active_count(), [name for name in sys.modules if name.startswith
 
 @pytest.mark.parametrize(
     "module",
-    ["sync", "local", "current_thread_executor", "event_loop", "server", "testing", "compatibility", "timeout", "wsgi"],
+    [
+        *[
+            "sync",
+            "local",
+            "current_thread_executor",
+            "event_loop",
+            "server",
+            "testing",
+            "compatibility",
+            "timeout",
+            "wsgi",
+        ],
+        "_steps.iteration",
+        "_steps.managers",
+    ],
 )
 def test_examples_in_docstrings(module: str) -> None:
     import doctest

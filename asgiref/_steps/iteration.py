@@ -1,0 +1,285 @@
+"""``sync_to_async_iterator``: an iterable of synchronous code, for ``async for``."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from .decorating import Decorated, name_of
+from .threads import Steps, check_choice_of_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from concurrent.futures import Executor
+
+__all__ = ["SyncToAsyncIterator", "sync_to_async_iterator"]
+
+P = ParamSpec("P")
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+_END: Any = object()
+_NOTHING: Any = object()
+
+
+class SyncToAsyncIterator(Generic[T_co]):
+    """An asynchronous iterator whose steps run on one thread; ``sync_to_async_iterator`` makes it.
+
+    It can be iterated once, like a generator. Close it with ``aclose()``, best by ``contextlib.aclosing``.
+    """
+
+    def __init__(self, iteration: _Iteration) -> None:
+        self._iteration = iteration
+        self._is_asked = False
+
+    def __aiter__(self) -> SyncToAsyncIterator[T_co]:
+        return self
+
+    async def __anext__(self) -> T_co:
+        """Return the next item, made on the thread; see ``sync_to_async_iterator`` for cancellation.
+
+        Raises:
+            RuntimeError: where another task waits for an item, and where the thread of the first step has left.
+        """
+        __traceback_hide__ = True
+        iteration = self._iteration
+        if self._is_asked:
+            raise RuntimeError(
+                f"{iteration.name}: an item was asked for while another task waits for one; let one task iterate, or "
+                "guard the iterator with an asyncio.Lock"
+            )
+        if iteration.over:
+            raise StopAsyncIteration
+        self._is_asked = True
+        try:
+            item = await iteration.steps.step(iteration.next)
+        except (asyncio.CancelledError, GeneratorExit):
+            iteration.abandon()
+            raise
+        finally:
+            self._is_asked = False
+        if item is _END:
+            iteration.over = True
+            raise StopAsyncIteration
+        return item  # type: ignore[no-any-return]
+
+    async def aclose(self) -> None:
+        """Close the iterator on its thread, after a step that still runs there; do nothing the second time.
+
+        Raises:
+            BaseException: whatever its ``close()`` raises.
+        """
+        __traceback_hide__ = True
+        iteration = self._iteration
+        iteration.over = True
+        if iteration.needs_closing:
+            await iteration.steps.end(iteration.close)
+
+    # When the interpreter is torn down, no thread would come to the job, and the globals of modules are None.
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():  # pragma: no cover: nothing measures that late
+            return
+        iteration = getattr(self, "_iteration", None)  # none where the constructor failed
+        if iteration is not None and iteration.begun and not iteration.closed:
+            iteration.abandon()
+
+
+class _Iteration:
+    """What the thread has of an iteration. It refers to no ``SyncToAsyncIterator``, which may be dropped."""
+
+    def __init__(
+        self, iterable: Any, make: Callable[[], Any] | None, name: str, thread_sensitive: bool, executor: Any
+    ) -> None:
+        self.name = name
+        self.steps = Steps(name, self, thread_sensitive, executor)
+        # One of the two, until the first step has taken it.
+        self._iterable, self._make = iterable, make
+        self._iterator: Any = None
+        # Whether the consumer has come to the end; whether close() was begun, and is done, on the thread.
+        self.over = self._closes = self.closed = False
+
+    # On the loop:
+
+    @property
+    def begun(self) -> bool:
+        return self.steps.kept is not None
+
+    @property
+    def needs_closing(self) -> bool:
+        """Whether ``aclose`` has something to do: an iterator that was not begun may have resources all the same."""
+        if self.begun:
+            return not self.closed or bool(self.steps.errors)
+        return hasattr(type(self._iterable), "__next__") and hasattr(self._iterable, "close")
+
+    def abandon(self) -> None:
+        self.over = True
+        self.steps.end_unawaited(self.close)
+
+    # On the thread:
+
+    def next(self) -> Any:
+        __traceback_hide__ = True
+        if self._closes:
+            return _END
+        if self._iterator is None:
+            self._iterator = self._begin()
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            self._close()
+            return _END
+        except StopAsyncIteration as error:
+            # It would look like the end of the iteration.
+            raise RuntimeError(f"{self.name} raised {error!r}") from error
+
+    def _begin(self) -> Any:
+        iterable: Any = self._iterable
+        make = self._make
+        self._iterable = self._make = None
+        if make is not None:
+            iterable = make()
+            if not _is_iterable(iterable):
+                raise _not_iterable(iterable, f"what {self.name} returned")
+        return iter(iterable)
+
+    def close(self) -> None:
+        """Close the iterator, unless that has been done; an error goes to ``steps.errors``."""
+        try:
+            self._close()
+        except StopIteration as error:
+            wrapped = RuntimeError(f"close() of {self.name} raised {error!r}")
+            wrapped.__cause__ = error
+            self.steps.errors.append(wrapped)
+        except BaseException as error:
+            self.steps.errors.append(error)
+
+    def _close(self) -> None:
+        if self._closes:
+            return
+        self._closes = True
+        iterator = self._iterator
+        if iterator is None and hasattr(type(self._iterable), "__next__"):
+            iterator = self._iterable
+        try:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+        finally:
+            # Let go of on this thread too: what has no close() may have a finalizer.
+            self._iterator = self._iterable = self._make = iterator = close = None
+            self.closed = True
+            self.steps.finish()
+
+
+def _is_iterable(subject: Any) -> bool:
+    return hasattr(type(subject), "__iter__") or hasattr(type(subject), "__getitem__")
+
+
+def _not_iterable(subject: Any, what: str) -> TypeError:
+    if inspect.iscoroutine(subject):
+        subject.close()
+    if hasattr(type(subject), "__aiter__"):
+        return TypeError(
+            f"sync_to_async_iterator needs a synchronous iterable, but {what} is asynchronous: {subject!r}; iterate it "
+            "with `async for` directly"
+        )
+    return TypeError(f"sync_to_async_iterator needs an iterable, but {what} is {subject!r}")
+
+
+# As for ``sync_to_async``, the form without options stands by itself.
+
+
+@overload
+def sync_to_async_iterator(
+    iterable: Iterable[T], *, thread_sensitive: bool = True, executor: Executor | None = None
+) -> SyncToAsyncIterator[T]: ...
+@overload
+def sync_to_async_iterator(iterable: Callable[P, Iterable[T]]) -> Callable[P, SyncToAsyncIterator[T]]: ...
+@overload
+def sync_to_async_iterator(
+    iterable: Callable[P, Iterable[T]], *, thread_sensitive: bool, executor: Executor | None = None
+) -> Callable[P, SyncToAsyncIterator[T]]: ...
+@overload
+def sync_to_async_iterator(
+    *, thread_sensitive: bool = True, executor: Executor | None = None
+) -> _IteratorDecorator: ...
+def sync_to_async_iterator(
+    iterable: Any = _NOTHING, *, thread_sensitive: bool = True, executor: Executor | None = None
+) -> Any:
+    """Turn a synchronous iterable into an asynchronous iterator, or decorate a function that returns one.
+
+    Equivalent to ``await sync_to_async(next)(iterator)`` for each item, with one thread and one context for all
+    of them, and a ``close()`` there.
+
+    Args:
+        iterable: What to iterate. A callable that is not iterable itself (a generator function, a class) is
+            decorated: each call gives such an iterator, and its body runs on the thread of the steps. Without this
+            argument, a decorator is returned.
+        thread_sensitive: As for ``sync_to_async``. False: a worker is leased for as long as the iteration lasts.
+        executor: Where to run, in place of the leased worker; needs ``thread_sensitive=False``, and must have just
+            one thread.
+
+    Thread and loop:
+        ``iter()``, each ``next()`` and ``close()`` run on the thread that ``sync_to_async`` would choose for the
+        first step. Between two steps that thread is free for other work. All steps run in one
+        ``contextvars.Context``. It gets what the consumer has changed since the last step, and the consumer gets what
+        the step changes. Use the iterator in one event loop.
+
+    Closing:
+        ``aclose()`` calls the iterator's ``close()``, if it has one, on the thread, after a step that still runs.
+        So does the garbage collector. ``break`` alone closes nothing: use ``contextlib.aclosing``. The end of the
+        iteration closes it too.
+
+    Cancellation:
+        A cancelled step ends the iteration: ``close()`` follows the step on the thread. Where the step waits in
+        ``async_to_sync``, that coroutine is cancelled first, and what the step makes of it decides.
+
+    Returns:
+        An asynchronous iterator with ``aclose()``; for a function, a function with its name, docstring and
+        signature that returns one, and works as a method.
+
+    Raises:
+        TypeError: for what is not iterable, and for an executor that has not just one thread.
+        RuntimeError: from a step, where two tasks ask for an item at once, where the step would run on the thread
+            of the loop that awaits it, where the thread of the first step has left, and in place of a
+            ``StopAsyncIteration`` of ``next()``.
+
+    >>> import asyncio, contextlib
+    >>> @sync_to_async_iterator
+    ... def lines():
+    ...     yield "one"
+    ...     yield "two"
+    >>> async def main():
+    ...     async with contextlib.aclosing(lines()) as each:
+    ...         return [line async for line in each]
+    >>> asyncio.run(main())
+    ['one', 'two']
+    """
+    check_choice_of_thread("sync_to_async_iterator", thread_sensitive, executor)
+
+    def of_call(make: Callable[[], Any], name: str) -> SyncToAsyncIterator[Any]:
+        return SyncToAsyncIterator(_Iteration(None, make, name, thread_sensitive, executor))
+
+    def bridged(iterable: Any) -> Any:
+        if callable(iterable) and not hasattr(type(iterable), "__iter__"):
+            if hasattr(type(iterable), "__aiter__"):
+                raise _not_iterable(iterable, "the argument")
+            if inspect.isasyncgenfunction(iterable) or inspect.iscoroutinefunction(iterable):
+                raise TypeError(
+                    f"sync_to_async_iterator needs a synchronous function, not {iterable!r}; call an asynchronous "
+                    "one directly"
+                )
+            return Decorated(iterable, of_call)
+        if not _is_iterable(iterable):
+            raise _not_iterable(iterable, "the argument")
+        return SyncToAsyncIterator(_Iteration(iterable, None, name_of(iterable), thread_sensitive, executor))
+
+    return bridged if iterable is _NOTHING else bridged(iterable)
+
+
+if TYPE_CHECKING:
+
+    class _IteratorDecorator(Protocol):
+        def __call__(self, iterable: Callable[P, Iterable[T]], /) -> Callable[P, SyncToAsyncIterator[T]]: ...

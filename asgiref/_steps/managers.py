@@ -1,0 +1,224 @@
+"""``sync_to_async_context_manager``: a context manager of synchronous code, for ``async with``."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from .decorating import Decorated, name_of
+from .threads import Steps, check_choice_of_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+__all__ = ["SyncToAsyncContextManager", "sync_to_async_context_manager"]
+
+P = ParamSpec("P")
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+_NOTHING: Any = object()
+
+
+class SyncToAsyncContextManager(Generic[T_co]):
+    """An asynchronous context manager; ``sync_to_async_context_manager`` makes it."""
+
+    def __init__(self, make: Callable[[], Any], name: str, thread_sensitive: bool, executor: Any) -> None:
+        self._make, self._name, self._thread_sensitive, self._executor = make, name, thread_sensitive, executor
+        # The blocks that are open, each with the task that entered it.
+        self._blocks: list[tuple[asyncio.Task[Any] | None, _Block]] = []
+
+    async def __aenter__(self) -> T_co:
+        __traceback_hide__ = True
+        block = _Block(self._make, self._name, self._thread_sensitive, self._executor)
+        try:
+            value = await block.steps.step(block.enter)
+        except BaseException as error:
+            # Cancelled, as a rule: __enter__ may still be running, or have come to its end meanwhile.
+            if not block.is_refused:
+                block.leave_unawaited(error)
+            raise
+        self._blocks.append((asyncio.current_task(), block))
+        return value  # type: ignore[no-any-return]
+
+    async def __aexit__(
+        self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> bool:
+        __traceback_hide__ = True
+        block = self._innermost_block()
+        block.reason = exc, value, tb
+        await block.steps.end(block.exit)
+        return block.suppresses
+
+    def _innermost_block(self) -> _Block:
+        """Take the block that this task entered last out of the list; in another task, the last one of all."""
+        task = asyncio.current_task()
+        for i in range(len(self._blocks) - 1, -1, -1):
+            if self._blocks[i][0] is task:
+                return self._blocks.pop(i)[1]
+        if not self._blocks:
+            raise RuntimeError(f"{self._name}: __aexit__() was called, but no block is open; use `async with`")
+        return self._blocks.pop()[1]
+
+
+class _Block:
+    """One time that a manager is entered and left."""
+
+    def __init__(self, make: Callable[[], Any], name: str, thread_sensitive: bool, executor: Any) -> None:
+        self.steps = Steps(name, self, thread_sensitive, executor)
+        self._make: Any = make
+        self._name = name
+        self._manager: Any = None
+        # Set by enter(): whether it has raised; what leaves the block, until that is called.
+        self.is_refused = False
+        self._exit: Any = None
+        # What __exit__() gets, and whether its answer was true.
+        self.reason: tuple[Any, Any, Any] = None, None, None
+        self.suppresses = False
+
+    def leave_unawaited(self, error: BaseException) -> None:
+        self.reason = type(error), error, error.__traceback__
+        self.steps.end_unawaited(self.exit)
+
+    # On the thread:
+
+    def enter(self) -> Any:
+        __traceback_hide__ = True
+        try:
+            make, self._make = self._make, None
+            manager = make()
+            kind = type(manager)
+            if not hasattr(kind, "__enter__") or not hasattr(kind, "__exit__"):
+                raise _no_manager(manager, f"what {self._name} returned")
+            leave = kind.__exit__
+            value = kind.__enter__(manager)
+        except BaseException:
+            self.is_refused = True
+            self.steps.finish()
+            raise
+        self._manager, self._exit = manager, leave
+        return value
+
+    def exit(self) -> None:
+        """Leave the block, unless it was not entered, or has been left; an error goes to ``steps.errors``."""
+        leave, self._exit = self._exit, None
+        manager, self._manager = self._manager, None
+        reason, self.reason = self.reason, (None, None, None)
+        try:
+            if leave is not None:
+                self.suppresses = bool(leave(manager, *reason))
+        except BaseException as error:
+            self.steps.errors.append(error)
+        finally:
+            del leave, manager, reason
+            self.steps.finish()
+
+
+def _no_manager(subject: Any, what: str) -> TypeError:
+    if inspect.iscoroutine(subject):
+        subject.close()
+    if hasattr(type(subject), "__aenter__"):
+        return TypeError(
+            f"sync_to_async_context_manager needs a synchronous context manager, but {what} is asynchronous: "
+            f"{subject!r}; use it with `async with` directly"
+        )
+    return TypeError(f"sync_to_async_context_manager needs a context manager, but {what} is {subject!r}")
+
+
+@overload
+def sync_to_async_context_manager(
+    manager: AbstractContextManager[T, Any], *, thread_sensitive: bool = True, executor: Executor | None = None
+) -> SyncToAsyncContextManager[T]: ...
+@overload
+def sync_to_async_context_manager(
+    manager: Callable[P, AbstractContextManager[T, Any]],
+) -> Callable[P, SyncToAsyncContextManager[T]]: ...
+@overload
+def sync_to_async_context_manager(
+    manager: Callable[P, AbstractContextManager[T, Any]], *, thread_sensitive: bool, executor: Executor | None = None
+) -> Callable[P, SyncToAsyncContextManager[T]]: ...
+@overload
+def sync_to_async_context_manager(
+    *, thread_sensitive: bool = True, executor: Executor | None = None
+) -> _ManagerDecorator: ...
+def sync_to_async_context_manager(
+    manager: Any = _NOTHING, *, thread_sensitive: bool = True, executor: Executor | None = None
+) -> Any:
+    """Turn a synchronous context manager into one for ``async with``, or decorate a function that returns one.
+
+    Equivalent to ``await sync_to_async(manager.__enter__)()`` and ``await sync_to_async(manager.__exit__)(...)``, on
+    one thread and in one context, and without a way to leave open what was entered.
+
+    Args:
+        manager: The context manager. A callable that is none itself (a function decorated with
+            ``contextlib.contextmanager``, a class) is decorated: each call gives such a manager, and its body runs on
+            the thread of the block. Without this argument, a decorator is returned.
+        thread_sensitive: As for ``sync_to_async``. False: a worker is leased for the block.
+        executor: Where to run, in place of the leased worker; needs ``thread_sensitive=False``, and must have just
+            one thread.
+
+    Thread and loop:
+        ``__enter__`` and ``__exit__`` run on the thread that ``sync_to_async`` would choose for the first of them.
+        In between that thread is free for other work, also that of other tasks. Both run in one
+        ``contextvars.Context``; changes to context variables come back, so what ``__enter__`` sets is seen in the
+        block. If the thread has left when the block ends, ``__exit__`` runs on another one, never on the loop's.
+
+    Cancellation:
+        A cancellation while ``__enter__`` runs ends the ``await``; ``__exit__`` follows on the thread and gets that
+        ``CancelledError``. One while ``__exit__`` waits or runs ends the ``await`` too, and ``__exit__`` runs all the
+        same. Where they wait in ``async_to_sync``, that coroutine is cancelled first, as for a call. An error that
+        then nobody awaits goes to the loop's exception handler.
+
+    Returns:
+        An asynchronous context manager, which may be entered again if *manager* may; for a function, a function
+        with its name, docstring and signature that returns one, and works as a method.
+
+    Raises:
+        TypeError: for what is no context manager, and for an executor that has not just one thread.
+        RuntimeError: as for ``sync_to_async``.
+
+    >>> import asyncio, contextlib
+    >>> @sync_to_async_context_manager
+    ... @contextlib.contextmanager
+    ... def session():
+    ...     print("begin")
+    ...     yield "session"
+    ...     print("commit")
+    >>> async def main():
+    ...     async with session() as name:
+    ...         print(name)
+    >>> asyncio.run(main())
+    begin
+    session
+    commit
+    """
+    check_choice_of_thread("sync_to_async_context_manager", thread_sensitive, executor)
+
+    def of_call(make: Callable[[], Any], name: str) -> SyncToAsyncContextManager[Any]:
+        return SyncToAsyncContextManager(make, name, thread_sensitive, executor)
+
+    def bridged(manager: Any) -> Any:
+        if hasattr(type(manager), "__enter__"):
+            return of_call(lambda: manager, name_of(manager))
+        if not callable(manager) or hasattr(type(manager), "__aenter__"):
+            raise _no_manager(manager, "the argument")
+        if inspect.isasyncgenfunction(manager) or inspect.iscoroutinefunction(manager):
+            raise TypeError(
+                f"sync_to_async_context_manager needs a synchronous function, not {manager!r}; call an asynchronous "
+                "one directly"
+            )
+        return Decorated(manager, of_call)
+
+    return bridged if manager is _NOTHING else bridged(manager)
+
+
+if TYPE_CHECKING:
+
+    class _ManagerDecorator(Protocol):
+        def __call__(
+            self, manager: Callable[P, AbstractContextManager[T, Any]], /
+        ) -> Callable[P, SyncToAsyncContextManager[T]]: ...

@@ -1,0 +1,396 @@
+"""One thread and one context for several bridged calls, and work there that nobody awaits.
+
+An iteration or a block is *open* from its first step until its end has run on its thread. Whoever gives up in
+between (a cancelled task, the garbage collector) posts a job that ends it, behind the step that may still run.
+The queues of all threads are in order, so a job that ends an iteration never meets a step of it.
+
+A finalizer runs at any moment, on any thread, which may hold any lock. So the way from a finalizer to a thread takes
+no lock that anybody waits for. The executors of the library have none. One of another make, whose ``submit`` takes
+locks, is asked by a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import operator
+import sys
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from .. import local
+from .._bridge import forks, internals, routing
+from .._bridge.carry import changes_between
+from .._bridge.jobs import InnerCalls, JobExecutor
+from .._bridge.workers import WorkerExecutor
+from ..current_thread_executor import CurrentThreadExecutor
+from ..sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext, _mailbox_above
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Executor
+
+    from .._bridge.jobs import Job, ThreadCall
+
+__all__ = ["Steps", "StepsExecutor", "check_choice_of_thread"]
+
+_MISSING: Any = object()
+
+# What is open. The garbage collector finalizes all objects of a circle, in any order, on a thread of its choice. It
+# must not find a generator there that is to be closed on its own thread.
+_open: set[Any] = set()
+
+
+class StepsExecutor(WorkerExecutor):
+    purpose = "steps of one iteration or block"
+
+
+def check_choice_of_thread(name: str, thread_sensitive: bool, executor: Executor | None) -> None:
+    """Raise ``TypeError`` where these arguments of the function *name* do not choose one thread."""
+    if executor is None:
+        return
+    if thread_sensitive:
+        raise TypeError(
+            f"{name} was given an executor, but thread-sensitive code chooses its thread itself; "
+            "pass thread_sensitive=False too, or use ThreadSensitiveContext(executor=...)"
+        )
+    if not isinstance(executor, CurrentThreadExecutor) and internals.thread_limit_of(executor) != 1:
+        raise TypeError(
+            f"{name} was given {executor!r}, which is not known to have just one thread, but all steps have to run on "
+            "the same thread; pass a ThreadPoolExecutor(max_workers=1), or no executor, and a worker is leased"
+        )
+
+
+class Steps(SyncToAsync[Any, Any]):
+    """A ``sync_to_async`` that stays on the thread, and in the context, of its first call.
+
+    Args:
+        name: For errors and ``bridge_calls``.
+        owner: What is open between the first call and ``finish``.
+        thread_sensitive: As for ``sync_to_async``.
+        executor: Of one thread. Without it, code that is not thread-sensitive gets a leased worker.
+    """
+
+    def __init__(self, name: str, owner: Any, thread_sensitive: bool, executor: Executor | None) -> None:
+        # Not super().__init__(), which asks a function for its description.
+        self.func = self.__wrapped__ = self._step = _Step(name)
+        self.__qualname__ = name
+        self._owner = owner
+        self._thread_sensitive = thread_sensitive
+        if executor is None and not thread_sensitive:
+            executor = StepsExecutor()
+        self._executor = executor
+        # Chosen by the first call: the executor that accepted it, and the block that gave it, if it is of another make.
+        self.kept: Any = None
+        self._block: Any = None
+        self._generation = forks.generation
+        self._loop: Callable[[], asyncio.AbstractEventLoop | None] = _no_loop
+        # The context of all steps, and that of the consumer as both were when a step last ended.
+        self.context: contextvars.Context = contextvars.Context()
+        self._seen = contextvars.Context()
+        # Of variables that were not set before: who takes such a variable away needs the token.
+        self._tokens_here: dict[Any, contextvars.Token[Any]] = {}
+        self._tokens_there: dict[Any, contextvars.Token[Any]] = {}
+        # Whether the steps end: then they run on another thread rather than not at all.
+        self.ending = False
+        self._given_up = False
+        # Of code that ends the steps: kept here, since nobody may be waiting any more when it fails.
+        self.errors: list[BaseException] = []
+        # How many await an ending, and so take its errors.
+        self.waiting = 0
+
+    async def step(self, function: Callable[[], Any]) -> Any:
+        """Run *function* on the thread, with the context variables that there are here; changes come back."""
+        __traceback_hide__ = True
+        if self._step.runs or self._given_up:  # a job on the thread may be using the context still
+            return await self(function)
+        before = self._bring_in()
+        self._step.runs = True
+        try:
+            return await self(function)
+        finally:
+            if not self._step.runs:
+                self._bring_back(before)
+
+    async def end(self, function: Callable[[], Any]) -> Any:
+        """Run *function*, which keeps its error in ``errors`` and does nothing the second time; raise the error.
+
+        A cancelled call leaves behind a job that runs *function* all the same.
+        """
+        __traceback_hide__ = True
+        self.ending = True
+        self.waiting += 1
+        try:
+            result = await self.step(function)
+        except BaseException:
+            self.waiting -= 1
+            self.end_unawaited(function)
+            raise
+        self.waiting -= 1
+        if self.errors:
+            error = self.errors.pop()
+            try:
+                raise error
+            finally:
+                del error
+        return result
+
+    def end_unawaited(self, function: Callable[[], Any]) -> None:
+        """Have *function* run on the thread when it is free, and go on. Errors go to the loop's exception handler.
+
+        On any thread, also in a finalizer.
+        """
+        self.ending = self._given_up = True
+        if self.kept is None or self._generation is not forks.generation:
+            # Nothing was begun; or the parent process has begun it, and this one has no part in it.
+            return
+        job = _Unawaited(self, function)
+        kept = self.kept
+        if not isinstance(kept, JobExecutor):
+            _give_to_worker(_Submission(kept, job))
+        elif not kept.post(job):
+            self._post_elsewhere(job)
+
+    def finish(self) -> None:
+        """Note, on the thread, that nothing is open any more."""
+        _open.discard(self._owner)
+        if isinstance(self._executor, StepsExecutor):
+            self._executor.shutdown(wait=False)
+
+    # The choice of the thread:
+
+    def _give_to_thread(
+        self, call: ThreadCall[Any], loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls, args: tuple[Any, ...]
+    ) -> Any:
+        try:
+            return self._choose_thread(call, loop, inner_calls, args)
+        except BaseException:
+            self._step.runs = False
+            raise
+
+    def _choose_thread(
+        self, call: ThreadCall[Any], loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls, args: tuple[Any, ...]
+    ) -> Any:
+        if self._loop() is not loop:
+            self._loop = weakref.ref(loop)
+        if self.kept is None:
+            self._generation = forks.generation
+            _open.add(self._owner)  # first, since the thread may be quick to take it out
+            try:
+                kept = super()._give_to_thread(call, loop, inner_calls, args)
+            except BaseException:
+                _open.discard(self._owner)
+                raise
+            block = self.thread_sensitive_context.get(None) if self._thread_sensitive else None
+            if isinstance(block, ThreadSensitiveContext) and block._executor is kept:
+                self._block = block
+            self.kept = kept
+            return kept
+        if self._accepts(call, loop, inner_calls):
+            return self.kept
+        if not self.ending:
+            raise RuntimeError(
+                f"{self.__qualname__} cannot go on: the thread of its first step has left, because the async_to_sync "
+                "call or the ThreadSensitiveContext block that it belongs to is over, or this process was forked; use "
+                "and close it inside that call or block"
+            )
+        for executor in self._executors(loop, args):
+            # Where the rules name the thread of this loop, it is not waited for: that would never end.
+            if getattr(executor, "belongs_to_this_thread", False):
+                continue
+            with contextlib.suppress(RuntimeError):  # the block is over
+                if not isinstance(executor, JobExecutor):
+                    self._submit(call, executor, loop, inner_calls)
+                    return executor
+                if executor.post(call):
+                    return executor
+        return _give_to_worker(call)
+
+    def _accepts(self, call: ThreadCall[Any], loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls) -> bool:
+        """Give *call* to the thread of the first step; return whether that is still there."""
+        kept = self.kept
+        if self._generation is not forks.generation or (self._block is not None and self._block._ended):
+            return False
+        if isinstance(kept, JobExecutor):
+            if getattr(kept, "belongs_to_this_thread", False):
+                raise self._deadlock(loop)
+            return kept.post(call)
+        try:
+            self._submit(call, kept, loop, inner_calls)
+        except RuntimeError:
+            if routing.has_no_other_thread(kept):
+                raise
+            return False
+        return True
+
+    def _post_elsewhere(self, job: Job) -> None:
+        """Give *job*, which the thread of the first step does not take any more, to another that is free of a loop."""
+        for mailbox in _outer(self.kept):
+            if mailbox.post(job):
+                return
+        executor = SyncToAsync.single_thread_executor
+        if not isinstance(executor, JobExecutor):
+            _give_to_worker(_Submission(executor, job))
+        elif not executor.post(job):
+            _give_to_worker(job)
+
+    # The context:
+
+    def _bring_in(self) -> contextvars.Context:
+        """Make in the context of the steps the changes that the consumer has made; return how it is then."""
+        if local.THREADS_INHERIT:
+            local.prepare_hand_over()
+        here = contextvars.copy_context()
+        if not _is_same(self._seen, here):
+            self.context.run(_apply, self._seen, here, self._tokens_there)
+            self._seen = here
+        loop = asyncio.get_running_loop()
+        blocked_on_loop = AsyncToSync.loop_thread_executors.get(loop)
+        if blocked_on_loop is not None and blocked_on_loop.surroundings is not None:
+            # As for a call: all tasks of such a loop count to the thread that is blocked on it.
+            self.context.run(setattr, AsyncToSync.executors, "current", _mailbox_above(loop))
+        return self.context.copy()
+
+    def _bring_back(self, before: contextvars.Context) -> None:
+        """Make here the changes that a step has made since *before*."""
+        after = self.context.copy()
+        if not _is_same(before, after):
+            _apply(before, after, self._tokens_here)
+            self._seen = contextvars.copy_context()
+
+    # Errors that nobody awaits:
+
+    def tell_errors(self) -> None:
+        """Give what is in ``errors`` to the exception handler of the loop of the latest step."""
+        if not self.errors:
+            return
+        loop = self._loop()
+        try:
+            if loop is None:
+                raise RuntimeError
+            loop.call_soon_threadsafe(self._tell_errors_to, loop, context=contextvars.Context())
+        except RuntimeError:  # it is closed
+            for error in _taken(self.errors):
+                threading.excepthook(
+                    threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
+                )
+
+    def _tell_errors_to(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.waiting:
+            return
+        for error in _taken(self.errors):
+            message = f"an error, which nobody awaited, at the end of {self.__qualname__}"
+            loop.call_exception_handler({"message": message, "exception": error})
+
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """Return the loop of the latest step, if it is still there."""
+        return self._loop()
+
+
+class _Step:
+    """What ``Steps`` wraps: runs the function that it is given."""
+
+    def __init__(self, name: str) -> None:
+        self.__qualname__ = name
+        # Whether a step is under way. It is set on the loop, and cleared on the thread.
+        self.runs = False
+
+    def __call__(self, function: Callable[[], Any]) -> Any:
+        __traceback_hide__ = True
+        try:
+            return function()
+        finally:
+            self.runs = False
+
+
+class _Unawaited:
+    """A job: run a function whose outcome nobody awaits."""
+
+    def __init__(self, steps: Steps, function: Callable[[], Any]) -> None:
+        self._steps, self._function = steps, function
+
+    def run(self) -> None:
+        steps = self._steps
+        child = functools.partial(steps.func, self._function)
+        steps.thread_handler(steps.loop(), sys.exc_info(), InnerCalls(), steps.context.run, child)  # type: ignore[arg-type]
+
+    def report(self) -> None:
+        self._steps.tell_errors()
+
+    def abandon(self, error: BaseException) -> None:
+        # The thread was interrupted, and runs nothing of what was left over.
+        self._steps._post_elsewhere(self)
+
+
+class _Submission:
+    """A job for a worker: give another job to an executor that may have it waiting for a lock."""
+
+    def __init__(self, executor: Any, job: Job) -> None:
+        self._executor, self._job = executor, job
+
+    def run(self) -> None:
+        job = self._job
+        try:
+            self._executor.submit(_run, job)
+        except RuntimeError:  # it was shut down
+            _run(job)
+
+    def report(self) -> None:
+        pass
+
+    def abandon(self, error: BaseException) -> None:  # pragma: no cover: no worker abandons a job
+        pass
+
+
+def _run(job: Job) -> None:
+    job.run()
+    job.report()
+
+
+def _give_to_worker(job: Job) -> WorkerExecutor:
+    executor = StepsExecutor()
+    executor.post(job)
+    executor.shutdown(wait=False)
+    return executor
+
+
+def _outer(executor: Any) -> Iterator[CurrentThreadExecutor]:
+    while isinstance(executor, CurrentThreadExecutor) and (executor := executor.outer) is not None:
+        yield executor
+
+
+def _taken(errors: list[BaseException]) -> Iterator[BaseException]:
+    """Take what is in *errors* out of it, one by one: two threads may do that at once."""
+    while errors:
+        with contextlib.suppress(IndexError):
+            yield errors.pop(0)
+
+
+def _is_same(one: contextvars.Context, other: contextvars.Context) -> bool:
+    return len(one) == len(other) and (
+        not one or (all(map(operator.is_, one.values(), other.values())) and all(map(operator.is_, one, other)))
+    )
+
+
+def _apply(before: contextvars.Context, after: contextvars.Context, tokens: dict[Any, contextvars.Token[Any]]) -> None:
+    """Make in the current context the changes that lead from *before* to *after*.
+
+    Args:
+        tokens: Of the variables that were set here in this way, and not before.
+    """
+    for variable, value in changes_between(before, after).items():
+        token = variable.set(value)
+        if token.old_value is contextvars.Token.MISSING:
+            tokens[variable] = token
+    if local.THREADS_INHERIT and (entry := after.get(local.LINEAGE)) is not None:
+        local.LINEAGE.set(entry)
+    for variable in before:
+        if variable not in after and variable in tokens:
+            with contextlib.suppress(ValueError):  # set in the context of another task
+                variable.reset(tokens.pop(variable))
+
+
+def _no_loop() -> None: ...
