@@ -185,6 +185,11 @@ class KeptLoop:
                 self._enter(mailbox)
         with contextlib.suppress(RuntimeError, AttributeError):  # it is closed already, or not made
             self.loop.call_soon_threadsafe(self._end_loop, context=contextvars.Context())
+        # It may have ended by an error of its own. Its worker settles the end, takes the lock, and looks for a mailbox
+        # then, so that one of the two sees what the other did.
+        if mailbox is not None and self._end.settled:
+            self.leave(mailbox)
+            mailbox.stop()
 
     def _end_loop(self) -> None:
         if not self._ended:  # told twice, after an interrupt: the second would break off the tasks' cleanup

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from asgiref._bridge import workers
+from asgiref._bridge.loops import KeptLoop
 from asgiref.local import Local
 from asgiref.sync import (
     AsyncSingleThreadContext,
@@ -459,6 +460,42 @@ def test_exit_in_the_cleanup_of_a_background_task_comes_out_of_the_block() -> No
         async_to_sync(main)()
         wait_for(begun)
     assert isinstance(tasks[0].exception(), SystemExit)
+
+
+def test_loop_that_ends_by_an_error_as_its_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. The block finds its loop in use. 2. The loop ends by an error of its own. 3. The block tells it to end."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        def run_forever(self) -> None:
+            super().run_forever()
+            if errors:
+                raise errors.pop()
+
+    def report(kept: KeptLoop) -> None:
+        report_it(kept)
+        reported.set()
+
+    def close(kept: KeptLoop, mailbox: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the block asks twice if it fails
+            kept.loop.call_soon_threadsafe(kept.loop.stop)
+        wait_for(reported)
+        close_it(kept, mailbox)
+
+    errors = [OSError("of the selector")]
+    reported = threading.Event()
+    report_it, close_it = KeptLoop.report, KeptLoop.close
+    monkeypatch.setattr(KeptLoop, "report", report)
+    monkeypatch.setattr(KeptLoop, "close", close)
+    monkeypatch.setattr(asyncio, "new_event_loop", Loop)
+
+    def block() -> None:
+        with AsyncSingleThreadContext():
+            loops.append(async_to_sync(running_loop)())
+
+    loops: list[Any] = []
+    with pytest.raises(OSError, match=r"^of the selector$"):
+        Thread(block).get()
+    assert loops[0] not in AsyncToSync.loop_thread_executors
 
 
 async def test_block_that_is_left_twice() -> None:
