@@ -675,6 +675,11 @@ class SyncToAsync(Wrapper[P, R]):
             if not isinstance(executor, JobExecutor):
                 self._submit(call, executor, loop, inner_calls)
                 return executor
+            if not self._thread_sensitive:  # given by hand, SyncToAsync.single_thread_executor for example
+                lender = lending.lending_executor(executor, loop, _blocked_above(loop), default=False)
+                if lender is not None:
+                    call.submit_to(lender)
+                    return executor
             try:
                 if executor.post(call, here):
                     return executor

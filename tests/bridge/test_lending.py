@@ -17,7 +17,7 @@ from asgiref._bridge import lending
 from asgiref._bridge.jobs import SubmittedCall
 from asgiref._bridge.lending import lending_executor
 from asgiref.current_thread_executor import CurrentThreadExecutor
-from asgiref.sync import AsyncSingleThreadContext, ThreadSensitiveContext, async_to_sync, sync_to_async
+from asgiref.sync import AsyncSingleThreadContext, SyncToAsync, ThreadSensitiveContext, async_to_sync, sync_to_async
 
 from ..helpers import LIMIT, Thread, no_garbage, wait_for
 
@@ -62,6 +62,17 @@ async def test_all_threads_are_blocked_by_what_waits_for_them() -> None:
     # The thread that is free again first may do the other's.
     assert first[0] == first[1] or second[0] == second[1]
     assert {"pool_0", "pool_1"} >= {first[1], second[1]}
+
+
+async def test_executor_of_the_library_given_by_hand() -> None:
+    """It is lent to as one of the standard library's is, which a program may have put in its place."""
+    here = sync_to_async(threading.get_ident, thread_sensitive=False, executor=SyncToAsync.single_thread_executor)
+
+    async def ask() -> int:
+        return await here()
+
+    blocked = await asyncio.wait_for(sync_to_async(async_to_sync(ask))(), LIMIT)
+    assert await sync_to_async(threading.get_ident)() == blocked == await here()
 
 
 async def test_blocked_thread_that_its_executor_has_not_noted_yet() -> None:
