@@ -56,7 +56,6 @@ class _Mailbox(CurrentThreadExecutor):
         lending.note_executor(self, SyncToAsync.threadlocal.__dict__.get("task_context"))
         self._errands: list[_Errand] = []
         self._busy = False
-        self._lock = threading.Lock()
 
     def run_errand(self, function: Callable[[], None]) -> None:
         """Have the thread call *function*: before this returns, if it waits here, else when it does so again.
