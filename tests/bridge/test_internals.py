@@ -375,7 +375,7 @@ def test_main_tests_pass_with_all_parts_switched_off() -> None:
         str(ROOT),
     ]
     process = subprocess.run(
-        [*command, "--import-mode", "importlib", "-p", "no:cacheprovider", *files],
+        [*command, "--import-mode", "importlib", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *files],
         env={**os.environ, "ASGIREF_WITHOUT_INTERNALS": "1", "PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         text=True,
