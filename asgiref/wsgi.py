@@ -101,8 +101,8 @@ class WsgiToAsgi:
     Raises:
         TypeError: for what is not callable, for both *threads* and *executor*, and for a
             *spool_body* of True or False.
-        ValueError: for fewer threads than one; when called, for a scope that is neither
-            ``http`` nor ``websocket`` nor ``lifespan``.
+        ValueError: for fewer threads than one and for a negative *spool_body*; when called, for a
+            scope that is neither ``http`` nor ``websocket`` nor ``lifespan``.
         Exception: when called, what the application raises, unless it does so because its
             client has gone. Before the headers are sent, the server can answer with 500. After
             that, what the application has given is sent first, and the response is left
@@ -149,6 +149,10 @@ class WsgiToAsgi:
             raise ValueError(f"WsgiToAsgi needs at least one thread, not {threads}")
         if isinstance(spool_body, bool):
             raise TypeError(f"WsgiToAsgi needs a number of bytes for spool_body, or None to stream, not {spool_body}")
+        if isinstance(spool_body, int) and spool_body < 0:
+            raise ValueError(
+                f"WsgiToAsgi needs a number of bytes for spool_body, not {spool_body}; None streams bodies"
+            )
         self.wsgi_application = wsgi_application
         self.duplicate_header_limit = duplicate_header_limit
         self.executor = WorkerPool(threads or THREADS) if executor is None else executor

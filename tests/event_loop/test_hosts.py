@@ -188,11 +188,11 @@ async def test_websocket():
 
 @pytest.mark.parametrize(
     ("needs", "tests", "passed"),
-    [("pytest_asyncio", OLDER_PYTEST_ASYNCIO, 2), ("anyio", ANYIO, 1), ("channels", CHANNELS, 2)],
+    [("pytest_asyncio", OLDER_PYTEST_ASYNCIO, 2), ("anyio", ANYIO, 1), ("channels daphne", CHANNELS, 2)],
     ids=["older ways of pytest-asyncio", "anyio", "channels"],
 )
 def test_plugins(needs: str, tests: str, passed: int, tmp_path: Path) -> None:
-    for package in ("pytest_asyncio", needs):
+    for package in ("pytest_asyncio", *needs.split()):
         pytest.importorskip(package)
     if "Policy" in tests and sys.version_info >= (3, 14):
         pytest.skip("event loop policies are deprecated")

@@ -253,10 +253,10 @@ def let_idle_threads_run() -> None:
             return reached[-1].set
 
         for worker in workers._workers.copy():
-            if worker.thread.serves not in (workers.FreshLoopExecutor, workers.KeptLoopExecutor):
+            if worker.thread.is_alive() and not getattr(worker.thread.serves, "runs_loop", False):
                 worker.jobs.put(_Reached(set_soon()))
         for thread, jobs in list(concurrent.futures.thread._threads_queues.items()):
-            if thread is not threading.current_thread():
+            if thread.is_alive() and thread is not threading.current_thread():
                 jobs.put(_Reached(set_soon()))
         here = asyncio._get_running_loop()
         # None of them is kept here meanwhile, or it would be freed too late.

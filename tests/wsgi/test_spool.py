@@ -239,6 +239,8 @@ def test_spool_body_is_a_number_or_none() -> None:
     """False is a likely guess for how to switch it off, and would be a limit of 0."""
     with pytest.raises(TypeError, match="None to stream, not False"):
         WsgiToAsgi(answers(), spool_body=False)
+    with pytest.raises(ValueError, match="None streams them"):
+        WsgiToAsgi(answers(), spool_body=-1)
 
 
 # Limits:
