@@ -150,9 +150,7 @@ class WsgiToAsgi:
         if isinstance(spool_body, bool):
             raise TypeError(f"WsgiToAsgi needs a number of bytes for spool_body, or None to stream, not {spool_body}")
         if isinstance(spool_body, int) and spool_body < 0:
-            raise ValueError(
-                f"WsgiToAsgi needs a number of bytes for spool_body, not {spool_body}; None streams bodies"
-            )
+            raise ValueError(f"WsgiToAsgi needs a number of bytes for spool_body, not {spool_body}; None streams them")
         self.wsgi_application = wsgi_application
         self.duplicate_header_limit = duplicate_header_limit
         self.executor = WorkerPool(threads or THREADS) if executor is None else executor
