@@ -43,7 +43,7 @@ from asgiref.sync import (
     sync_to_async,
 )
 
-from ..helpers import LIMIT, ROOT, Thread, no_garbage, output_of, wait_for
+from ..helpers import LIMIT, ROOT, Thread, let_idle_threads_run, no_garbage, output_of, wait_for
 
 # Frames of other threads are read where that is safe, and elsewhere the register; that works everywhere in CPython.
 KINDS = [False] * (not builds.FREE_THREADED) + [True] * (sys.implementation.name == "cpython")
@@ -682,6 +682,7 @@ async def test_nothing_of_what_was_seen_is_kept() -> None:
     with no_garbage():
         for _ in range(2):
             reference = await sync_to_async(looks)(Precious())
+            let_idle_threads_run()
             assert reference() is None
 
 
