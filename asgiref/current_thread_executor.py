@@ -121,7 +121,7 @@ class CurrentThreadExecutor(JobExecutor):
         return super().submit(fn, *args, **kwargs)
 
     def post(self, job: Job, waiting_thread: int | None = None) -> bool:
-        if self._generation is not forks.generation:  # in a forked child the lock may be held for ever
+        if self._generation is not forks.generation:  # the thread did not survive the fork
             return False
         if self.run_in_place is not None:
             self.run_in_place(job)

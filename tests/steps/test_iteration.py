@@ -38,21 +38,6 @@ from ..helpers import LIMIT, Thread, finished, output_of, wait_for
 me = threading.get_ident
 
 
-@pytest.fixture(autouse=True)
-def nothing_stays_open() -> Iterator[None]:
-    yield
-    deadline = time.monotonic() + LIMIT / 2
-    while True:
-        gc.collect()
-        if isinstance(SyncToAsync.single_thread_executor, workers.ProcessExecutor):
-            finished(SyncToAsync.single_thread_executor)
-        if not steps_threads._open or time.monotonic() > deadline:  # PyPy may need more than one collection
-            break
-    left = set(steps_threads._open)
-    steps_threads._open.clear()
-    assert set() == left
-
-
 class Rows:
     """A generator that notes on which threads it works; it may wait in a step."""
 

@@ -8,17 +8,13 @@ import contextvars
 import gc
 import inspect
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from asgiref._bridge import workers
-from asgiref._steps import threads as steps_threads
 from asgiref.sync import (
-    SyncToAsync,
     ThreadSensitiveContext,
     async_to_sync,
     bridge_calls,
@@ -26,24 +22,9 @@ from asgiref.sync import (
     sync_to_async_context_manager,
 )
 
-from ..helpers import LIMIT, Thread, finished, wait_for
+from ..helpers import LIMIT, Thread, wait_for
 
 me = threading.get_ident
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays_open() -> Iterator[None]:
-    yield
-    deadline = time.monotonic() + LIMIT / 2
-    while True:
-        gc.collect()
-        if isinstance(SyncToAsync.single_thread_executor, workers.ProcessExecutor):
-            finished(SyncToAsync.single_thread_executor)
-        if not steps_threads._open or time.monotonic() > deadline:  # PyPy may need more than one collection
-            break
-    left = set(steps_threads._open)
-    steps_threads._open.clear()
-    assert set() == left
 
 
 async def until_set(event: threading.Event) -> None:
