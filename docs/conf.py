@@ -7,23 +7,29 @@ author = "The asgiref authors (independent implementation)"
 copyright = author  # noqa: A001
 version = release = asgiref.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx.ext.napoleon"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"asgiref {release}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 
-# The docstrings say what the parameters are; the full types, with their overloads, are for type checkers.
-autodoc_typehints = "none"
+# Beside each parameter of the list, its type. Signatures stay short; overloads are for type checkers.
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+python_use_unqualified_type_names = True
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 napoleon_attr_annotations = False
 # Sections of our own in docstrings.
 napoleon_custom_sections = ["Thread and loop", "Cancellation"]
 
-# A "Raises" section may have a sentence where the name of an exception usually stands.
-nitpick_ignore_regex = [("py:exc", r".* .*")]
+nitpick_ignore_regex = [
+    # A "Raises" section may have a sentence where the name of an exception usually stands.
+    ("py:exc", r".* .*"),
+    # Types of parameters name classes of the standard library and type variables, which have no page here.
+    ("py:class", r".*"),
+]
 
 # Docstrings use the names of their own module without importing them.
 doctest_global_setup = """
