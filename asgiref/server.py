@@ -1,11 +1,11 @@
-"""A server without connections: its messages name a scope, and each scope has an application.
+"""A server without connections: each message belongs to a scope, and each scope has an application instance.
 
-Chat bots and workers are such servers: what comes in says whom it belongs to, and nobody
-tells when a conversation is over. So an application instance starts with the first message
-for its scope, and the one that has been quiet the longest goes when there are too many.
+Chat bots and queue workers are such servers: nothing tells when a conversation is over. An
+application instance starts with the first message for its scope. When there are too many,
+the least recently used one is cancelled.
 
-Everything here happens on the thread of one event loop. ``arun`` owns all tasks that are
-started on the way: when it has ended, so have they.
+Everything here runs on the thread of one event loop. ``arun`` owns all tasks that this
+module starts: they have ended when it returns.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class ApplicationInstance(TypedDict):
     """One running application.
 
     Attributes:
-        input_queue: What the application receives.
-        future: The task in which it runs.
+        input_queue: The messages for the application.
+        future: The task that runs it.
         scope: The scope that it was called with.
-        last_used: When its queue was last asked for, in seconds of ``time.monotonic``.
+        last_used: When its queue was last requested, in seconds of ``time.monotonic``.
     """
 
     input_queue: asyncio.Queue[Any]
@@ -47,38 +47,39 @@ class ApplicationInstance(TypedDict):
 
 
 class StatelessServer:
-    """Runs one application instance for each scope id, started when the first message for it arrives.
+    """Runs one application instance for each scope id, started by the first message for it.
 
-    Subclasses are the server: they say in ``handle`` how messages come in, and in
-    ``application_send`` how answers go out.
+    Subclasses implement ``handle``, which receives messages, and ``application_send``, which
+    delivers answers.
 
     Args:
-        application: An ASGI application, of ASGI 3 or of the older form that is called
-            twice (``asgiref.compatibility`` tells them apart).
-        max_applications: How many instances there may be at once, at least 1. For one more,
-            the least recently used is cancelled; while it cleans up, its task still runs, but
-            it is no longer among the instances.
+        application: An ASGI application, of ASGI 3 or of the older form that is called twice
+            (``asgiref.compatibility`` detects it).
+        max_applications: Maximum number of instances, at least 1. To start one more, the
+            least recently used one is cancelled. Its task may still run its cleanup, but it
+            is no longer among the instances.
 
     Attributes:
         application: The application, in the form of ASGI 3.
         max_applications: As given; it may be changed.
-        application_instances: The instances that run, by scope id, the least recently used
-            first. Each is a dict with the keys ``input_queue``, ``future`` (the task), ``scope`` and
-            ``last_used`` (in seconds of ``time.monotonic``).
-        application_checker_interval: Has no effect here, as nothing is polled; it is for
-            subclasses with an ``application_checker`` of their own.
+        application_instances: The running instances by scope id, the least recently used
+            first. Each is a dict with the keys ``input_queue``, ``future`` (the task),
+            ``scope`` and ``last_used`` (in seconds of ``time.monotonic``).
+        application_checker_interval: Unused, because nothing is polled; for subclasses with
+            an ``application_checker`` of their own.
 
     Raises:
         TypeError: if the application is not callable.
         ValueError: if ``max_applications`` is less than 1.
 
-    Example: a server for three lines of chat, which ends with them.
+    Example: a server that ends after three lines of chat.
 
     >>> import asyncio
     >>> class Chat(StatelessServer):
     ...     async def handle(self):
     ...         for person, line in [("Ada", "hello"), ("Bob", "hi"), ("Ada", "bye")]:
-    ...             queue = self.get_or_create_application_instance(person, {"type": "chat", "person": person})
+    ...             scope = {"type": "chat", "person": person}
+    ...             queue = self.get_or_create_application_instance(person, scope)
     ...             queue.put_nowait({"type": "chat.message", "text": line})
     ...             await self.answered.acquire()
     ...     async def application_send(self, scope, message):
@@ -89,7 +90,8 @@ class StatelessServer:
     ...     while True:
     ...         message = await receive()
     ...         number += 1
-    ...         await send({"type": "chat.reply", "text": f"{message['text']!r} is your line {number}"})
+    ...         text = f"{message['text']!r} is your line {number}"
+    ...         await send({"type": "chat.reply", "text": text})
     >>> chat = Chat(count)
     >>> chat.answered = asyncio.Semaphore(0)
     >>> chat.run()
@@ -105,86 +107,88 @@ class StatelessServer:
 
     def __init__(self, application: Callable[..., Any], max_applications: int = 1000) -> None:
         if max_applications < 1:
-            raise ValueError(f"max_applications is {max_applications}; a server needs at least one")
+            raise ValueError(f"StatelessServer needs max_applications of at least 1, not {max_applications}")
         if not callable(application):
             raise TypeError(f"StatelessServer needs an ASGI application, not {application!r}")
         self.application = guarantee_single_callable(application)
         self.max_applications = max_applications
         self.application_instances = OrderedDict()
-        # All tasks of applications, those of deleted instances too, until each has ended.
+        # All running tasks of applications, including those of deleted instances.
         self._tasks: set[asyncio.Task[Any]] = set()
-        # While application_checker runs: the instances that have failed, and with what.
+        # While application_checker runs: the exceptions to report, with their instances.
         self._failed: asyncio.Queue[tuple[BaseException, ApplicationInstance]] | None = None
         self._running = False
-        # From the end of handle to the next run: no application is started.
+        # From the end of handle to the next run, no application is started.
         self._closing = False
 
-    # What a subclass writes.
+    # Subclasses implement these.
 
     async def handle(self) -> None:
-        """Receive messages for as long as the server is to live; to be written by the subclass.
+        """Receive messages until the server ends; subclasses implement this.
 
-        For each message: ``self.get_or_create_application_instance(scope_id, scope)`` gives the
-        queue to put it in.
+        Put each message in the queue of its application:
+        ``self.get_or_create_application_instance(scope_id, scope).put_nowait(message)``.
 
         Thread and loop:
-            Runs in a task of its own on the loop of ``arun``. When it returns, the server ends,
-            and the applications are cancelled; so it waits for what they shall finish.
+            Runs in its own task on the event loop of ``arun``. When it returns, the server
+            ends and the applications are cancelled. If they should finish first, wait for
+            them here.
 
         Cancellation:
-            It is cancelled when ``arun`` is, and by SIGINT and SIGTERM under ``run``. The
-            applications run until it has ended, so its cleanup can still wait for them.
+            Cancelled when ``arun`` is cancelled, and by SIGINT and SIGTERM under ``run``. The
+            applications run until it has ended, so its cleanup can wait for them.
 
         Raises:
             NotImplementedError: in this class.
         """
-        raise NotImplementedError("a subclass of StatelessServer needs handle(): receive messages until it is to end")
+        raise NotImplementedError("StatelessServer.handle() does nothing; override it to receive messages")
 
     async def application_send(self, scope: Any, message: Any) -> Any:
-        """Take a message that an application has sent; to be written by the subclass.
+        """Deliver a message that an application has sent; subclasses implement this.
 
         Args:
-            scope: That of the application, the very object that it was created with.
+            scope: The scope object that the application was started with.
             message: The event, a dict with a ``type``.
 
         Thread and loop:
-            Runs in the task of the application, which waits for it.
+            Runs in the application's task, inside ``await send(...)``.
 
         Cancellation:
-            It is cancelled with the application.
+            Cancelled with the application.
 
         Returns:
-            What the application's ``await send(...)`` gives; ASGI has no use for it.
+            The result of the application's ``await send(...)``; ASGI does not use it.
 
         Raises:
             NotImplementedError: in this class.
-            Exception: what it raises comes out of the application's ``send``.
+            Exception: an exception raised here is raised by the application's ``send``.
         """
-        raise NotImplementedError("a subclass of StatelessServer needs application_send(scope, message): send it")
+        raise NotImplementedError("StatelessServer.application_send() does nothing; override it to send the message")
 
-    # Running it.
+    # Running the server.
 
     def run(self) -> None:
-        """Run the server until ``handle`` ends, or SIGINT (Ctrl-C) or SIGTERM asks it to stop.
+        """Run the server until ``handle`` ends, or until SIGINT (Ctrl-C) or SIGTERM.
 
-        Equivalent to ``asyncio.run(self.arun())``, but for the signals.
+        Equivalent to ``asyncio.run(self.arun())``, except for the signals.
 
         Thread and loop:
-            On the calling thread, in a new loop. Signals are taken only on the main thread, and
-            only where nobody else handles them already.
+            Runs a new event loop on the calling thread. Signals are handled only on the main
+            thread, and only if they have no other handler.
 
         Cancellation:
-            The first signal cancels ``arun``, and this method returns when all has ended in
-            order. A second SIGINT cuts every cleanup short; a second SIGTERM ends the process.
+            The first signal cancels ``arun``, and this method returns after all cleanup. A
+            second SIGINT cuts every cleanup short; a second SIGTERM ends the process.
 
         Raises:
-            RuntimeError: where an event loop runs in this thread.
+            RuntimeError: if this thread runs an event loop.
             BaseException: what ``arun`` raises.
         """
         __traceback_hide__ = True
         if running_loop() is not None:
             raise RuntimeError(
-                "run() was called in a thread that runs an event loop, which it would block; await arun()"
+                "run() cannot be called from a thread with a running event loop, which it would block; "
+                "use `await arun()`"
             )
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C, after asyncio has cancelled arun and seen it end
             asyncio.run(self._arun_until_terminated())
@@ -201,7 +205,7 @@ class StatelessServer:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             loop.call_soon_threadsafe(task.cancel)  # type: ignore[union-attr]  # also wakes the loop
 
-        # Where it may, and nobody else does.
+        # Handlers can be set on the main thread only; the user's own handler stays.
         mine = (
             threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         )
@@ -219,32 +223,32 @@ class StatelessServer:
     async def arun(self) -> None:
         """Run the server until ``handle`` ends.
 
-        Equivalent to ``await self.handle()``, with ``application_checker`` running beside it.
-        When ``handle`` has ended in any way, the applications are cancelled, and awaited however
-        long their cleanup takes; what they raise then is reported, too. After that, no task that
-        the server has made is left. The same server can be run again.
+        Equivalent to ``await self.handle()``, with ``application_checker`` running
+        concurrently. When ``handle`` has ended, in whatever way, the applications are cancelled
+        and awaited without a timeout. What they raise is reported. No task of the server is
+        left afterwards. The same server can be run again.
 
         Thread and loop:
-            On the running loop. A server runs once at a time.
+            Runs on the running event loop. A server cannot run twice concurrently.
 
         Cancellation:
-            The first one cancels ``handle``, lets that end, and then the applications. Each
-            further one is passed on to what still runs, so that it can cut a cleanup or a report
-            short.
+            The first cancellation cancels ``handle``, waits for it, and then cancels the
+            applications. Each further one is passed on to the tasks that still run, and can
+            cut a cleanup or a report short.
 
         Raises:
             BaseException: what ``handle`` raises, also in its cleanup after a cancellation. If
-                ``application_exception`` raises, ``handle`` is cancelled, and that exception comes
-                out here; one that ``handle`` raises as well is its context.
-            RuntimeError: if the server runs already.
+                ``application_exception`` raises, ``handle`` is cancelled and that exception is
+                raised here. If ``handle`` raises as well, its exception is the context.
+            RuntimeError: if the server is running already.
         """
         __traceback_hide__ = True
         if self._running:
-            raise RuntimeError("this server runs already; make another one, or wait for its end")
+            raise RuntimeError("arun() was called while the server is running; wait for its end, or make a new server")
         self._running, self._closing = True, False
         checker = asyncio.create_task(_call_later(self.application_checker))
         handle = asyncio.create_task(_call_later(self.handle))
-        # One that just returns is a subclass's way to have none.
+        # A subclass may have a checker that returns at once.
         checker.add_done_callback(functools.partial(_cancel_unless_returned, handle))
         try:
             await asyncio.wait({handle})
@@ -266,7 +270,7 @@ class StatelessServer:
                 finally:
                     _raise_failure(checker)
             finally:
-                del checker, handle, reports  # the exception has this frame in its traceback
+                del checker, handle, reports  # the exception's traceback refers to this frame
         if cancelled:
             raise asyncio.CancelledError
 
@@ -275,16 +279,16 @@ class StatelessServer:
             await self._failed.join()
 
     async def application_checker(self) -> None:
-        """Report the applications that fail, each as soon as it has ended.
+        """Report each application that fails, as soon as it has ended.
 
-        Equivalent to calling ``application_exception`` for each, one after the other, in the
-        order in which they ended. ``arun`` runs it, and cancels it when all is reported. A
-        subclass may do more, and await this; or have one of its own, which looks at the
-        ``future`` of each of ``application_instances``: without this one, applications that have
-        ended stay there until they are deleted, or replaced when a message for them comes.
+        Equivalent to calling ``application_exception`` for each, one at a time, in the order
+        in which they ended. ``arun`` runs this method and cancels it when all is reported. A
+        subclass may extend it, or replace it and check the ``future`` of each of
+        ``application_instances``. Without this method, applications that have ended stay there
+        until they are deleted, or replaced because of a new message.
 
         Thread and loop:
-            In a task of its own on the loop of ``arun``.
+            Runs in its own task on the event loop of ``arun``.
 
         Raises:
             Exception: what ``application_exception`` raises.
@@ -298,59 +302,57 @@ class StatelessServer:
                 try:
                     await self.application_exception(*failure)
                 finally:
-                    del failure  # the next one may be long in coming, and an exception has this frame
+                    del failure  # else the exception and this frame stay alive until the next one
                     failed.task_done()
         finally:
             self._failed = None
-            # Where a report itself has failed, or the loop ends under our feet.
+            # If a report has failed, or the event loop is being stopped.
             while not failed.empty():
                 await StatelessServer.application_exception(self, *failed.get_nowait())
                 failed.task_done()
 
     async def application_exception(self, exception: BaseException, application_details: ApplicationInstance) -> None:
-        """Report an application that has failed; subclasses may do it in their way.
+        """Report an application that has failed; subclasses may override this.
 
         Equivalent to ``logger.error`` of the logger ``asgiref.server``, with the traceback.
 
         Args:
-            exception: What the application has raised. Its being cancelled is no failure.
-            application_details: The instance, which is no longer among
-                ``application_instances``. The messages that it has not received are still in
-                ``application_details["input_queue"]``.
+            exception: What the application raised. A cancellation is not reported.
+            application_details: The instance, already removed from ``application_instances``.
+                Messages that it did not receive are in ``application_details["input_queue"]``.
 
         Thread and loop:
-            In the task of ``application_checker``; further reports wait meanwhile.
+            Runs in the task of ``application_checker``; further reports are queued.
 
         Raises:
-            Exception: one that a subclass raises here ends the server.
+            Exception: an exception that a subclass raises here ends the server.
         """
         logger.error("Exception inside application: %s", exception, exc_info=exception)
 
     # The instances.
 
     def get_or_create_application_instance(self, scope_id: Hashable, scope: Any) -> asyncio.Queue[Any]:
-        """Return the queue from which the application for *scope_id* receives.
+        """Return the input queue of the application for *scope_id*; start the application if needed.
 
-        Equivalent to ``application_instances[scope_id]["input_queue"]``, for an instance that
-        is started if there is none. It counts as used now. If there are ``max_applications``
-        others, ``delete_oldest_application_instance`` is called first.
+        Equivalent to ``application_instances[scope_id]["input_queue"]`` for a running
+        application, which then counts as the most recently used. Before starting one beyond
+        ``max_applications``, ``delete_oldest_application_instance`` is called.
 
         Args:
-            scope_id: What tells the scope from others.
-            scope: The scope to start the application with. It is not used where there is an
-                instance already.
+            scope_id: Identifies the scope.
+            scope: The scope to start the application with. Ignored if it is running already.
 
         Thread and loop:
-            Called on the thread of the running loop. The application runs there, in a task
-            that begins later, in a copy of the caller's context.
+            Call it on the thread of the running event loop. The application runs there, in a
+            task that starts later, in a copy of the caller's context.
 
         Returns:
-            The queue, without a bound; ``put_nowait`` what the application shall receive. Ask
-            for it anew for each message, for the application may have ended meanwhile, and what
-            it leaves in its queue is dropped.
+            An unbounded queue; use ``put_nowait``. Call this method again for each message:
+            the application may have ended, and messages left in its queue are dropped.
 
         Raises:
-            RuntimeError: where no loop runs; when ``handle`` has ended, and until the next run.
+            RuntimeError: if no event loop is running, or from the end of ``handle`` until the
+                next run.
         """
         instances = self.application_instances
         instance = instances.get(scope_id)
@@ -362,14 +364,16 @@ class StatelessServer:
 
     def _start_application(self, scope_id: Hashable, scope: Any) -> asyncio.Queue[Any]:
         if self._closing:
-            raise RuntimeError(f"the server ends, or has ended, and starts no application for {scope_id!r}")
+            raise RuntimeError(
+                f"cannot start an application for {scope_id!r}, because handle() has ended; run the server again"
+            )
         loop = asyncio.get_running_loop()
         instances = self.application_instances
-        instances.pop(scope_id, None)  # one that has ended
+        instances.pop(scope_id, None)  # if there is one, it has ended
         while (count := len(instances)) >= self.max_applications:
             self.delete_oldest_application_instance()
             if len(instances) >= count:
-                raise RuntimeError("delete_oldest_application_instance() has deleted none; it has to")
+                raise RuntimeError("delete_oldest_application_instance() has deleted no instance; it must delete one")
         queue: asyncio.Queue[Any] = asyncio.Queue()
         task = loop.create_task(self._run_application(scope_id, scope, queue.get))
         self._tasks.add(task)
@@ -386,13 +390,13 @@ class StatelessServer:
     async def _run_application(self, scope_id: Hashable, scope: Any, receive: Any) -> Any:
         __traceback_hide__ = True
         if scope_id not in self.application_instances:
-            # Begun eagerly, by the task factory: it could call this server before it is registered.
+            # An eager task: wait until it is registered, because the application may call this server.
             await asyncio.sleep(0)
         return await self.application(scope, receive, functools.partial(self.application_send, scope))
 
     def _application_ended(self, scope_id: Hashable, instance: ApplicationInstance, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if self._failed is None:  # somebody else has to see it, in application_instances
+        if self._failed is None:  # the subclass's own checker looks at application_instances
             return
         if self.application_instances.get(scope_id) is instance:  # and not a successor
             del self.application_instances[scope_id]
@@ -400,14 +404,14 @@ class StatelessServer:
             self._failed.put_nowait((exception, instance))
 
     def delete_application_instance(self, scope_id: Hashable) -> None:
-        """Forget the instance for *scope_id*, and cancel its application if it runs.
+        """Remove the instance for *scope_id* and cancel its application if it is running.
 
         Equivalent to ``application_instances.pop(scope_id)["future"].cancel()``. It does not
-        wait for the application's cleanup; ``arun`` does so at its end. Messages that the
-        application has not received are dropped with its queue.
+        wait for the application's cleanup; ``arun`` does at its end. Messages that the
+        application did not receive are dropped.
 
         Raises:
-            KeyError: if there is none; nothing else changes.
+            KeyError: if there is no such instance; nothing changes.
         """
         instance = self.application_instances.pop(scope_id, None)
         if instance is None:
@@ -415,14 +419,14 @@ class StatelessServer:
         _cancel({instance["future"]})
 
     def delete_oldest_application_instance(self) -> None:
-        """Forget the least recently used instance, and cancel its application.
+        """Remove the least recently used instance and cancel its application.
 
-        Equivalent to ``delete_application_instance(next(iter(application_instances)))``. It is
-        called to make room for a new instance. A subclass may choose another one, such as the
-        oldest that has nothing to do; it has to delete one.
+        Equivalent to ``delete_application_instance(next(iter(application_instances)))``.
+        Called to make room for a new instance. A subclass may choose another instance, such
+        as the oldest idle one; it must delete one.
 
         Raises:
-            KeyError: if there is none.
+            KeyError: if there is no instance.
         """
         if not self.application_instances:
             raise KeyError("there is no application instance to delete")
@@ -431,14 +435,14 @@ class StatelessServer:
 
 async def _call_later(function: Callable[[], Awaitable[Any]]) -> Any:
     __traceback_hide__ = True
-    # In the task, and there not at once: of an eager task, SystemExit would come out where it is made.
+    # Sleep first: an eager task would raise SystemExit in the call that creates it.
     await asyncio.sleep(0)
     return await function()
 
 
 def _failure_of(task: asyncio.Task[Any]) -> BaseException | None:
     exception = None if task.cancelled() else task.exception()
-    # The other two have come out of the event loop itself.
+    # The event loop itself has raised the other two.
     return None if isinstance(exception, (KeyboardInterrupt, SystemExit)) else exception
 
 
@@ -448,13 +452,13 @@ def _raise_failure(task: asyncio.Task[Any]) -> None:
         if _failure_of(task) is not None:
             task.result()
     finally:
-        del task  # the exception has this frame in its traceback
+        del task  # the exception's traceback refers to this frame
 
 
 def _cancel(tasks: Iterable[asyncio.Task[Any]], *, again: bool = False) -> None:
-    """Cancel those of *tasks* that run and are not being cancelled yet, or *again*: that cuts a cleanup short."""
+    """Cancel *tasks* that are running and not cancelled yet; with *again*, also cut the cleanup of others short."""
     for task in tasks:
-        # For one that has ended, asyncio would no longer tell that nobody has asked for its exception.
+        # Cancelling an ended task would silence asyncio's "exception was never retrieved".
         if not task.done() and (again or not task.cancelling()):
             task.cancel()
 
@@ -465,11 +469,11 @@ def _cancel_unless_returned(other: asyncio.Task[Any], task: asyncio.Task[Any]) -
 
 
 async def _wait_for_end(tasks: Iterable[asyncio.Task[Any]], return_when: str = asyncio.ALL_COMPLETED) -> bool:
-    """Wait until all of *tasks*, or one, have ended and told so; return whether the caller was cancelled meanwhile."""
+    """Wait for *tasks*, or the first of them, and their callbacks; return whether the caller was cancelled."""
     cancelled = False
     waiting = set(tasks)
     while waiting:
-        # Also for those that are done: their callbacks, which registered earlier, run before this returns.
+        # Also if all are done: their callbacks were added earlier and run before this returns.
         try:
             await asyncio.wait(waiting, return_when=return_when)
             break

@@ -1,11 +1,11 @@
 """WSGI applications under ASGI servers: ``WsgiToAsgi``.
 
-What lives here is the way of one request: wait for its first message, run the application
-on a thread, send what it made. How an environ is made is in ``_wsgi.environ``, what
-comes from the server in ``_wsgi.connection``, what goes there in ``_wsgi.response``.
+This module handles one request: it waits for the first message, runs the application on a
+thread and sends the response. ``_wsgi.environ`` makes the environ, ``_wsgi.connection``
+receives from the server, and ``_wsgi.response`` sends to it.
 
-Everything of one request (the call of the application, the iteration over what it returns,
-reads of ``wsgi.input`` and ``close()``) happens on one thread. Many requests run at once.
+One request stays on one thread: the call of the application, the iteration over its result,
+reads of ``wsgi.input`` and ``close()``. Many requests run concurrently.
 """
 
 from __future__ import annotations
@@ -38,82 +38,79 @@ __all__ = ["WsgiToAsgi", "WsgiToAsgiInstance"]
 
 logger = logging.getLogger(__name__)
 
-# How many requests of one adapter run at once. A guess: enough for applications that wait
-# for a database, and few enough for each of their threads to have a connection to it.
+# Concurrent requests of one adapter. A guess: enough for applications that wait for a
+# database, and few enough for each thread to have its own connection to it.
 THREADS = 40
 
-# The threads of instances that are made without an adapter, as subclasses of it do.
+# For instances without an executor: subclasses of the adapter make such ones.
 _shared_pool = WorkerPool(THREADS)
 
-# Bytes to read ahead where an application reads a body of several messages bit by bit.
+# Bytes to read ahead from a streamed body, for applications that read it in small pieces.
 BUFFER_SIZE = 64 * 1024
 
 
 class WsgiToAsgi:
-    """An ASGI application that has a WSGI application answer its HTTP requests.
+    """An ASGI application whose HTTP requests a WSGI application answers.
 
-    Equivalent to a WSGI server with *threads* threads, behind the sockets of the ASGI server.
+    Equivalent to a WSGI server with *threads* threads behind the ASGI server's sockets.
 
     Args:
-        wsgi_application: A callable as PEP 3333 describes it.
-        duplicate_header_limit: How often a request may have the same header; one that has it
-            more often is answered with 400. None: as often as the server lets it.
-        threads: How many requests run at once, 40 unless told; more wait for their turn. The
-            threads are started when they are needed, and leave after ten idle seconds.
+        wsgi_application: A callable as described in PEP 3333.
+        duplicate_header_limit: How often a request may repeat a header. A request beyond it
+            is answered with 400. None: no limit.
+        threads: Maximum number of concurrent requests, by default 40; further ones are
+            queued. Threads start on demand and end after ten idle seconds. (Keyword-only;
+            upstream has no such parameter.)
+        executor: Runs the requests instead of the adapter's own threads. The adapter does
+            not shut it down. (Keyword-only; upstream has no such parameter.)
+        max_body_size: Maximum size of a request body, in bytes. A larger one is answered with
+            413. None: no limit; a large body costs memory only if the application keeps it.
             (Keyword-only; upstream has no such parameter.)
-        executor: Where to run requests, in place of threads of the adapter's own. It is not
-            shut down. (Keyword-only; upstream has no such parameter.)
-        max_body_size: How many bytes a request body may have; a larger one is answered with
-            413. None: as many as the client sends, which cost no memory unless the
-            application keeps them. (Keyword-only; upstream has no such parameter.)
-        spool_body: Which bodies are collected before the application is called. Unless told:
-            those without a Content-Length, such as chunked ones, up to 1 GiB. A number of
-            bytes: all bodies, up to that size, for applications that seek in them. None: no
-            body, so one without a Content-Length has no ``CONTENT_LENGTH``. A larger body
-            than the limit is answered with 413. (Keyword-only; upstream has no such
-            parameter.)
+        spool_body: Which bodies are collected before the application is called. By default:
+            bodies without a Content-Length, such as chunked ones, up to 1 GiB. A number of
+            bytes: all bodies, up to that size, for applications that seek. None: no body; one
+            without a Content-Length then has no ``CONTENT_LENGTH``. A body beyond the limit
+            is answered with 413. (Keyword-only; upstream has no such parameter.)
 
     Thread and loop:
-        The application is called on one of the threads, and the iteration over what it
-        returns, reads of ``wsgi.input`` and ``close()`` happen there too. Inside a
-        ``ThreadSensitiveContext``, or below ``async_to_sync``, that is the thread which the
-        rules of ``sync_to_async`` name. ``async_to_sync`` in the application runs its
-        coroutines on the loop of the server. Context variables that the server or a
-        middleware has set are visible, and changes to them come back.
+        One worker thread calls the application, iterates over the result, reads
+        ``wsgi.input`` and calls ``close()``. Inside a ``ThreadSensitiveContext`` or below
+        ``async_to_sync``, the thread is chosen as for ``sync_to_async``. ``async_to_sync`` in
+        the application runs its coroutine on the server's event loop. The application sees
+        the context variables of the server and of middleware, and its changes come back.
 
-        A body that the application returns as a list or tuple makes one hop to the loop. Any
-        other iterable streams: what it gives is sent while it makes more, and it is held
-        back while 256 KiB wait for the client. With the last byte that its Content-Length
-        allows, a response is complete, and the iteration ends.
+        A body returned as a list or tuple is handed to the event loop at once. Any other
+        iterable streams: chunks are sent while it makes further ones, and it blocks while
+        256 KiB are unsent. The response is complete with the last byte that its
+        Content-Length allows, and the iteration ends.
 
-        A request body with a Content-Length is read from the client as the application reads
-        it, one message at a time. One without is collected first: in memory up to 1 MiB, then
-        in a temporary file, which is written on threads of its own and removed when the
-        request is over. No thread is held while the client is slow. Such a body has a
-        ``CONTENT_LENGTH`` and can be sought, as can one that comes in a single message.
+        A request body with a Content-Length is received while the application reads it, one
+        message at a time. A body without one is collected first: in memory up to 1 MiB, then
+        in a temporary file, written on separate threads and removed when the request ends.
+        No thread waits while the client is slow. A collected body has a ``CONTENT_LENGTH``
+        and can seek, and so can a body of one message.
 
     Cancellation:
-        A client that goes away ends the iteration early; reads and ``write()`` raise an
-        ``OSError``. A cancelled request task does the same, and raises
+        If the client disconnects, the iteration ends early, and reads and ``write()`` raise
+        an ``OSError``. A cancelled request task has the same effect, and raises
         ``asyncio.CancelledError`` in an application that waits for the client. ``close()`` is
-        called in any case.
+        always called.
 
     Raises:
-        TypeError: for what is not callable, for both *threads* and *executor*, and for a
-            *spool_body* of True or False.
-        ValueError: for fewer threads than one and for a negative *spool_body*; when called, for a
-            scope that is neither ``http`` nor ``websocket`` nor ``lifespan``.
-        Exception: when called, what the application raises, unless it does so because its
-            client has gone. Before the headers are sent, the server can answer with 500. After
-            that, what the application has given is sent first, and the response is left
-            incomplete. Errors of ``close()`` are logged to ``asgiref.wsgi`` and change nothing
-            about the response.
-        RuntimeError: when called, from what an application raises that is no ``Exception``,
-            such as ``SystemExit``, which would end the server. On the main thread, which runs
-            the application below ``async_to_sync``, ``KeyboardInterrupt`` and what signal
-            handlers raise go on as they are.
+        TypeError: if the application is not callable, if both *threads* and *executor* are
+            given, or if *spool_body* is True or False.
+        ValueError: if *threads* is less than 1 or *spool_body* is negative; when called, if
+            the scope is not ``http``, ``websocket`` or ``lifespan``.
+        Exception: when called, what the application raises, unless the cause is a
+            disconnected client. Before the headers are sent, the server can answer with 500.
+            Later, the data so far is sent first, and the response stays incomplete. Errors of
+            ``close()`` are logged to ``asgiref.wsgi`` and do not change the response.
+        RuntimeError: when called, if the application raises something that is not an
+            ``Exception``, such as ``SystemExit``, which would end the server. On the main
+            thread, which runs the application only below ``async_to_sync``,
+            ``KeyboardInterrupt`` and exceptions of signal handlers are raised unchanged.
 
-    The rules are those of PEP 3333 and of the section on WSGI in the ASGI specification.
+    The rules are from PEP 3333 and the section on WSGI in the ASGI specification.
 
     >>> import asyncio
     >>> from asgiref.testing import ApplicationCommunicator
@@ -121,7 +118,8 @@ class WsgiToAsgi:
     ...     start_response("200 OK", [("Content-Type", "text/plain")])
     ...     return [b"You are at ", environ["PATH_INFO"].encode("latin-1")]
     >>> async def main():
-    ...     scope = {"type": "http", "http_version": "1.1", "method": "GET", "path": "/home", "headers": []}
+    ...     scope = {"type": "http", "method": "GET", "path": "/home"}
+    ...     scope |= {"http_version": "1.1", "headers": []}
     ...     client = ApplicationCommunicator(WsgiToAsgi(application), scope)
     ...     await client.send_input({"type": "http.request"})
     ...     print((await client.receive_output())["headers"])
@@ -169,12 +167,12 @@ class WsgiToAsgi:
 
 
 def _on_adapter_threads(func: Callable[..., None]) -> Any:
-    # Any, since subclasses may put a coroutine function in the place of the result.
+    # Any, because subclasses may replace the result by a coroutine function.
     return _OnAdapterThreads(func)
 
 
 class _OnAdapterThreads(SyncToAsync[..., None]):
-    """``sync_to_async`` for ``run_wsgi_app``: where nothing encloses the call, the threads are the adapter's."""
+    """``sync_to_async`` for ``run_wsgi_app``: without an enclosing context, it uses the adapter's threads."""
 
     def _executors(self, loop: asyncio.AbstractEventLoop, args: tuple[Any, ...]) -> Iterable[Any]:
         instance: WsgiToAsgiInstance = args[0]
@@ -183,23 +181,23 @@ class _OnAdapterThreads(SyncToAsync[..., None]):
 
 
 class WsgiToAsgiInstance:
-    """One connection to a ``WsgiToAsgi``, which makes one for each; subclasses change how a request is handled.
+    """Handles one connection; ``WsgiToAsgi`` makes one for each. Subclasses change how requests are handled.
 
-    To use a subclass, override ``WsgiToAsgi.__call__`` and await an object of it there. The
-    parameters are those of ``WsgiToAsgi``, but for the threads: without an executor, such
-    objects share 40.
+    To use a subclass, override ``WsgiToAsgi.__call__`` and await an instance of it there. It
+    takes the parameters of ``WsgiToAsgi`` except *threads*. Instances without an executor
+    share 40 threads.
 
     >>> class Instance(WsgiToAsgiInstance):
     ...     def build_environ(self, scope, body):
     ...         return {**super().build_environ(scope, body), "app.tenant": "acme"}
     >>> class Adapter(WsgiToAsgi):
     ...     async def __call__(self, scope, receive, send):
-    ...         instance = Instance(self.wsgi_application, self.duplicate_header_limit, executor=self.executor)
+    ...         instance = Instance(self.wsgi_application, executor=self.executor)
     ...         await instance(scope, receive, send)
     """
 
     scope: Any
-    # The size of the request body in bytes, where that is known before the application is called.
+    # In bytes; 0 if it is not known before the application is called.
     _body_size = 0
     _spool: Spool | None = None
 
@@ -274,7 +272,7 @@ class WsgiToAsgiInstance:
         except Exception as error:
             if not _tells_of_disconnect(error):
                 if connection.error is not None:
-                    connection.raise_error()  # while the other is being handled, which so becomes its context
+                    connection.raise_error()  # inside this handler, so that the other becomes its context
                 raise
         finally:
             connection.lose()
@@ -286,12 +284,12 @@ class WsgiToAsgiInstance:
             connection.raise_error()
 
     def _is_to_be_collected(self) -> bool:
-        """Tell whether a body that comes in several messages is collected before the application is called."""
+        """Return whether a body of several messages is collected before the application is called."""
         if self.spool_body is None:
             return False
         if not states_length(self.scope):
             return True
-        # A length that is no number is refused without waiting for the body.
+        # Raises for a length that is not a number, without waiting for the body.
         return self.spool_body is not ... and content_length_of(self.scope) is not None
 
     async def _refuse_body(self, limit: int | None) -> None:
@@ -299,38 +297,38 @@ class WsgiToAsgiInstance:
         await self._response.refuse(413, b"Content Too Large")
 
     def build_environ(self, scope: Any, body: Any) -> dict[str, Any]:
-        """Return the WSGI environ for *scope*. Subclasses may add to it.
+        """Return the WSGI environ for *scope*. Subclasses may extend it.
 
         Args:
             scope: The ASGI scope, of type ``http``.
-            body: The request body, a binary file, which becomes ``wsgi.input``.
+            body: The request body, a binary file. It becomes ``wsgi.input``.
         """
         return environ_for(scope, body, self.duplicate_header_limit, FileWrapper, self._body_size)
 
     def start_response(
         self, status: str, response_headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], object]:
-        """Do what PEP 3333 says of ``start_response``. Subclasses may change what is passed on.
+        """Start the response, as described in PEP 3333. Subclasses may change the arguments.
 
         Args:
-            status: Such as ``"200 OK"``; the reason may be missing, and is not sent.
-            response_headers: Pairs of a name and a value; the value is of latin-1 characters.
-            exc_info: What ``sys.exc_info()`` gives, where an error handler replaces a
-                response that it began. If part of that is sent, the exception is raised again.
+            status: Such as ``"200 OK"``. The reason is optional and is not sent.
+            response_headers: Pairs of a name and a value; values have latin-1 characters.
+            exc_info: The result of ``sys.exc_info()``, if an error handler replaces a
+                response. If part of it was sent already, the exception is raised again.
 
         Returns:
-            ``write``, which takes bytes for the body.
+            ``write``, which takes bytes of the body.
         """
         __traceback_hide__ = True
         try:
             self._response.start(status, response_headers, exc_info)
         finally:
-            del exc_info  # raised again, its traceback leads back here
+            del exc_info  # if raised again, its traceback refers to this frame
         return self._response.write
 
     @_on_adapter_threads
     def run_wsgi_app(self, body: Any) -> None:
-        """Run the application on this thread, and have its response sent.
+        """Run the application on this thread and send its response.
 
         Args:
             body: The request body, a binary file.
@@ -373,10 +371,10 @@ def _call_close(close: Callable[[], object]) -> None:
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Tell whether *error* ends what this thread does, and is not of the application that it has just called.
+    """Return whether *error* interrupts this thread, instead of being raised by the application itself.
 
-    It is a cancellation, or comes from a signal handler, such as that for Ctrl-C. Those run
-    on the main thread, where the application is below ``async_to_sync``.
+    It is a cancellation, or a signal handler raised it, for example for Ctrl-C. Signal
+    handlers run on the main thread, which runs the application below ``async_to_sync``.
     """
     if isinstance(error, Exception):
         return False
@@ -391,7 +389,7 @@ def _is_interrupt(error: BaseException) -> bool:
 
 
 def _is_being_cancelled() -> bool:
-    """Tell whether somebody has cancelled this task."""
+    """Return whether ``cancel()`` was called on this task."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -401,9 +399,9 @@ def _smaller(limit: int | None, other: int) -> int:
 
 
 def _tells_of_disconnect(error: BaseException) -> bool:
-    """Tell whether *error* is, or was raised because of, an end of the connection."""
+    """Return whether *error* is a disconnect, or was caused by one."""
     cause: BaseException | None = error
-    seen = set()  # an error handler can make it go round in a circle
+    seen = set()  # error handlers can make a cycle of causes
     while cause is not None and id(cause) not in seen:
         if isinstance(cause, ClientDisconnected):
             return True
@@ -413,7 +411,7 @@ def _tells_of_disconnect(error: BaseException) -> bool:
 
 
 async def _answer_without_application(kind: str, receive: Receive, send: Send) -> None:
-    """Answer what WSGI knows nothing of: servers may start, WebSockets are refused."""
+    """Answer what WSGI does not have: lifespan messages are confirmed, WebSockets are refused."""
     if kind == "lifespan":
         for step in ("startup", "shutdown"):
             await receive()
@@ -422,4 +420,4 @@ async def _answer_without_application(kind: str, receive: Receive, send: Send) -
         await receive()
         await send({"type": "websocket.close"})
     else:
-        raise ValueError(f"WsgiToAsgi can answer HTTP requests, not connections of type {kind!r}")
+        raise ValueError(f"WsgiToAsgi cannot answer connections of type {kind!r}; give them to another application")

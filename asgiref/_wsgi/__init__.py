@@ -1,7 +1,7 @@
-"""WSGI: the parts of one request to a WSGI application that is served by an ASGI server.
+"""The parts of one request to a WSGI application under an ASGI server.
 
-What lives here: the environ, the server's end of the connection, and the response. What
-must not: the adapter itself, which is ``wsgi``, and anything that is not about HTTP.
+The environ, the connection to the server, and the response are here. The adapter itself is
+in ``wsgi``. Nothing here is about anything but HTTP.
 
 These modules import one another, ``_bridge`` and ``sync``. Only ``wsgi`` imports them.
 """

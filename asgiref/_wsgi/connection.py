@@ -1,9 +1,9 @@
-"""The server's end of one request, as the thread of a WSGI application sees it, and the body that comes from there.
+"""The connection to the server for one request, used by the application's thread, and the request body.
 
-``receive`` and ``send`` belong to the loop of the server, and everything that this module
-keeps of a connection is changed on that loop alone. A thread that needs something from
-there waits in ``Connection.wait_for``, which is ``async_to_sync``: so it serves its
-mailbox, is let go if the loop leaves, and hears of a cancellation.
+``receive`` and ``send`` belong to the server's event loop, and only that loop changes the
+state of a connection. A thread that needs something from it waits in
+``Connection.wait_for``, which is ``async_to_sync``. So the thread runs jobs of its mailbox
+meanwhile, wakes up if the loop stops, and receives cancellations.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ __all__ = ["BodyTooLarge", "ClientDisconnected", "Connection", "RequestBody"]
 
 R = TypeVar("R")
 
-# How many messages in a row may be empty and still announce more. A guess: servers send
-# hardly any, a test client that never comes to an end sends any number.
+# Maximum number of consecutive empty messages with ``more_body``. A guess: servers send hardly
+# any; a test client without an end sends any number.
 EMPTY_MESSAGES = 100
 
 
 class ClientDisconnected(OSError):
-    """The client went away, or its request is over: nothing more can be read from it or written to it."""
+    """The client disconnected or its request is over: nothing more can be read or written."""
 
 
 class BodyTooLarge(OSError):
-    """The request body is larger than the adapter was told to accept."""
+    """The request body is larger than the adapter accepts."""
 
 
 class _OnLoop(AsyncToSync[..., R]):
-    """``async_to_sync`` onto a given loop, from whatever thread."""
+    """``async_to_sync`` onto a given event loop, from any thread."""
 
     def __init__(self, awaitable: Callable[..., Awaitable[R]], loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(awaitable)
@@ -51,17 +51,17 @@ class _OnLoop(AsyncToSync[..., R]):
         return loop if loop.is_running() and not workers.is_suspended_here(loop) else None
 
     def _circumstances(self) -> tuple[Patience, None]:
-        return Patience(0.0, 0.0), None  # a server that has stopped its loop serves nobody any more
+        return Patience(0.0, 0.0), None  # no patience: a server whose loop has stopped does not start it again
 
 
 class Connection:
-    """``receive`` and ``send`` of one request, with the loop and the context in which they are called."""
+    """``receive`` and ``send`` of one request, with the event loop and the context to call them in."""
 
-    # Whether nobody is there any more to read from or to write to. Any thread may look.
+    # Whether reading and writing have become pointless. Any thread may read this.
     gone = False
-    # What ``receive`` or ``send`` has raised, where that is an error of the server.
+    # An exception of ``receive`` or ``send`` that is an error of the server.
     error: BaseException | None = None
-    # The message that was asked for before anybody wanted to read it, and whether a reader waits for one itself.
+    # A message that is received ahead of a reader; and whether a reader is waiting for one itself.
     _receiving: asyncio.Task[Any] | None = None
     _is_read = False
     _ended = False
@@ -72,28 +72,27 @@ class Connection:
         self.send = send
         self._receive = receive
         self._context = contextvars.copy_context()
-        # Those that run.
+        # The running ones.
         self.tasks: set[asyncio.Task[Any]] = set()
-        # The functions for which a thread has waited.
+        # One bridge for each function that a thread has waited for.
         self._bridges: dict[Any, _OnLoop[Any]] = {}
 
     # On a thread of the application:
 
     def wait_for(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any) -> R:
-        """Return what the coroutine ``function(*args)`` returns, which runs on the loop of the server."""
+        """Run the coroutine ``function(*args)`` on the server's event loop and return its result."""
         __traceback_hide__ = True
         running = running_loop()
         if running is self.loop:
             raise RuntimeError(
-                "code that runs on the event loop of the server would wait for that very loop to bring more of the "
-                "request body, or to send more of the response; read the body in synchronous code, before the call "
-                "into asynchronous code"
+                "wsgi.input and write() cannot wait for the server in code that runs on the server's own event loop: "
+                "this would deadlock; read the body in synchronous code, before the call into asynchronous code"
             )
         call: _OnLoop[R] | None = self._bridges.get(function)
         if call is None:
             call = self._bridges[function] = _OnLoop(function, self.loop)
         try:
-            # A loop of the application's own is held up by this, as it would be under any WSGI server.
+            # This blocks a loop of the application's own, as any WSGI server would.
             with contextlib.nullcontext() if running is None else workers.loop_suspended():
                 return call(*args)
         except RuntimeError as error:
@@ -104,14 +103,14 @@ class Connection:
     # On the loop:
 
     def make_sure_it_is_the_loop(self) -> None:
-        """Raise an error on a loop that stands in for that of the server, which has stopped."""
+        """Raise an error on any other loop: it replaces the server's loop, which has stopped."""
         if asyncio.get_running_loop() is not self.loop:
             raise ClientDisconnected("the event loop of the server has stopped")
 
     def start_task(self, coroutine: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         """Start a task in the context of the request."""
-        # Not create_task(context=...): task factories of older frameworks do not take it. In a
-        # copy, since an eager task is inside the context when it starts another one.
+        # Not create_task(context=...): task factories of older frameworks do not accept it. In a
+        # copy, because a context cannot be entered twice, and an eager task may start another one.
         task = self._context.copy().run(self.loop.create_task, coroutine)
         self.tasks.add(task)
         task.add_done_callback(self._forget)
@@ -120,12 +119,12 @@ class Connection:
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self.tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # or asyncio would log that nobody has seen it
+            task.exception()  # else asyncio logs "exception was never retrieved"
 
     def expect_message(self) -> None:
-        """See to it that a message is being received, or has been and waits to be taken: one, however often called.
+        """Receive one message ahead, unless this is happening or one is waiting already.
 
-        So a client that leaves is noticed, and one that sends a lot is held back.
+        So a disconnect is noticed, and a client that sends a lot is slowed down.
         """
         if self._receiving is None and not self._is_read and not self.gone:
             self._receiving = self.start_task(self._receive_one())
@@ -147,7 +146,7 @@ class Connection:
         self.make_sure_it_is_the_loop()
         receiving, self._receiving = self._receiving, None
         if self.gone and not (receiving is not None and receiving.done()):
-            raise ClientDisconnected("the request is over, and so its body can no longer be read")
+            raise ClientDisconnected("the request body can no longer be read, because the request is over")
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
@@ -166,9 +165,9 @@ class Connection:
         return message
 
     def lose(self, error: BaseException | None = None) -> None:
-        """Note that there is nobody to write to any more, because of *error* if there is one.
+        """Mark the connection as gone, because of *error* if given.
 
-        An ``OSError`` is how servers say that the client has gone (ASGI, HTTP 2.4).
+        Servers raise an ``OSError`` for a disconnected client (ASGI, HTTP 2.4).
         """
         if error is not None and not isinstance(error, OSError) and self.error is None:
             self.error = error
@@ -176,7 +175,7 @@ class Connection:
         self.tell()
 
     def raise_error(self) -> None:
-        """Raise the error of the server, and let go of it, since its traceback leads here."""
+        """Raise the server's error; drop the reference, because its traceback refers to this object."""
         __traceback_hide__ = True
         error, self.error = self.error, None
         try:
@@ -185,12 +184,12 @@ class Connection:
             del error
 
     def tell(self) -> None:
-        """Wake those who ``wait_for_news``."""
+        """Wake everything that waits in ``wait_for_news``."""
         if self._news is not None:
             self._news.set()
 
     async def wait_for_news(self) -> None:
-        """Wait until the client has gone or somebody calls ``tell``."""
+        """Wait for a disconnect or a call of ``tell``."""
         if self._news is None:
             self._news = asyncio.Event()
         self._news.clear()
@@ -198,7 +197,7 @@ class Connection:
             await self._news.wait()
 
     async def end_tasks(self) -> None:
-        """Cancel what runs, once, and wait for its end, however often the caller is cancelled meanwhile."""
+        """Cancel all running tasks once and wait for them, even if the caller is cancelled meanwhile."""
         self._ended = True
         absorbed: tuple[Any, ...] | None = None
         for task in self.tasks:
@@ -209,18 +208,18 @@ class Connection:
                 break
             except asyncio.CancelledError as cancellation:
                 absorbed = cancellation.args
-        self._receiving = None  # whose exception leads back to this object
+        self._receiving = None  # its exception refers to this object
         if absorbed is not None:
             raise asyncio.CancelledError(*absorbed)
 
 
 class RequestBody(io.RawIOBase):
-    """The bytes of a request body that comes in several messages, of which it holds one at a time.
+    """A streamed request body; it holds one message at a time.
 
     Args:
-        connection: Where the messages come from.
-        message: The first of them, which the loop has received.
-        limit: How many bytes there may be, or None.
+        connection: The source of the messages.
+        message: The first message, received already.
+        limit: Maximum size in bytes, or None.
     """
 
     def __init__(self, connection: Connection, message: Any, limit: int | None) -> None:
@@ -240,7 +239,7 @@ class RequestBody(io.RawIOBase):
         self._rest = memoryview(body)
 
     def _fetch(self) -> None:
-        """Wait for the next message that is not empty, or the end."""
+        """Wait for the next message that is not empty, or for the end."""
         for _ in range(EMPTY_MESSAGES + 1):
             if self.too_large:
                 raise BodyTooLarge(f"the request body is larger than {self.limit} bytes")
@@ -264,9 +263,9 @@ class RequestBody(io.RawIOBase):
         return count
 
     def readall(self) -> bytes:
-        # That of the base class goes by small pieces.
+        # The method of the base class reads small pieces.
         __traceback_hide__ = True
-        pieces = io.BytesIO()  # not a list, which for small pieces is many times their size
+        pieces = io.BytesIO()  # not a list: many small pieces would need several times the memory
         while True:
             self._fetch()
             if not self._rest:

@@ -1,7 +1,7 @@
-"""What the log says of headers that are dropped, so that no client can fill it.
+"""Logging of dropped headers, limited so that no client can fill the log.
 
-The first header of a name is logged, for a few names. All others are counted, and the log
-has their number each time it has grown tenfold.
+The first header of each name is logged, for a few names. All others are counted, and the
+count is logged each time it has grown tenfold.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ __all__ = ["DroppedHeaders"]
 
 logger = logging.getLogger("asgiref.wsgi")
 
-# How many names are logged. A guess: applications and their clients have fewer by mistake.
+# Maximum number of logged names. A guess: mistakes of applications and clients involve fewer.
 NAMES = 16
 
-# From how many headers on the log has their number.
+# The first count that is logged.
 FIRST_NUMBER = 1000
 
 # Clients choose the names.
@@ -24,7 +24,7 @@ LONGEST_NAME = 100
 
 
 class DroppedHeaders:
-    """One kind of dropped headers, in the whole process; any thread may add to it.
+    """Dropped headers of one kind, for the whole process. Any thread may add one.
 
     Args:
         what: The kind, for the log, such as ``"request header"``.
@@ -33,13 +33,13 @@ class DroppedHeaders:
 
     def __init__(self, what: str, reason: str) -> None:
         self._what, self._reason = what, reason
-        # No lock, which a fork could leave held: two threads that find one place left both take
-        # it, but setdefault() and next() are single steps, so each name is logged once.
+        # No lock, which a fork could leave held. Two threads may both fill the last free place, but
+        # setdefault() and next() are atomic, so each name is logged once.
         self._names: dict[str, object] = {}
         self._numbers = itertools.count(1)
 
     def add(self, name: str) -> None:
-        """Note that a header was dropped."""
+        """Count and log one dropped header."""
         key, this = name[:LONGEST_NAME].lower(), object()
         if key not in self._names and len(self._names) < NAMES and self._names.setdefault(key, this) is this:
             logger.warning("Dropped the %s %r, since %s; it is logged once", self._what, key, self._reason)

@@ -1,8 +1,8 @@
-"""From an ASGI scope to a WSGI environ: pure functions, and what is refused on the way.
+"""From an ASGI scope to a WSGI environ: pure functions, and the requests that they refuse.
 
-PEP 3333 ("environ Variables") and RFC 3875 (CGI) say what an environ holds, the ASGI
-specification ("WSGI Compatibility") where each part comes from. Nothing here waits, sends
-or knows a thread.
+PEP 3333 ("environ Variables") and RFC 3875 (CGI) define the environ. The ASGI specification
+("WSGI Compatibility") says where each value comes from. Nothing here waits or sends, or
+depends on a thread.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ _dropped = DroppedHeaders("request header", "its name could pass for another one
 
 
 def _general_key(name: bytes) -> str:
-    # On bytes, since str.upper() knows letters whose capital is not in latin-1.
+    # On bytes, because str.upper() can return letters outside of latin-1.
     return "HTTP_" + name.upper().replace(b"-", b"_").decode("latin-1")
 
 
 _UNPREFIXED = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH"}
 
-# The names that most requests have, to spare them the work above. Not a cache, which
-# clients could fill with what they like.
+# Precomputed for the names that most requests have. Not a cache, which clients could fill.
 _KEYS = {
     name: _UNPREFIXED.get(name) or _general_key(name)
     for name in (
@@ -45,7 +44,7 @@ _KEYS = {
 
 
 class BadRequest(Exception):
-    """The request cannot be told to a WSGI application; the text says why, and is not for the client."""
+    """The request cannot be expressed as a WSGI environ. The text is for the log, not for the client."""
 
 
 def environ_for(
@@ -56,15 +55,15 @@ def environ_for(
     Args:
         scope: The ASGI scope, of type ``http``.
         body: The request body, a binary file.
-        duplicate_header_limit: How often a request may have the same header.
-        file_wrapper: What becomes ``wsgi.file_wrapper``.
-        body_size: The size of the body in bytes where that is known and not 0. It is the
-            ``CONTENT_LENGTH`` of a request that has no such header, since many applications
+        duplicate_header_limit: How often a request may repeat a header.
+        file_wrapper: The value for ``wsgi.file_wrapper``.
+        body_size: The size of the body in bytes, or 0 if unknown. It becomes the
+            ``CONTENT_LENGTH`` of a request without that header, because many applications
             read as many bytes as that says.
 
     Raises:
-        BadRequest: for more equal headers than the limit, and for a Content-Length that is
-            not one number.
+        BadRequest: if a header is repeated beyond the limit, or if Content-Length is not one
+            number.
     """
     path: str = scope["path"]
     query: str = scope.get("query_string", b"").decode("latin-1")
@@ -74,7 +73,7 @@ def environ_for(
     script_name = root_path.rstrip("/") if root_path else ""
     if not (path.isascii() and script_name.isascii()):
         script_name, path = _native(script_name), _native_path(path, raw_path)
-    # Servers differ in whether the path has the root path in front.
+    # Servers differ in whether the path includes the root path.
     if script_name and (path == script_name or path.startswith(script_name + "/")):
         path = path[len(script_name) :]
     host, port = scope.get("server") or (None, None)
@@ -88,7 +87,7 @@ def environ_for(
     environ["asgi.scope"] = scope
     client = scope.get("client")
     if client and client[0]:
-        # The name is not looked up, in place of which RFC 3875 (4.1.9) allows the address.
+        # The host name is not looked up; RFC 3875 (4.1.9) allows the address instead.
         environ["REMOTE_ADDR"] = environ["REMOTE_HOST"] = client[0]
         environ["REMOTE_PORT"] = str(client[1])
     if raw_path is not None:
@@ -100,12 +99,12 @@ def environ_for(
     return environ
 
 
-# Few at a time: there is one for each address that the server listens on, and each mount point.
+# A small cache: one entry for each address that the server listens on and each mount point.
 @functools.lru_cache(16)
 def _what_requests_share(
     scheme: str, http_version: str, script_name: str, host: str | None, port: int | None
 ) -> dict[str, Any]:
-    """Return an environ to copy, with what differs between requests as places to fill."""
+    """Return an environ to copy; the values that differ between requests are None."""
     environ: dict[str, Any] = {
         "GATEWAY_INTERFACE": "CGI/1.1",
         "REQUEST_METHOD": None,
@@ -118,7 +117,7 @@ def _what_requests_share(
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scheme,
         "wsgi.input": None,
-        # Reading ends where the body does, so that one without a Content-Length can be read too.
+        # Reading stops at the end of the body, also without a Content-Length.
         "wsgi.input_terminated": True,
         "wsgi.errors": None,
         "wsgi.file_wrapper": None,
@@ -128,7 +127,7 @@ def _what_requests_share(
         "asgi.scope": None,
     }
     if not port:
-        # Unknown, or a Unix socket, for which some say port 0; the two must be there, and not be empty.
+        # Unknown, or a Unix socket (some servers say port 0). PEP 3333: both must be there and not be empty.
         environ["SERVER_NAME"], environ["SERVER_PORT"] = "localhost", "443" if scheme == "https" else "80"
     if scheme == "https":
         environ["HTTPS"] = "on"
@@ -136,15 +135,15 @@ def _what_requests_share(
 
 
 def _native(text: str) -> str:
-    """Return *text* as PEP 3333 wants it: a str whose characters stand for the bytes of its UTF-8 form."""
+    """Return *text* as a "native string" of PEP 3333: one character for each byte of its UTF-8 form."""
     return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def _native_path(path: str, raw_path: bytes | None) -> str:
     if "\ufffd" in path and raw_path is not None:
-        # Bytes that are not UTF-8 were lost on the way into the str; here they still are.
+        # path has lost bytes that are not UTF-8; raw_path still has them.
         exact = unquote_to_bytes(raw_path)
-        if exact.decode(errors="replace") == path:  # not so where something has rewritten the path alone
+        if exact.decode(errors="replace") == path:  # False if middleware has rewritten only the path
             return exact.decode("latin-1")
     return _native(path)
 
@@ -169,27 +168,27 @@ def _add_headers(environ: dict[str, Any], headers: Iterable[Any], limit: int | N
 
 
 def _join(environ: dict[str, Any], repeated: dict[str, list[str]], limit: int | None) -> None:
-    """Put the headers that were sent more than once into *environ*."""
+    """Put the headers that were sent several times into *environ*."""
     for key, values in repeated.items():
         if limit is not None and len(values) > limit:
             raise BadRequest(f"{key[:100]!r} was sent {len(values)} times, more often than the limit of {limit}")
         if key == "CONTENT_LENGTH":
-            values = sorted(set(values))  # one, if all say the same
-        # Only cookies are repeated by right, in HTTP/2; each may hold a comma.
+            values = sorted(set(values))  # one value, if all are equal
+        # HTTP/2 allows several Cookie headers, and a cookie may contain a comma.
         environ[key] = ("; " if key == "HTTP_COOKIE" else ",").join(values)
 
 
 def _uncommon_key(name: bytes) -> str | None:
-    """Return the key in the environ for a header that is not a common one, or None for one that is dropped."""
+    """Return the environ key for an uncommon header, or None if it is dropped."""
     lowered = name.lower()
     key = _KEYS.get(lowered)
     if key is not None:
         return key
-    # The server has decoded the body. An application that sees this would do that again.
+    # The server has decoded the body; an application that sees this would decode it again.
     if lowered == b"transfer-encoding":
         return None
-    # X_Forwarded_For would look like X-Forwarded-For, which the proxy in front may have
-    # set or removed; and programs that applications start take HTTP_PROXY for a setting.
+    # X_Forwarded_For would become the same key as X-Forwarded-For, which only the proxy may set.
+    # Programs that applications start read HTTP_PROXY as a setting.
     if b"_" in name or lowered == b"proxy":
         _dropped.add(name.decode("latin-1"))
         return None
@@ -201,11 +200,11 @@ def _is_number(text: str | bytes) -> bool:
 
 
 def states_length(scope: Any) -> bool:
-    """Tell whether the headers of *scope* say how long the body is, however clearly."""
+    """Return whether the headers of *scope* have a Content-Length, valid or not."""
     return any([name.lower() == b"content-length" for name, _ in scope["headers"]])
 
 
 def content_length_of(scope: Any) -> int | None:
-    """Return how many bytes the body has by the headers of *scope*, or None where they do not say that clearly."""
+    """Return the Content-Length of *scope* in bytes, or None if it is missing or not one number."""
     lengths = {value for name, value in scope["headers"] if name.lower() == b"content-length"}
     return int(length) if len(lengths) == 1 and _is_number(length := lengths.pop()) else None

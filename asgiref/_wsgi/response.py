@@ -1,12 +1,12 @@
-"""The response of a WSGI application, on its way to the server.
+"""The response of a WSGI application.
 
-The thread of the application makes it: the status and the headers, which are held until
-there is something to send, and the chunks of the body. The loop of the server sends it. A
-body that is whole when the application is done makes one hop, with its headers. Otherwise
-chunks go through a queue: the thread puts them there and tells the loop once, the loop
-takes all that there are, and the thread waits when there is more than it may hold.
+The application's thread makes the status, the headers (kept until there is a body to send)
+and the chunks of the body. The server's event loop sends them. A body that is complete when
+the application returns goes to the loop at once, with its headers. Otherwise chunks go
+through a queue: the thread appends them and wakes the loop once, the loop takes all of
+them, and the thread waits while the queue is full.
 
-PEP 3333 is where the rules come from.
+The rules are from PEP 3333.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ __all__ = ["FileWrapper", "Response"]
 
 logger = logging.getLogger("asgiref.wsgi")
 
-# How many bytes may wait in the queue while the loop sends as many. Measured: more does not
-# make a large response faster, less makes it slower.
+# Bytes that may be queued while the loop sends as many. Measured: a larger queue does not make
+# large responses faster, a smaller one makes them slower.
 QUEUE_LIMIT = 256 * 1024
 
-# What concerns one connection, and not what is sent over it, is the server's to say (PEP 3333,
-# "Other HTTP Features"). HTTP/2 and later know none of these.
+# Headers of the connection, which only the server sets (PEP 3333, "Other HTTP Features"). HTTP/2
+# and later have none of them.
 _HOP_BY_HOP = {
     b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer",
     b"transfer-encoding", b"upgrade",
@@ -52,11 +52,11 @@ _is_status = re.compile("[1-9][0-9][0-9](?: .*)?").fullmatch
 
 
 class FileWrapper:
-    """``wsgi.file_wrapper``: an iterable over *filelike*, which the server may also send by itself.
+    """``wsgi.file_wrapper``: an iterable over *filelike*, a file that the server may also send itself.
 
     Args:
-        filelike: Has ``read(size)``; its ``close``, if it has one, is this object's too.
-        blksize: How many bytes to read at a time.
+        filelike: Has ``read(size)``. If it has a ``close``, this object has the same.
+        blksize: Bytes to read at a time.
     """
 
     def __init__(self, filelike: Any, blksize: int = 8192) -> None:
@@ -77,9 +77,9 @@ def _status_code(status: str) -> int:
 
 
 def _encoded_header(name: str, value: str) -> tuple[bytes, bytes] | None:
-    """Return a header as ASGI wants it, or None where it is not the application's to set."""
+    """Return a header in the form of ASGI, or None if only the server sets it."""
     if not _is_token(name):
-        raise ValueError(f"{name!r} is no name for a response header (RFC 9110, 5.1)")
+        raise ValueError(f"{name!r} is not a valid name of a response header (RFC 9110, 5.1)")
     if not isinstance(value, str):
         raise TypeError(f"the value of the response header {name!r} must be of type str, not {value!r} (PEP 3333)")
     try:
@@ -97,7 +97,7 @@ def _encoded_header(name: str, value: str) -> tuple[bytes, bytes] | None:
     return None if key in _HOP_BY_HOP else (key, encoded)
 
 
-# Most responses have some of these, with one of few values, none of which is anybody's secret.
+# Headers of most responses that have few different values, none of them secret.
 _OFTEN_THE_SAME = frozenset({
     "Cache-Control", "Content-Encoding", "Content-Language", "Content-Length", "Content-Type",
     "Cross-Origin-Opener-Policy", "Referrer-Policy", "Server", "Vary", "X-Content-Type-Options", "X-Frame-Options",
@@ -107,33 +107,33 @@ _remembered_header = functools.lru_cache(1024)(_encoded_header)
 
 
 class Response:
-    """One response, of which the application makes what ``scope`` asks for."""
+    """The response to one request, as the WSGI application produces it."""
 
-    # The http.response.start message, and whether it is past changing.
+    # The http.response.start message, and whether it can no longer be replaced.
     _start: dict[str, Any] | None = None
     committed = False
-    # How many bytes the application may still send by its Content-Length, or None.
+    # Bytes left of the Content-Length, or None.
     _left: int | None = None
-    # Whether there was more body than the Content-Length allows.
+    # Whether the body was longer than the Content-Length.
     _overflowed = False
-    # Whether the response broke off, and must not look complete.
+    # Whether the response is incomplete and must not look complete.
     _broken = False
-    # Whether the application has failed after it had begun its response.
+    # Whether the application has failed after its response had started.
     failed = False
-    # The last part of the body, where that needs no wake-up of its own.
+    # The last part of the body, which finish() sends.
     _rest = b""
-    # The sizes, in bytes, of what the thread has put into the queue and of what the loop has
-    # taken from it. Each is one side's to change.
+    # Bytes that the thread has appended to the queue, and bytes that the loop has taken. Only that
+    # side changes each.
     _put_size = _taken_size = 0
-    # The size of the whole body, once its last byte is about to be put into the queue. The
-    # thread sets it before it puts that, so the loop has taken the end if both sizes agree.
+    # The size of the whole body. The thread sets it before it appends the last byte, so the loop
+    # has taken the end if this is equal to _taken_size.
     _whole_size = -1
-    # Whether the loop has been told of what is in the queue. The thread looks after it has
-    # put something, the loop takes it back before it takes everything.
+    # Whether the loop has been woken for the queue. The thread reads it after appending; the loop
+    # resets it before it takes everything. So no chunk is left without a wake-up.
     _told = False
-    # Whether the thread has put all there is, so that finish() sends it.
+    # Whether the thread appends nothing more; finish() sends the rest.
     _ended = False
-    # The loop's own: who empties the queue, and how far the server has been told.
+    # Used by the loop only: the task that empties the queue, and the state of the response.
     _sender: asyncio.Task[None] | None = None
     started = _complete = False
 
@@ -141,25 +141,25 @@ class Response:
         self._connection = connection
         self._scope = scope
         self._is_head: bool = scope["method"] == "HEAD"
-        # Whether no body is sent, whatever the application makes.
+        # Whether no body is sent, even if the application makes one.
         self._bodiless = self._is_head
         self._queue: deque[bytes] = deque()
 
     # On the thread of the application:
 
     def start(self, status: str, headers: Iterable[tuple[str, str]], exc_info: Any = None) -> None:
-        """Do what ``start_response`` does."""
+        """Implement ``start_response``."""
         __traceback_hide__ = True
         if exc_info is not None:
             try:
                 if self.committed:
                     raise exc_info[1].with_traceback(exc_info[2])
             finally:
-                exc_info = None  # which would be a reference cycle
+                exc_info = None  # else a reference cycle
         elif self._start is not None:
             raise RuntimeError(
-                "start_response was called a second time; only an error handler may do that, which passes exc_info "
-                "(PEP 3333)"
+                "start_response was called a second time without exc_info; only an error handler may do that, "
+                "and it must pass exc_info (PEP 3333)"
             )
         if not isinstance(status, str):
             raise TypeError(f"start_response needs a status of type str, such as '200 OK', not {status!r} (PEP 3333)")
@@ -183,7 +183,7 @@ class Response:
                 before, left = left, int(pair[1])
                 if before not in (None, left):
                     raise ValueError(f"the Content-Length of the response must be one number, and not {value!r} too")
-                if code == 204 or before is not None:  # which must not have one (RFC 9110, 8.6), or has it
+                if code == 204 or before is not None:  # must not have one (RFC 9110, 8.6), or has it already
                     continue
             encoded.append(pair)
         self._left = left
@@ -191,10 +191,10 @@ class Response:
         self._start = {"type": "http.response.start", "status": code, "headers": encoded}
 
     def write(self, data: bytes) -> None:
-        """Do what ``write`` does, which ``start_response`` returns: have *data* sent, and wait while too much waits.
+        """Implement ``write``, the result of ``start_response``: queue *data*, and wait while the queue is full.
 
         Raises:
-            ClientDisconnected: when nobody is there to send it to.
+            ClientDisconnected: if the client has disconnected.
         """
         __traceback_hide__ = True
         if not isinstance(data, bytes):
@@ -204,7 +204,7 @@ class Response:
         self._commit()
         connection = self._connection
         data = b"" if self._bodiless else self._within_length(data)
-        # After the look at the length, since a server also says that of a client which has all it was to get.
+        # After the check of the length: servers also report a disconnect after a complete response.
         if connection.gone:
             raise ClientDisconnected("the client disconnected before it had the whole response")
         if not data:
@@ -220,7 +220,7 @@ class Response:
             connection.wait_for(Response._wait_for_room, self)
 
     def send_all(self, iterable: Iterable[bytes]) -> None:
-        """Have everything sent that *iterable* gives; stop where the response is whole, or nobody wants the rest."""
+        """Send all items of *iterable*; stop early if the response is complete or the client disconnects."""
         __traceback_hide__ = True
         if isinstance(iterable, (list, tuple)):
             self._put_whole(iterable)
@@ -234,12 +234,12 @@ class Response:
         except TypeError as error:
             raise TypeError(f"the application returned {iterable!r}, not an iterable of bytes (PEP 3333)") from error
         is_watched = False
-        if self.committed and (self._left == 0 or self._bodiless):  # write() has made it whole
+        if self.committed and (self._left == 0 or self._bodiless):  # complete, by write()
             return
-        # Something is asked for even where the length is 0, since start_response may come with it.
+        # Iterate even if the length is 0: the application may call start_response on the way.
         for chunk in chunks:
             self.write(chunk)
-            if not chunk and not is_watched:  # nothing that is sent would show that the client has gone
+            if not chunk and not is_watched:  # no send would show a disconnect
                 is_watched = True
                 deliver_on(self._connection.loop, self._connection)
             if self._left == 0 or (self.committed and self._bodiless) or self._connection.gone:
@@ -248,17 +248,15 @@ class Response:
             self._commit()
 
     def end(self) -> None:
-        """Note that the application is done."""
+        """Mark the response as ended by the application."""
         if self._left and not self._bodiless and not self._connection.gone:
             self._broken = True
-            logger.error(
-                "The response ended %d byte(s) before its Content-Length; it is not passed off as complete", self._left
-            )
+            logger.error("The response ended %d byte(s) before its Content-Length; it is left incomplete", self._left)
         self._ended = True
 
     def break_off(self) -> None:
-        """Note that the application has failed in the midst of its response."""
-        # A response that is whole stays so.
+        """Mark the response as ended by a failure of the application."""
+        # A complete response stays complete.
         self._broken = self._left != 0
         self.failed = self._ended = True
 
@@ -270,7 +268,7 @@ class Response:
         self.committed = True
 
     def _within_length(self, data: bytes) -> bytes:
-        """Return as much of *data* as the Content-Length still allows."""
+        """Return *data*, cut to the rest of the Content-Length."""
         left = self._left
         if left is not None:
             if len(data) > left:
@@ -282,14 +280,14 @@ class Response:
         return data
 
     def _put_whole(self, chunks: list[Any] | tuple[Any, ...]) -> None:
-        """Put a body that is all there, and needs no wake-up of its own."""
+        """Keep a complete body for finish(); it needs no wake-up of the loop."""
         for chunk in chunks:
             if not isinstance(chunk, bytes):
                 raise _not_bytes(chunk)
         body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         has_no_length = self._left is None and not self.committed
         self._commit()
-        # An empty body to HEAD does not tell how long the one to GET would be.
+        # For HEAD, an empty body does not show the length of the body for GET.
         if has_no_length and (body or not self._is_head):
             self._add_length(len(body))
         if not self._bodiless:
@@ -302,11 +300,11 @@ class Response:
             self._start["headers"].append((b"content-length", b"%d" % length))
 
     def _send_file(self, file: Any) -> bool:
-        """Have the server send *file* by itself, if it can; return whether that was done."""
+        """Let the server send *file* itself, if it can; return whether it did."""
         extensions = self._scope.get("extensions") or {}
         if self.committed or not ("http.response.zerocopysend" in extensions or "http.response.pathsend" in extensions):
             return False
-        # Others, compressed ones for example, may give other bytes than their descriptor does.
+        # Other file objects, such as compressed ones, may return other bytes than their descriptor.
         raw = file.raw if type(file) is io.BufferedReader else file
         if type(raw) is not io.FileIO:
             return False
@@ -318,7 +316,7 @@ class Response:
         left = count if self._left is None else self._left
         whole = offset == 0 and count == left
         count = min(count, left)
-        if count <= 0:  # which a server may take for "all there is"
+        if count <= 0:  # servers may read 0 as "everything"
             return False
         message: dict[str, Any]
         if "http.response.zerocopysend" in extensions:
@@ -335,14 +333,14 @@ class Response:
             if count < left:
                 message["more_body"] = True
         if not self._bodiless:
-            # The file is the application's to close, when this returns.
+            # Wait: the application closes the file when this returns.
             self._connection.wait_for(Response._send_file_message, self, message)
         return True
 
     # On the loop:
 
     def deliver(self) -> None:
-        """See to it that the queue is being emptied."""
+        """Start emptying the queue, unless this is happening already."""
         self._told = False
         if self._ended or self._connection.gone:
             return
@@ -358,15 +356,15 @@ class Response:
             while self._queue and not connection.gone:
                 connection.expect_message()
                 body = self._take_queue()
-                # The end goes with the last byte: the application may take its time until close() returns.
+                # Send the end with the last byte: close() of the application may be slow.
                 self._complete = self._taken_size == self._whole_size
                 await connection.send({"type": "http.response.body", "body": body, "more_body": not self._complete})
-                # A send that need not wait must not keep the loop from everybody else.
+                # A send that never waits must not block the event loop.
                 await asyncio.sleep(0)
         except Exception as error:
             connection.lose(error)
         finally:
-            self._sender = None  # whose exception would lead back to this object
+            self._sender = None  # its exception would refer to this object
 
     def _take_queue(self) -> bytes:
         self._told = False
@@ -393,7 +391,7 @@ class Response:
             await self._connection.wait_for_news()
 
     async def finish(self) -> None:
-        """Send what there is left, and the end, unless the response broke off."""
+        """Send the rest and, unless the response is incomplete, its end."""
         if self._sender is not None:
             await self._sender
         if self._complete or self._connection.gone:
@@ -411,7 +409,7 @@ class Response:
             pass
 
     async def refuse(self, status: int, text: bytes) -> None:
-        """Send a short response of the adapter's own in place of the application's, of which nothing has been sent."""
+        """Send a short response instead of the application's; nothing of that has been sent."""
         headers = [(b"content-type", b"text/plain; charset=us-ascii"), (b"content-length", b"%d" % len(text))]
         self._start = {"type": "http.response.start", "status": status, "headers": headers}
         self._queue.clear()
@@ -422,12 +420,12 @@ class Response:
 
 def _not_bytes(data: Any) -> TypeError:
     return TypeError(
-        f"the application gave {type(data).__name__} as a part of its response body, where only bytes may be (PEP 3333)"
+        f"the application produced {type(data).__name__} as part of its response body, which must be bytes (PEP 3333)"
     )
 
 
 def _is_file_at(path: str, status: os.stat_result) -> bool:
-    """Tell whether *path* leads to the file that has *status*."""
+    """Return whether *path* is the file with *status*."""
     try:
         return os.path.samestat(os.stat(path), status)  # noqa: PTH116
     except (OSError, ValueError):

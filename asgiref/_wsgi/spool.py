@@ -1,12 +1,12 @@
-"""A request body that is collected before the application is called, so that its length is known and it can be sought.
+"""A request body that is collected before the application is called: it has a length and can seek.
 
 The task of the request collects it. A small body stays in memory. A larger one goes into a
-temporary file, which threads of a pool of this module's own write, one piece at a time:
-between two pieces, while the client makes the next one, the body holds no thread.
+temporary file, which a thread pool of this module writes piece by piece. Between two
+pieces, while the client sends the next one, the body occupies no thread.
 
-The file is one thread's at a time, and whoever works on it has taken it out of a list of
-one. ``pop`` is a single step, so the file is closed exactly once: by ``discard``, or, where
-somebody works on it at that moment, when it is put back.
+One thread at a time uses the file. It takes the file out of a list of one item and puts it
+back afterwards. ``pop`` is atomic, so the file is closed exactly once: by ``discard``, or,
+if a thread is using the file then, by that thread when it puts the file back.
 """
 
 from __future__ import annotations
@@ -30,53 +30,53 @@ __all__ = ["SPOOL_LIMIT", "Spool"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Bytes that a body may have by default: more than a form has, and less than fills most disks. A guess.
+# Maximum size in bytes by default. A guess: more than a form has, less than most disks have free.
 SPOOL_LIMIT = 1024**3
 
-# Bytes of a body that stay in memory, and that are written to the file at once.
+# Bytes of a body that stay in memory, and bytes that are written to the file at a time.
 MEMORY_LIMIT = 1024**2
 
-# One disk does not get faster with more threads. A guess.
+# A guess: one disk does not get faster with more threads.
 _pool = WorkerPool(4)
 
 
 class _OffLoop(SyncToAsync[P, R]):
-    """``sync_to_async`` onto the pool of this module, whatever encloses the call."""
+    """``sync_to_async`` onto this module's thread pool, in any context."""
 
     def _executors(self, loop: asyncio.AbstractEventLoop, args: tuple[Any, ...]) -> Iterable[Any]:
         return (_pool,)
 
 
 class Spool:
-    """One request body, on its way from the client to ``wsgi.input``.
+    """One collected request body, which becomes ``wsgi.input``.
 
     Args:
-        limit: How many bytes there may be, or None.
+        limit: Maximum size in bytes, or None.
     """
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self.too_large = False
-        # How many bytes have come.
+        # Bytes received so far.
         self.size = 0
-        # The temporary file, if there is one and nobody works on it.
+        # The temporary file, if it exists and no thread is using it.
         self._free: list[IO[bytes]] = []
-        # The same, while the application has it.
+        # The temporary file while the application uses it.
         self._held: IO[bytes] | None = None
-        # Whether the request is over. ``discard`` sets it and then takes the file out of the list;
-        # others put the file into the list and then look here. Both go through the lock that
-        # the list has in free-threaded builds, so at least one of the two closes the file.
+        # Whether the request is over. ``discard`` sets this and then takes the file out of the list;
+        # other threads put the file into the list and then read this. On free-threaded builds the
+        # list has a lock, which orders the two: at least one of them closes the file.
         self._discarded = False
 
     # On the loop:
 
     async def collect(self, message: Any, receive: Callable[[], Awaitable[Any]]) -> IO[bytes]:
-        """Return the body, to be read from its start; *message* is the first part of it.
+        """Receive the whole body and return it, at position 0; *message* is the first part.
 
         Raises:
-            BodyTooLarge: when more comes than the limit.
-            ClientDisconnected: when the client leaves before its end.
-            BadRequest: when it does not get any longer.
+            BodyTooLarge: if it is larger than the limit.
+            ClientDisconnected: if the client disconnects before the end.
+            BadRequest: after too many empty messages.
         """
         body: IO[bytes]
         body = memory = io.BytesIO()
@@ -99,20 +99,20 @@ class Spool:
             empty = 0 if data else empty + 1
             if empty > EMPTY_MESSAGES:
                 raise BadRequest(f"{EMPTY_MESSAGES} messages in a row were empty and announced more of its body")
-            # A receive() that need not wait must not keep the loop from everybody else.
+            # A receive() that never waits must not block the event loop.
             await asyncio.sleep(0)
             message = await receive()
             if message["type"] != "http.request":
                 raise ClientDisconnected("the client disconnected before its request body was complete")
 
     def discard(self) -> None:
-        """Have the file closed, and so removed, when nobody works on it any more."""
+        """Close and thereby remove the file as soon as no thread is using it."""
         self._discarded = True
         try:
             file = self._free.pop()
         except IndexError:
             return
-        # Not here, since the system may take its time to remove a large file.
+        # Not on the event loop: removing a large file can be slow.
         try:
             _pool.submit(_close, file)
         except RuntimeError:  # no thread can be started
@@ -134,8 +134,8 @@ class Spool:
     # On the thread of the application:
 
     def hold(self) -> None:
-        """Keep the file open until ``let_go``, though the request may be over before that."""
-        with contextlib.suppress(IndexError):  # in memory, or over already
+        """Keep the file open until ``let_go``, even if the request ends earlier."""
+        with contextlib.suppress(IndexError):  # the body is in memory, or the request is over
             self._held = self._free.pop()
 
     def let_go(self) -> None:
@@ -148,10 +148,10 @@ class Spool:
     def _put_back(self, file: IO[bytes]) -> None:
         self._free.append(file)
         if self._discarded:
-            with contextlib.suppress(IndexError):  # the other side has it
+            with contextlib.suppress(IndexError):  # discard() has taken it
                 _close(self._free.pop())
 
 
 def _close(file: IO[bytes]) -> None:
-    with contextlib.suppress(OSError):  # of a full disk, which the request has met before
+    with contextlib.suppress(OSError):  # the disk is full, which the request has reported already
         file.close()

@@ -228,7 +228,7 @@ async def test_max_applications_may_be_lowered_while_it_runs() -> None:
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_server_needs_room_for_one_application(number: int) -> None:
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="at least 1"):
         StatelessServer(echo, number)
 
 
@@ -264,7 +264,7 @@ async def test_a_subclass_that_makes_no_room_is_told_so() -> None:
 
     server = Keeping(echo, max_applications=1)
     server.give("a")
-    with pytest.raises(RuntimeError, match="has deleted none"):
+    with pytest.raises(RuntimeError, match="has deleted no instance"):
         server.give("b")
     server.delete_application_instance("a")
 
@@ -957,7 +957,7 @@ async def test_an_ending_server_starts_no_application() -> None:
         try:
             await echo(scope, receive, send)
         finally:
-            with pytest.raises(RuntimeError, match="ends, or has ended, and starts no application for 'b'") as caught:
+            with pytest.raises(RuntimeError, match="cannot start an application for 'b'") as caught:
                 server.give("b")
             errors.append(caught.value)
 
@@ -980,7 +980,7 @@ async def test_a_server_can_run_again_but_not_twice_at_once() -> None:
         begun.clear()
         async with running(server):
             await within(begun.wait())
-            with pytest.raises(RuntimeError, match="runs already"):
+            with pytest.raises(RuntimeError, match="while the server is running"):
                 await server.arun()
 
 
@@ -1001,9 +1001,9 @@ def test_a_server_can_run_again_in_another_loop() -> None:
 
 
 async def test_a_class_without_handle_or_application_send_says_what_is_missing() -> None:
-    with pytest.raises(NotImplementedError, match=r"needs handle\(\)"):
+    with pytest.raises(NotImplementedError, match=r"handle\(\) does nothing"):
         await within(StatelessServer(echo).arun())
-    with pytest.raises(NotImplementedError, match="needs application_send"):
+    with pytest.raises(NotImplementedError, match=r"application_send\(\) does nothing"):
         await StatelessServer(echo).application_send({}, {})
 
 

@@ -114,8 +114,8 @@ def writes_text(environ: Environ, start_response: Any) -> list[bytes]:
     ("application", "error", "text"),
     [
         (starts_again, RuntimeError, "a second time"),
-        (writes_text, TypeError, "gave str as a part"),
-        (answers(Chunks([b"a", None])), TypeError, "gave NoneType as a part"),
+        (writes_text, TypeError, "produced str as part"),
+        (answers(Chunks([b"a", None])), TypeError, "produced NoneType as part"),
     ],
 )
 async def test_rule_that_is_broken_after_the_headers(
@@ -293,10 +293,10 @@ def starts_twice(environ: Environ, start_response: Any) -> list[bytes]:
         (answers(b"bytes"), TypeError, "returned bytes"),
         (answers(None), TypeError, "returned None"),
         (answers(5), TypeError, "returned 5"),
-        (answers(["text"]), TypeError, "gave str as a part"),
-        (answers([b"a", None]), TypeError, "gave NoneType as a part"),
-        (answers([bytearray(b"a")]), TypeError, "gave bytearray as a part"),
-        (answers(Chunks(["text"])), TypeError, "gave str as a part"),
+        (answers(["text"]), TypeError, "produced str as part"),
+        (answers([b"a", None]), TypeError, "produced NoneType as part"),
+        (answers([bytearray(b"a")]), TypeError, "produced bytearray as part"),
+        (answers(Chunks(["text"])), TypeError, "produced str as part"),
     ],
 )
 async def test_application_that_breaks_the_rules(application: Any, error: type[Exception], text: str) -> None:
