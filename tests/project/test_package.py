@@ -223,14 +223,6 @@ def test_examples_in_docstrings(module: str) -> None:
     assert result.attempted
 
 
-def test_examples_in_the_readme() -> None:
-    import doctest
-
-    result = doctest.testfile(str(ROOT / "README.rst"), module_relative=False)
-    assert 0 == result.failed
-    assert result.attempted
-
-
 def texts_of_tests(file: str) -> list[str]:
     return [path.read_text() for path in (ROOT / "tests").rglob(f"{file}.py")]
 

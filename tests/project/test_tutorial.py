@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import doctest
 import importlib.util
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import textwrap
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +23,7 @@ import pytest
 import asgiref
 
 from ..helpers import LIMIT, ROOT
-from ..servers import HOST, Server, _serve
+from ..servers import HOST, Server, _serve, _wait_until_it_accepts
 
 DOCS = ROOT / "docs"
 GUIDES = DOCS / "guides"
@@ -71,7 +75,7 @@ def get(url: str) -> str:
 
 
 def test_what_the_pages_tell_to_type(tmp_path: Path) -> None:
-    """Whoever types what docs/start.rst says, and then docs/guides/clients.rst, sees what they show."""
+    """Whoever types what docs/start.rst and some guides say, in this order, sees what they show."""
     for package in ("django", "flask", "httpx"):
         pytest.importorskip(package)
     for file in TUTORIAL.glob("*.py"):
@@ -79,7 +83,11 @@ def test_what_the_pages_tell_to_type(tmp_path: Path) -> None:
     compared = 0
     with contextlib.ExitStack() as running:
         address = ""
-        for command, output in [*console(DOCS / "start.rst"), *console(GUIDES / "clients.rst")]:
+        for command, output in [
+            *console(DOCS / "start.rst"),
+            *console(GUIDES / "clients.rst"),
+            *console(GUIDES / "processes.rst"),
+        ]:
             command = [word.replace("http://127.0.0.1:8000", address) for word in command]
             match command:
                 case ["python", "-m", "pip", "install", ".", *packages]:
@@ -95,7 +103,54 @@ def test_what_the_pages_tell_to_type(tmp_path: Path) -> None:
                     compared += 1
                 case _:
                     pytest.fail(f"who types {command}?")
-    assert compared == 7
+    assert compared == 8
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="no SIGUSR2")
+@pytest.mark.parametrize("page", ["README.rst", "docs/guides/hanging.rst"])
+def test_what_a_stuck_django_request_prints(page: str, tmp_path: Path) -> None:
+    """The output that the page shows is what the program prints, but for times and the frames that "..." stands for."""
+    pytest.importorskip("django")
+    shutil.copy(TUTORIAL / "stuck.py", tmp_path)
+    with socket.socket() as free:
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    server = Server("uvicorn", (HOST, port), tmp_path / "log")
+    path = os.pathsep.join([str(Path(asgiref.__file__).parent.parent), str(ROOT)])
+    with (
+        server.log_file.open("wb") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "--loop", "asyncio", "--port", str(port), "stuck:application"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            stderr=subprocess.STDOUT,
+            stdout=log,
+        ) as process,
+    ):
+        try:
+            _wait_until_it_accepts(server, process)
+            with socket.create_connection((HOST, port), LIMIT) as client:
+                client.sendall(b"GET /buy/apples HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                deadline = time.monotonic() + LIMIT
+                while "with stock:" not in server.log:  # the request may not have come to the lock yet
+                    assert time.monotonic() < deadline, server.log
+                    process.send_signal(signal.SIGUSR2)
+                    time.sleep(0.2)
+        finally:
+            process.kill()
+    text = (ROOT / page).read_text()
+    shown = re.search(r"^( +)sync_to_async\(reserve\), running for .*\n(?:\1.*\n)+", text, re.MULTILINE)
+    assert shown
+
+    def without_chance(text: str) -> str:
+        text = re.sub(r'File "(?:[^"]*/)?([^"/]+)", line \d+', r'File "\1"', text)
+        text = re.sub(r"running for .* s, since [\d:]+", "running", text)
+        return re.sub(r"Task-\d+|worker \d+", "N", text)
+
+    want = without_chance(textwrap.dedent(shown[0]))
+    got = without_chance(server.log)
+    got = "sync_to_async(reserve), running\n" + got.rpartition("sync_to_async(reserve), running\n")[2]
+    assert doctest.OutputChecker().check_output(want, got, doctest.ELLIPSIS), got
 
 
 def test_tests_of_a_django_site(tmp_path: Path) -> None:
