@@ -125,8 +125,12 @@ class ThreadSensitiveContext:
             what was in force before is so again afterwards. It can be entered once, and
             a thread-sensitive call made after its end by a task from inside is an error.
 
+    It also decorates coroutine functions: each call is then a block of its own, with the
+    same executor, if there is one. The same object can decorate several functions.
+
     Raises:
         RuntimeError: on entering a block with an executor a second time.
+        TypeError: for decorating a synchronous function or an asynchronous generator function.
 
     >>> import asyncio, threading
     >>> async def main():
@@ -135,6 +139,12 @@ class ThreadSensitiveContext:
     ...         two = await sync_to_async(threading.get_ident)()
     ...     return one == two
     >>> asyncio.run(main())
+    True
+    >>> @ThreadSensitiveContext()
+    ... async def import_orders():
+    ...     one = await sync_to_async(threading.get_ident)()
+    ...     return one == await sync_to_async(threading.get_ident)()
+    >>> asyncio.run(import_orders())
     True
     """
 
@@ -197,6 +207,12 @@ class ThreadSensitiveContext:
                 executor.shutdown(wait=False)
         elif self._ancestor is not None:
             AsyncToSync.executors.current, self._ancestor = self._ancestor, None
+
+    def __call__(self, function: Callable[P, Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]:
+        """Return *function*, a coroutine function, with such a block around each of its calls."""
+        from ._contexts.decorating import decorated
+
+        return decorated(self, function)
 
 
 def _has_ended(context: Any) -> bool:

@@ -44,6 +44,8 @@ ALLOWED = {
         *("_bridge.forks", "_bridge.greenlets", "_bridge.internals", "_bridge.jobs", "_bridge.workers"),
         "current_thread_executor",
     },
+    "_contexts": set[str](),
+    "_contexts.decorating": {"sync"},
     "_diagnosis": set[str](),
     "_diagnosis.look": {"_bridge.forks", "_bridge.internals", "_bridge.workers"},
     "_diagnosis.register_look": {f"_bridge.{room}" for room in ("forks", "internals", "jobs", "register", "workers")}
@@ -83,13 +85,14 @@ ALLOWED = {
         *("_bridge.workers", "_bridge.wrapping"),
         *("_diagnosis.calls", "_diagnosis.watch", "current_thread_executor", "local"),
         "event_loop",  # with the first use of a name that is there: that module imports this one
-        *("_steps.iteration", "_steps.managers"),
+        *("_contexts.decorating", "_steps.iteration", "_steps.managers"),
     },
 }
 
 # What a wing may use besides itself, whatever its modules are.
 ALLOWED_OF_WINGS = {
     "_bridge": {"current_thread_executor", "local"},
+    "_contexts": {"sync"},
     "_diagnosis": {"_bridge"},
     "_steps": {"_bridge", "current_thread_executor", "local", "sync"},
     "_wsgi": {"_bridge", "sync"},

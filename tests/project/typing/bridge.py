@@ -19,6 +19,7 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.sync import (
     AsyncToSync,
     SyncToAsync,
+    ThreadSensitiveContext,
     ThreadSensitiveEventLoop,
     async_to_sync,
     sync_to_async,
@@ -327,3 +328,46 @@ def wrapper(func: Callable[..., T], executor: Executor | None, thread_sensitive:
 
 as_decorator: Callable[[Callable[[int], str]], Callable[[int], Coroutine[Any, Any, str]]] = sync_to_async()
 as_decorator_async: Callable[[Callable[[int], Awaitable[str]]], Callable[[int], str]] = async_to_sync()
+
+
+@ThreadSensitiveContext()
+async def in_block(one: int, *, two: str = "") -> bytes:
+    raise NotImplementedError
+
+
+class Blocks:
+    @ThreadSensitiveContext()
+    async def method(self, one: int) -> str:
+        raise NotImplementedError
+
+    @classmethod
+    @ThreadSensitiveContext()
+    async def of_class(cls, one: int) -> str:
+        raise NotImplementedError
+
+    @staticmethod
+    @ThreadSensitiveContext()
+    async def static(one: int) -> str:
+        raise NotImplementedError
+
+
+class AsyncCallable:
+    async def __call__(self, *, two: str) -> bytes:
+        raise NotImplementedError
+
+
+async def contexts_as_decorators(executor: Executor) -> None:
+    assert_type(await in_block(1, two=""), bytes)
+    assert_type(asyncio.create_task(in_block(1)), asyncio.Task[bytes])
+    assert_type(await ThreadSensitiveContext(executor=executor)(generic_async)([1], str), dict[str, int])
+    assert_type(await ThreadSensitiveContext()(overloaded_async)(1), str)
+    assert_type(await ThreadSensitiveContext()(overloaded_async)(""), int)
+    assert_type(await ThreadSensitiveContext()(functools.partial(plain_async, 1))(), bytes)
+    assert_type(await ThreadSensitiveContext()(AsyncCallable())(two=""), bytes)
+    assert_type(await ThreadSensitiveContext()(sync_to_async(plain))(1), bytes)
+    assert_type(async_to_sync(in_block)(1), bytes)
+    assert_type(await Blocks().method(1), str)
+    assert_type(await Blocks.method(Blocks(), 1), str)
+    assert_type(await ThreadSensitiveContext()(Blocks().method)(1), str)
+    assert_type(await Blocks.of_class(1), str)
+    assert_type(await Blocks().static(1), str)

@@ -10,13 +10,13 @@ to below, though it compares no codes. Nothing is run.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Executor
 from typing import Any, TypeVar, overload
 
 from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.local import Local
-from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, sync_to_async
+from asgiref.sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext, async_to_sync, sync_to_async
 
 T = TypeVar("T")
 
@@ -137,3 +137,29 @@ async def methods(instance: Methods) -> None:
     await Methods.of_class("1")  # type: ignore[arg-type]
     await instance.static("1")  # type: ignore[arg-type]
     await Methods.static()  # type: ignore[call-arg]
+
+
+@ThreadSensitiveContext()  # type: ignore[arg-type]
+def plain_in_block(one: int) -> str:
+    raise NotImplementedError
+
+
+@ThreadSensitiveContext()  # type: ignore[arg-type]
+async def steps_in_block(one: int) -> AsyncIterator[str]:
+    yield ""
+
+
+@ThreadSensitiveContext  # type: ignore[arg-type, call-arg]
+async def without_parentheses(one: int) -> str:
+    raise NotImplementedError
+
+
+@ThreadSensitiveContext()
+async def in_block(one: int) -> str:
+    raise NotImplementedError
+
+
+async def contexts_as_decorators() -> None:
+    await in_block("1")  # type: ignore[arg-type]
+    await in_block()  # type: ignore[call-arg]
+    (await in_block(1)).append("")  # type: ignore[attr-defined]
