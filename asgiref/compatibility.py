@@ -1,8 +1,8 @@
-"""Which form does an ASGI application have, and how is the old one called like the new one?
+"""Detection of ASGI 2 applications, and conversion to ASGI 3.
 
-Since ASGI 3, an application is one callable: ``await application(scope, receive, send)``.
-Before, it was called twice: ``await application(scope)(receive, send)``. Nothing is called
-here in order to find out; hints, kinds of objects and signatures decide.
+Since ASGI 3, an application is called once: ``await application(scope, receive, send)``.
+Before, it was called twice: ``await application(scope)(receive, send)``. The detection does
+not call the application; it looks at hints, kinds of objects and signatures.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ __all__ = ["double_to_single_callable", "guarantee_single_callable", "is_double_
 if sys.version_info >= (3, 14):
     from annotationlib import Format
 
-    # Annotations may name what only type checkers import.
+    # Annotations may refer to names that only type checkers import.
     _signature = functools.partial(inspect.signature, annotation_format=Format.FORWARDREF)
 else:
     _signature = inspect.signature
 
 
 def is_double_callable(application: Any) -> bool:
-    """Tell whether *application* has the form of ASGI 2, which is called twice.
+    """Return whether *application* is an ASGI 2 application, which is called twice.
 
-    The first of these that applies decides:
+    The first of these rules that applies decides:
 
-    1. a true attribute ``_asgi_single_callable`` (no) or ``_asgi_double_callable`` (yes) of
-       the application, or of what a ``functools.partial`` was made from;
-    2. whether it is a coroutine function, marked as one, a partial of one, or an instance
-       whose ``__call__`` is one (no);
-    3. its signature: whether it takes three positional arguments, and cannot do with one
-       (no), or one and not three (yes). That of a class is the one of its constructor;
-    4. what it was made from by ``functools.wraps``, asked the same questions;
-    5. otherwise: yes. So a synchronous callable with ``*args`` needs the first hint where it
-       stands for an application of ASGI 3.
+    1. A true attribute ``_asgi_single_callable`` (no) or ``_asgi_double_callable`` (yes), of
+       the application or of the function in a ``functools.partial``.
+    2. A coroutine function, a callable marked as one, a partial of one, or an instance whose
+       ``__call__`` is one (no).
+    3. The signature, for a class that of its constructor: it accepts three positional
+       arguments and not one (no), or one and not three (yes).
+    4. For a ``functools.wraps`` wrapper: the same rules for the wrapped callable.
+    5. Otherwise: yes. A synchronous callable with ``*args`` that is an ASGI 3 application
+       therefore needs the hint ``_asgi_single_callable``.
 
     Args:
         application: Any callable. It is not called.
@@ -66,13 +66,13 @@ def is_double_callable(application: Any) -> bool:
         function = function.func
     if _is_async(function):
         return False
-    # Its own signature goes first: a wrapper may be there to change the form.
+    # Its own signature first: a wrapper may convert the form.
     one, three = _takes(application, follow_wrapped=False)
     if one == three:
         wrapped = getattr(application, "__wrapped__", None)
         if wrapped is not None and not isinstance(application, types.MethodType):
             return is_double_callable(wrapped)
-        # Of a method, a partial, or an instance with such a __call__: here, inspect knows which arguments are bound.
+        # For methods, partials, and instances with such a __call__, inspect knows which arguments are bound.
         one, three = _takes(application, follow_wrapped=True)
     return one or not three
 
@@ -80,7 +80,7 @@ def is_double_callable(application: Any) -> bool:
 def _is_async(function: Any) -> bool:
     if iscoroutinefunction(function):
         return True
-    # Found on the type, as a call finds it: functools.wraps copies the one of a class into what wraps the class.
+    # Looked up on the type, as a call does: functools.wraps copies the __call__ of a class into the wrapper's __dict__.
     call: Any = next((vars(base)["__call__"] for base in type(function).__mro__ if "__call__" in vars(base)), None)
     if hasattr(call, "__get__"):
         call = call.__get__(function, type(function))
@@ -88,10 +88,10 @@ def _is_async(function: Any) -> bool:
 
 
 def _takes(application: Any, *, follow_wrapped: bool) -> tuple[bool, bool]:
-    """Tell whether *application* takes one positional argument, and whether it takes three."""
+    """Return whether *application* accepts one positional argument, and whether it accepts three."""
     try:
         signature = _signature(application, follow_wrapped=follow_wrapped)
-    except (TypeError, ValueError):  # not callable, or made in C and silent
+    except (TypeError, ValueError):  # not callable, or a C function without a signature
         return False, False
     return _accepts(signature, 1), _accepts(signature, 3)
 
@@ -105,20 +105,20 @@ def _accepts(signature: inspect.Signature, count: int) -> bool:
 
 
 def double_to_single_callable(application: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """Turn an application of ASGI 2 into one of ASGI 3.
+    """Convert an ASGI 2 application to ASGI 3.
 
     Equivalent to ``async def(scope, receive, send): return await application(scope)(receive, send)``.
 
     Args:
-        application: A callable of the old form; whether it is one is not looked at.
+        application: An ASGI 2 application; this is not checked.
 
     Thread and loop:
         Both calls are made in the task that awaits the new application.
 
     Returns:
-        A coroutine function with the parameters ``scope``, ``receive`` and ``send``, which
-        may be given by name. It has no other metadata of the old application, whose
-        signature and hints are not its own.
+        A coroutine function with the parameters ``scope``, ``receive`` and ``send``, also
+        accepted by name. No metadata is copied from the old application, because its
+        signature and hints are wrong for the new one.
 
     >>> import asyncio
     >>> class Old:
@@ -141,13 +141,13 @@ def double_to_single_callable(application: Callable[..., Any]) -> Callable[..., 
 
 
 def guarantee_single_callable(application: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """Return *application* as one of ASGI 3, whichever form it has.
+    """Return *application* as an ASGI 3 application; convert it if it is ASGI 2.
 
-    Equivalent to ``double_to_single_callable(application)`` where
+    Equivalent to ``double_to_single_callable(application)`` if
     ``is_double_callable(application)``, else to *application* itself.
 
     Args:
-        application: A callable of either form.
+        application: An ASGI 2 or ASGI 3 application.
 
     Returns:
         The same object, or a coroutine function around it.

@@ -1,9 +1,9 @@
 """The mailbox that a blocked thread serves.
 
-A thread that waits in ``async_to_sync`` does not sleep: it runs what the coroutine, or
-anything below it, sends back to this thread. Jobs run one at a time, in the order in
-which they came, on that thread and on no other. A job that was accepted is run even if
-the wait ends first; one that comes later is refused, and goes elsewhere.
+A thread that waits in ``async_to_sync`` runs the jobs that the coroutine, or code below it,
+sends to this thread. Jobs run one at a time, in the order of submission, only on that
+thread. An accepted job is run even if the wait ends first. Later jobs are refused, and the
+caller chooses another thread.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = ["CurrentThreadExecutor"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# How long, in seconds, a thread waits for a job before it looks whether the loop that it
-# depends on still runs, and the process is still the same (a signal handler may have
-# forked): at first, and at most. A guess: soon enough for a person who stopped the loop,
-# rare enough for a thousand threads that wait for minutes.
+# Seconds that a thread waits for a job before it checks whether the event loop that it waits
+# for is still running, and whether the process is the same (a signal handler may have
+# forked): the first and the longest interval. A guess: soon enough for a person who stopped
+# the loop, and rare enough for a thousand threads that wait for minutes.
 FIRST_CHECK, LAST_CHECK = 0.05, 1.0
 
 
-# The idents of the threads that serve a mailbox and have nothing to do. Each adds and removes its own.
+# The idents of the threads that serve a mailbox and are idle. Each thread adds and removes its own.
 waiting: set[int] = set()
 
 
@@ -47,15 +47,15 @@ def _forget_waiting() -> None:
 
 
 class CurrentThreadExecutor(JobExecutor):
-    """An executor that runs what is submitted on the thread that built it, while that thread serves it.
+    """An executor that runs jobs on the thread that built it, while that thread serves it.
 
-    ``async_to_sync`` makes one for each call. By hand: build it on the thread that is to do
-    the work, give it to other threads, and call ``run_until_future`` with a future that
-    ends the service.
+    ``async_to_sync`` makes one for each call. To use it directly, build it on the thread that
+    should do the work, pass it to other threads, and call ``run_until_future`` with a future
+    that ends the service.
 
     Args:
-        old_executor: The executor of the enclosing blocked call, or None. Thread-sensitive
-            code turns to it when this one no longer serves.
+        old_executor: The executor of the enclosing blocked call, or None. It runs
+            thread-sensitive code when this one no longer serves.
 
     >>> import concurrent.futures, threading
     >>> executor = CurrentThreadExecutor(None)
@@ -70,52 +70,51 @@ class CurrentThreadExecutor(JobExecutor):
     """
 
     def __init__(self, old_executor: CurrentThreadExecutor | None) -> None:
-        # Finished ones are left out, or a long line of tasks that outlive the calls that
-        # made them would keep them all.
+        # Skip finished ones: else a chain of tasks that outlive their calls would keep all of them alive.
         while isinstance(old_executor, CurrentThreadExecutor) and not old_executor.serving:
             old_executor = old_executor.outer
         self.outer: CurrentThreadExecutor | None = old_executor
         self.owner = threading.get_ident()
         self._generation = forks.generation
-        # The loop whose default executor this thread belongs to, where the executor does not show that.
+        # The loop to whose default executor this thread belongs, if the executor does not show that,
         self.lends_to: weakref.ref[asyncio.AbstractEventLoop] | None = None
-        # And then, what gives that executor, or None.
+        # and a function that returns that executor or None.
         self.pool: Callable[[], Any]
         self._jobs: deque[Job] = deque()
-        # Released when there is news for the thread. Not a queue: up to Python 3.12, a SimpleQueue that
-        # has an item put before anybody waits for it may let the next wait last for ever, with any timeout.
+        # Released to wake the thread. Not a queue: up to Python 3.12, if an item is put into a SimpleQueue
+        # before a thread waits for it, the next wait may last for ever, in spite of its timeout.
         self._no_news = threading.Lock()
         self._no_news.acquire()
         self._stopped = self._closed = False
-        # Of a thread that waits for all that a loop runs, whatever the contexts of the tasks: what further out waits
-        # too. None where a task counts to the thread only if its context says so.
+        # For a thread that serves all tasks of a loop, in any context: the enclosing mailboxes that wait, too. None if
+        # the thread serves only the tasks whose context refers to it.
         self.surroundings: list[Any] | None = None
-        # Called with each job in place of queueing it, where no second thread can be had.
+        # Called with each job instead of queueing it, if no second thread is available.
         self.run_in_place: Callable[[Job], None] | None = None
 
     @property
     def serving(self) -> bool:
-        """Whether a job posted now would be accepted; a thread does not survive a fork."""
+        """Whether a job would be accepted now; in a forked child, it would not."""
         return not self._closed and self._generation is forks.generation
 
     @property
     def belongs_to_this_thread(self) -> bool:
-        """Whether this thread is the one that serves, so that it would wait for itself."""
+        """Whether this thread is the serving one, which cannot wait for itself."""
         return self.owner == threading.get_ident() and self.run_in_place is None
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Run ``fn(*args, **kwargs)`` on the thread that serves.
+        """Run ``fn(*args, **kwargs)`` on the serving thread.
 
         Returns:
-            A ``concurrent.futures.Future``; cancelling it works until the thread begins.
+            A ``concurrent.futures.Future``. It can be cancelled until the function starts.
 
         Raises:
-            RuntimeError: from the serving thread itself, where waiting for the future
-                would never end, and when the service is over.
+            RuntimeError: if it is called on the serving thread itself, where waiting for the
+                future would deadlock, or after the end of the service.
         """
         if self.belongs_to_this_thread:
             raise RuntimeError(
-                "CurrentThreadExecutor.submit() was called on the very thread that serves it, which would then "
+                "CurrentThreadExecutor.submit() cannot be called on the thread that serves the executor, which would "
                 "wait for itself; call the function directly instead"
             )
         return super().submit(fn, *args, **kwargs)
@@ -131,44 +130,44 @@ class CurrentThreadExecutor(JobExecutor):
         if self._closed:
             return False
         self._jobs.append(job)
-        # Looked at again: the thread may have closed the mailbox, and have looked at its queue for the last time, in
-        # between. Whoever removes the job from the queue has it. No lock would do here, since a finalizer may post,
-        # on a thread that holds it. Without the interpreter's lock, appending and rotating take that of the deque:
-        # either close() finds the job, or this finds the mailbox closed.
+        # Check again: the thread may have closed the mailbox and looked at its queue for the last time in between.
+        # The side that removes the job from the queue handles it. No lock is possible here: a finalizer may post on a
+        # thread that holds it. On free-threaded builds, append() and rotate() take the deque's own lock, so either
+        # close() finds the job, or this finds the mailbox closed.
         if self._closed and self._removed(job):
             return False
         self._wake()
         return True
 
     def _removed(self, job: Job) -> bool:
-        """Remove *job* from the queue; return False where another thread has done so."""
+        """Remove *job* from the queue; return False if another thread has done so."""
         while True:
             try:
                 self._jobs.remove(job)
                 return True
             except ValueError:
                 return False
-            except IndexError:  # pragma: no cover: PyPy, and a build without the GIL, notice that the queue changed
+            except IndexError:  # pragma: no cover: the queue has changed meanwhile (PyPy, free-threaded builds)
                 continue
 
     def _wake(self) -> None:
         try:
             self._no_news.release()
-        except RuntimeError:  # there is news already, at which the thread will look
+        except RuntimeError:  # released already, and the thread will check
             pass
 
     def run_until_future(self, future: Future[Any]) -> None:
-        """Run what is submitted, on this thread, until *future* is done; then refuse what comes later.
+        """Run submitted jobs on this thread until *future* is done; refuse later ones.
 
         Raises:
-            RuntimeError: on another thread than the one that built the executor.
-            BaseException: whatever interrupts the wait, such as ``KeyboardInterrupt``; calls
-                that have not begun then get a ``RuntimeError``.
+            RuntimeError: on any thread other than the one that built the executor.
+            BaseException: an exception that interrupts the wait, such as
+                ``KeyboardInterrupt``. Jobs that have not started get a ``RuntimeError``.
         """
         if self.owner != threading.get_ident():
             raise RuntimeError(
-                "CurrentThreadExecutor.run_until_future() was called on another thread than the one that built the "
-                "executor, for which all that is submitted is meant; build the executor on the thread that serves it"
+                "CurrentThreadExecutor.run_until_future() can only be called on the thread that built the executor, "
+                "because its jobs are meant for that thread; build the executor on the thread that serves it"
             )
         future.add_done_callback(lambda future: self.stop())
         try:
@@ -178,24 +177,24 @@ class CurrentThreadExecutor(JobExecutor):
             raise
         self.close()
 
-    # What follows is for the bridge: an interrupted service can be taken up again.
+    # For the bridge: an interrupted service can be resumed.
 
     def stop(self) -> None:
         """Let ``serve`` return. Any thread may call this."""
-        # Seen by ``serve``: it reads this after it has taken the lock, which ``_wake`` releases, or finds released.
+        # ``serve`` sees this: it reads it after acquiring the lock that ``_wake`` releases.
         self._stopped = True
         self._wake()
 
     def serve(self, check: Callable[[], bool] | None = None) -> None:
-        """Run jobs until ``stop`` is called, or until *check*, asked now and then, says that it never will be."""
+        """Run jobs until ``stop`` is called, or until *check*, called now and then, returns True: it never will be."""
         __traceback_hide__ = True
         pause = FIRST_CHECK
         while not self._stopped:
-            # Where the fork was in here, nothing can measure what the child does: the frame is from before.
+            # After a fork in here, coverage cannot measure the child: the frame is older.
             if self._generation is not forks.generation:  # pragma: no cover
                 raise RuntimeError(
-                    "this process was forked inside a blocked async_to_sync call, and the event loop that the call "
-                    "waits for stayed in the parent; end the child with os._exit() before that call returns"
+                    "async_to_sync cannot continue in this forked process, because the event loop that it waits for "
+                    "stayed in the parent; end the child with os._exit() before the call returns"
                 )
             if self._jobs:
                 self._run_next()
@@ -204,7 +203,7 @@ class CurrentThreadExecutor(JobExecutor):
             try:
                 is_news = self._no_news.acquire(True, pause)
             finally:
-                # A signal handler that bridges meanwhile removes it too, for one pause at most.
+                # A signal handler that bridges meanwhile removes it too; the next pause adds it again.
                 waiting.discard(self.owner)
             if not is_news:
                 forks.notice()
@@ -213,11 +212,11 @@ class CurrentThreadExecutor(JobExecutor):
                 pause = min(2 * pause, LAST_CHECK)
 
     def _run_next(self) -> None:
-        # Not popleft(): a signal's exception may be raised as soon as a call returns, and
-        # the job would be lost on the way into its variable. Subscripts are safe from that.
+        # Not popleft(): a signal handler may raise as soon as a call returns, and the job would be
+        # lost before it is assigned. Subscripts are safe.
         try:
             job = self._jobs[0]
-        except IndexError:  # whoever posted it took it back, since the mailbox is closed
+        except IndexError:  # the poster took it back, because the mailbox is closed
             return
         closed = self._closed
         if not closed:
@@ -226,15 +225,15 @@ class CurrentThreadExecutor(JobExecutor):
             if closed and not self._removed(job):
                 return
             job.run()
-            # In a forked child, whoever waits for the outcome is the parent's.
+            # In a forked child, nothing waits for the outcome: the caller is in the parent.
             if self._generation is forks.generation:  # pragma: no branch: nothing can measure that, as above
                 job.report()
-        except BaseException as interrupt:  # of this thread, by a signal: a job lets nothing out by itself
+        except BaseException as interrupt:  # raised by a signal handler: a job itself raises nothing
             job.abandon(interrupt)
             raise
 
     def close(self, *, run_rest: bool = True) -> None:
-        """Accept nothing more; run what was accepted, or tell its callers that it will not be."""
+        """Accept no more jobs; run the accepted ones, or give their callers an exception."""
         if self._closed or self._generation is not forks.generation:
             return
         self._closed = True
@@ -246,5 +245,5 @@ class CurrentThreadExecutor(JobExecutor):
             while self._jobs:
                 with contextlib.suppress(IndexError):  # taken back meanwhile
                     self._jobs.popleft().abandon(
-                        RuntimeError("the thread was interrupted in async_to_sync before it came to this call")
+                        RuntimeError("this call was not run: the thread was interrupted in async_to_sync before it")
                     )

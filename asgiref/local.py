@@ -1,10 +1,9 @@
-"""``Local``: attributes that follow the flow of calls, in threads and in tasks.
+"""``Local``: attributes with a value for each task and thread.
 
-All of a ``Local``'s attributes stand in one immutable mapping, held by one
-``ContextVar``. Writing replaces the mapping in the current context, so there is
-nothing to lock, nothing to break at a fork, and whoever copies a context has a
-snapshot that later writes do not reach. The reading and writing methods are flat
-on purpose: they are the hottest path of the package.
+All attributes of a ``Local`` are in one immutable mapping in one ``ContextVar``. Writing
+replaces the mapping in the current context. So no lock is needed, a fork breaks nothing,
+and a copied context is a snapshot that later writes do not change. The methods for reading
+and writing call no helpers, because they are the most frequent operation of the package.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Local"]
 
-# The name of every ContextVar made here: ``_bridge.carry`` knows by it which values are mappings to merge.
+# The name of every ContextVar made here; ``_bridge.carry`` merges the mappings in variables of this name.
 VARIABLE_NAME = "asgiref.local.Local"
 
 # Python 3.14 and later can start each thread in a copy of its starter's context.
@@ -33,7 +32,7 @@ _NO_ATTRIBUTES: dict[Any, Any] = {}
 
 
 class _Storage:
-    """Where a ``Local`` keeps its own; read through ``super()``, since its attributes are the user's."""
+    """The internal attributes of a ``Local``; read through ``super()``, because its own attributes are the user's."""
 
     __slots__ = ("__weakref__", "_in_thread", "_variable")
     _in_thread: threading.local
@@ -45,29 +44,28 @@ _variable_of = _Storage.__dict__["_variable"].__get__
 
 @final
 class Local(_Storage):
-    """A drop-in for ``threading.local`` that also works between tasks and across the bridge.
+    """A replacement for ``threading.local`` that also works between tasks and across the bridge.
 
-    Each asynchronous task has values of its own, starting from those of the task that
-    made it; each plain thread starts empty. ``sync_to_async`` and ``async_to_sync`` take
-    the values to the other side and bring changes back, as does ``asyncio.to_thread`` on
-    the way in. What one task or thread sets is never seen by an unrelated one.
+    Each asynchronous task has its own values and starts with a copy of its parent's. Each
+    plain thread starts without values. ``sync_to_async`` and ``async_to_sync`` pass the
+    values to the other side and bring changes back. ``asyncio.to_thread`` only passes them
+    in. Unrelated tasks and threads never see each other's values.
 
     Args:
-        thread_critical: For values that must not leave their thread, such as a database
-            connection. Synchronous code then has one set of values for each thread, and
-            the bridge does not carry them over; asynchronous code has values for each
-            task that stay with its event loop.
+        thread_critical: For values that must stay in their thread, such as a database
+            connection. Synchronous code has one set of values for each thread, and the
+            bridge does not pass them on. Asynchronous code has values for each task, which
+            stay with its event loop.
 
-    Where Python starts each thread in a copy of its starter's context
+    If Python starts each thread in a copy of its starter's context
     (``sys.flags.thread_inherit_context``, the default of free-threaded builds since 3.14),
-    a thread's start cannot be told from ``asyncio.to_thread``. Keeping plain threads apart
-    comes first: there, ``asyncio.to_thread`` starts without values; ``sync_to_async``
-    carries them as always.
+    plain threads and ``asyncio.to_thread`` look the same. Both then start without values;
+    ``sync_to_async`` still passes them on.
 
     Raises:
-        AttributeError: on reading or deleting what is not set here, and on setting a name
-            that the type itself has (``__class__``, say), which could not be read back.
-        TypeError: on subclassing.
+        AttributeError: if a missing attribute is read or deleted, or if the name is one that
+            every object has, such as ``__class__``, and is set.
+        TypeError: if it is subclassed, copied or pickled.
 
     >>> current = Local()
     >>> current.language = "nl"
@@ -95,8 +93,8 @@ class Local(_Storage):
         if cls.__module__ != __name__:
             raise TypeError("Local cannot be subclassed; keep one as an attribute of your own class instead")
 
-    # __getattribute__, not __getattr__: looking in the mapping first spares the failing
-    # look-up on the type, which costs four times as much on Python 3.11.
+    # __getattribute__, not __getattr__: a failing look-up on the type comes before __getattr__
+    # and costs four times as much on Python 3.11.
     def __getattribute__(self, name: str) -> Any:
         attributes = super()._variable.get()
         if name in attributes:
@@ -121,20 +119,20 @@ class Local(_Storage):
         del attributes[name]
         variable.set(attributes)
 
-    def __reduce__(self) -> NoReturn:  # which copy, deepcopy and pickle all come to
+    def __reduce__(self) -> NoReturn:  # called by copy, deepcopy and pickle
         raise TypeError(
-            "a Local cannot be copied or pickled: a copy would know nothing of the values, which are kept for each "
-            "context; share the Local itself"
+            "a Local cannot be copied or pickled, because its values are stored in contexts; share the Local itself, "
+            "or copy the values"
         )
 
 
-# Users may call an attribute as they like, but for what every object has. "final" adds a name of its own to Local.
+# Users may choose any other name for an attribute. Not dir(Local), to which "final" adds a name.
 _RESERVED = frozenset(dir(_Storage)) - set(_Storage.__slots__) | {"__weakref__"}
 
 
 def _no_attribute(storage: Local, name: str) -> AttributeError:
     error = AttributeError(f"'Local' object has no attribute '{name}'")
-    error.name, error.obj = name, storage  # as arguments, they would cost a third more
+    error.name, error.obj = name, storage  # a third faster than as arguments
     return error
 
 
@@ -142,14 +140,14 @@ def _refuse(name: str) -> NoReturn:
     raise AttributeError(f"'Local' object attribute '{name}' is read-only: every object has it; choose another name")
 
 
-# ``_bridge.internals.running_loop`` would do, if others did not put a module of their own in the place
-# of ``asyncio`` here, in order to say which loop runs.
+# Not ``_bridge.internals.running_loop``: other packages replace ``asyncio`` in this module to define which
+# event loop is running.
 class _ThreadCriticalLocal(Local):  # type: ignore[misc]  # not final in this file
     """``Local(thread_critical=True)``.
 
-    Without a running loop, the values are those of a ``threading.local``. With one, they
-    are in the context as for any ``Local``, under keys that name the loop as well: what a
-    task sets crosses other threads unseen and is back when the flow returns to its loop.
+    Without a running event loop, the values are in a ``threading.local``. With one, they are
+    in the context, under keys that include the loop. So they are invisible in other threads,
+    and visible again when the flow of calls returns to its loop.
     """
 
     __slots__ = ()
@@ -207,7 +205,7 @@ class _ThreadCriticalLocal(Local):  # type: ignore[misc]  # not final in this fi
 
 
 def _running_loop() -> Any:
-    """Ask what others have put in the place of ``asyncio`` here, and what has no more than the public function."""
+    """Ask a replacement of ``asyncio`` in this module that has only the public function."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -215,24 +213,24 @@ def _running_loop() -> Any:
 
 
 def peek(storage: Any, name: str) -> Any:
-    """Return ``getattr(storage, name, None)``, in a third of the time where a plain ``Local`` lacks the name."""
+    """Return ``getattr(storage, name, None)``; for a plain ``Local`` without the name, in a third of the time."""
     if type(storage) is Local:
         return _variable_of(storage).get().get(name)
     return getattr(storage, name, None)
 
 
 def is_out_of_reach(key: Any) -> bool:
-    """Tell whether *key*, of a mapping in a context, is of a task's value whose event loop has ended."""
+    """Return whether *key* of a mapping belongs to a task whose event loop has ended."""
     if type(key) is not tuple:
         return False
     loop = key[0]()
     return loop is None or loop.is_closed()
 
 
-# A lineage is the flow of calls that may share values where threads inherit contexts. Its
-# token is noted in the context, next to the mark of the thread on which the context is
-# used. A plain thread finds the mark of its starter there, and so knows that the values
-# are not meant for it; the bridge replaces the mark when it takes a context to a thread.
+# Used if threads inherit contexts. A lineage is a flow of calls that may share values. The
+# context holds its token and the mark of the thread that uses the context. A plain thread
+# finds the mark of its starter there, so the values are not for it. The bridge replaces the
+# mark when it passes a context to a thread.
 _thread_mark = threading.local()
 LINEAGE: contextvars.ContextVar[tuple[object, object] | None] = contextvars.ContextVar(
     "asgiref.local.lineage", default=None
@@ -248,14 +246,14 @@ def mark_of_thread() -> object:
 
 
 def replace_mark(mark: object) -> object:
-    """Let this thread stand in for the one that *mark* is of; return the mark that it had."""
+    """Give this thread the mark of another one, for which it acts; return the previous mark."""
     outer = mark_of_thread()
     _thread_mark.mark = mark
     return outer
 
 
 def _lineage_here() -> object:
-    """Return the token of the lineage that this context continues on this thread, or start one."""
+    """Return the token of this context's lineage on this thread; start a new lineage if there is none."""
     entry = LINEAGE.get()
     mark = mark_of_thread()
     if entry is None or entry[0] is not mark:
@@ -265,7 +263,7 @@ def _lineage_here() -> object:
 
 
 class _LineageLocal(Local):  # type: ignore[misc]  # not final in this file
-    """A ``Local`` where threads inherit contexts: the mapping's key ``None`` holds its lineage."""
+    """A ``Local`` for threads that inherit contexts: the mapping has the lineage under the key ``None``."""
 
     __slots__ = ("_none_unless_set",)
     _none_unless_set: str | None
@@ -304,7 +302,7 @@ class _LineageLocal(Local):  # type: ignore[misc]  # not final in this file
 
 
 def none_unless_set(name: str) -> Local:
-    """Return a ``Local`` whose attribute *name* is None as long as nobody has set it."""
+    """Return a ``Local`` whose attribute *name* is None until it is set."""
     storage = Local()
     if THREADS_INHERIT:
         object.__setattr__(storage, "_none_unless_set", name)
@@ -315,20 +313,20 @@ def none_unless_set(name: str) -> Local:
 
 
 def prepare_hand_over() -> None:
-    """Give the current context a lineage, so that a copy of it can continue that on another thread."""
+    """Give the current context a lineage, which a copy of it can continue on another thread."""
     _lineage_here()
 
 
 def arrive(context: contextvars.Context) -> None:
-    """Let *context*, which came over the bridge, continue its lineage on this thread."""
+    """Let *context*, which the bridge has passed to this thread, continue its lineage here."""
     entry = context.get(LINEAGE)
     if entry is not None:
         context.run(LINEAGE.set, (mark_of_thread(), entry[1]))
 
 
-# Reading without the interpreter's lock. ``super()`` counts a reference to the MRO of the class, one object for all
-# threads, so that two of them read at little more than the rate of one. What follows counts none that threads share,
-# since types and their descriptors are not counted. Where there is the lock, ``super()`` takes two thirds of the time.
+# Reading on free-threaded builds. ``super()`` counts references to the MRO of the class, which all threads share, so
+# two threads together would read hardly faster than one. The functions below count no shared reference: types and
+# their descriptors are not counted. With the interpreter's lock, ``super()`` is faster: two thirds of the time.
 if builds.FREE_THREADED:  # pragma: no cover: coverage is measured on builds with the lock
     _own: Any = object.__getattribute__
 

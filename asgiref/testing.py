@@ -1,12 +1,12 @@
-"""A stand-in for an ASGI server: tests talk to an application through it.
+"""A stand-in for an ASGI server, for tests of an application.
 
-The application runs in a task of its own, two queues connect it with the test. What it has
-sent can always be received, also after it has crashed; a crash is raised from the next
-call that finds nothing else to give.
+The application runs in its own task; two queues connect it with the test. Messages that it
+has sent can always be received, even after it has raised an exception. The next call that
+finds no output raises that exception.
 
-A ``CancelledError`` may mean the test or the application. That of the test comes out of
-whatever call it was waiting in, and changes nothing here. That of the application is
-raised with a text which tells who cancelled it.
+A ``CancelledError`` can concern the test or the application. A cancellation of the test is
+raised by the call that it waits in, and changes nothing here. A cancellation of the
+application is raised with a text that names the reason.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ _STOPPED = "stop() was called"
 
 
 class ApplicationCommunicator:
-    """Runs one application for one scope, and exchanges messages with it from a test.
+    """Runs one application with one scope and exchanges messages with it.
 
-    Equivalent to a server that has one connection. The application starts with the first
-    use of ``future`` or of a method other than ``stop``, on the running event loop, in a
-    task with an empty context: context variables of the test are not visible to it, as
-    those of a server would not be. A communicator belongs to the loop of its first use.
+    Equivalent to a server with one connection. The application starts with the first use of
+    ``future`` or of a method other than ``stop``, on the running event loop, in a task with
+    an empty context: it does not see the context variables of the test. A communicator
+    belongs to the event loop of its first use.
 
     Args:
-        application: An ASGI application, of ASGI 3 or of the older form that is called
-            twice (``asgiref.compatibility`` tells them apart).
-        scope: The scope to call it with. It is kept as the attribute ``scope``, which may be
-            changed or replaced until the application starts.
+        application: An ASGI application, of ASGI 3 or of the older form that is called twice
+            (``asgiref.compatibility`` detects it).
+        scope: The scope to call it with. The attribute ``scope`` may be changed or replaced
+            until the application starts.
 
     Cancellation:
-        Cancelling a test that waits here leaves the application as it is. A communicator
-        that is deleted cancels its application.
+        Cancelling a test that waits here does not affect the application. Deleting a
+        communicator cancels its application.
 
     >>> import asyncio
     >>> async def application(scope, receive, send):
@@ -63,11 +63,11 @@ class ApplicationCommunicator:
 
     def __init__(self, application: Callable[..., Any], scope: Any) -> None:
         self._task: asyncio.Task[Any] | None = None
-        # Set when a message has been sent, or the application has ended.
+        # Set when a message has been sent or the application has ended.
         self._news = asyncio.Event()
         self._inputs: asyncio.Queue[Any] = asyncio.Queue()
         self._outputs = _Outputs(self._news)
-        # Why this object has cancelled the application.
+        # The reason, if this object has cancelled the application.
         self._reason: str | None = None
         self.application = guarantee_single_callable(application)
         self.scope = scope
@@ -75,13 +75,13 @@ class ApplicationCommunicator:
     def __del__(self) -> None:
         task = self.__dict__.get("_task")  # a subclass may have failed before our __init__
         if task is not None and not task.done():
-            # The collector may run in any thread; a closed loop has nothing left to cancel.
+            # The garbage collector runs on any thread. A closed loop has nothing left to cancel.
             with contextlib.suppress(RuntimeError):
                 task.get_loop().call_soon_threadsafe(task.cancel)
 
     @property
     def future(self) -> asyncio.Task[Any]:
-        """The task in which the application runs; it is started if need be."""
+        """The task that runs the application; reading this starts it if needed."""
         return self._start()
 
     @property
@@ -97,24 +97,25 @@ class ApplicationCommunicator:
     def _start(self) -> asyncio.Task[Any]:
         if self._task is None:
             news = self._news
-            # No methods of this object: the running application would keep it, and __del__ would not be called.
+            # Not bound to this object: else the task would keep it alive, and __del__ would never be called.
             application = _run(self.application, self.scope, self._inputs.get, self._outputs.put)
             self._task = asyncio.create_task(application, context=contextvars.Context())
             self._task.add_done_callback(lambda task: news.set())
         return self._task
 
     async def send_input(self, message: Any) -> None:
-        """Put *message* where the application receives it.
+        """Queue *message* for the application.
 
-        Equivalent to ``input_queue.put_nowait(message)``, but for the start and the errors.
-        The application does not run before the test awaits something else.
+        Equivalent to ``input_queue.put_nowait(message)``, except that it starts the
+        application and raises its exception. The application does not run before the test
+        awaits something else.
 
         Args:
             message: The event, a dict with a ``type``.
 
         Raises:
             BaseException: what the application has raised; if it was cancelled, a
-                ``CancelledError`` whose text tells by whom.
+                ``CancelledError`` with the reason.
         """
         __traceback_hide__ = True
         self._start()
@@ -124,30 +125,30 @@ class ApplicationCommunicator:
     async def receive_output(self, timeout: float | None = 1) -> Message:
         """Return the next message that the application sends.
 
-        Equivalent to ``await output_queue.get()``, but for the start and the errors.
+        Equivalent to ``await output_queue.get()``, except that it starts the application and
+        raises its exception.
 
         Args:
-            timeout: How long to wait, in seconds; None is without end. An application that
-                has returned is waited for just as long, since a task that it left behind
-                may still send.
+            timeout: How long to wait, in seconds; None means for ever. This also applies if
+                the application has returned, because a task that it started may still send.
 
         Cancellation:
-            At the timeout, the application is cancelled, and awaited however long its
-            cleanup takes. Later calls say so: ``send_input``, ``receive_output``,
-            ``receive_nothing`` and ``stop`` raise ``CancelledError`` (that type, because
-            existing suites expect it of Channels' ``WebsocketCommunicator.disconnect``), and
-            only ``wait`` returns. Use ``receive_nothing`` for a look that harms nobody.
+            At the timeout, the application is cancelled and then awaited without a limit.
+            Later, ``send_input``, ``receive_output``, ``receive_nothing`` and ``stop`` raise
+            ``CancelledError`` (this type, because existing suites expect it of Channels'
+            ``WebsocketCommunicator.disconnect``), and ``wait`` returns. To look without
+            cancelling anything, use ``receive_nothing``.
 
         Returns:
-            The message, the very object that was sent. What was sent before a crash or a
-            cancellation comes first.
+            The message object that was sent. Messages that were sent before an exception or a
+            cancellation come first.
 
         Raises:
-            BaseException: what the application has raised; at once, when it does, but also
-                what it raises when it is cancelled at the timeout. If it was cancelled before,
-                a ``CancelledError`` whose text tells by whom.
-            TimeoutError: if nothing was sent in time; the text tells what became of the
-                application.
+            BaseException: what the application raises, without waiting for the timeout, or
+                when it is cancelled at the timeout. If it was cancelled before, a
+                ``CancelledError`` with the reason.
+            TimeoutError: if nothing was sent in time. The text says whether the application
+                had returned or was cancelled.
         """
         __traceback_hide__ = True
         task = self._start()
@@ -163,21 +164,21 @@ class ApplicationCommunicator:
         raise TimeoutError(f"the application sent nothing within {timeout} s, and was cancelled therefore")
 
     async def receive_nothing(self, timeout: float | None = 0.1, interval: float = 0.01) -> bool:
-        """Tell whether the application sends nothing for a while. Neither it nor its output is touched.
+        """Return whether the application sends nothing for *timeout* seconds. Does not change anything.
 
-        Equivalent to ``output_queue.empty()`` after that while, but for the start and the
-        errors.
+        Equivalent to ``output_queue.empty()`` after that time, except that it starts the
+        application and raises its exception.
 
         Args:
             timeout: How long to wait, in seconds.
-            interval: Has no effect: the first message ends the wait, and nothing is polled.
+            interval: Unused: nothing is polled, the first message ends the wait.
 
         Returns:
-            False as soon as there is a message to receive, True if there is none at the end.
+            False as soon as there is a message to receive; True after the timeout.
 
         Raises:
-            BaseException: what the application has raised, at once, when it does; if it was
-                cancelled, a ``CancelledError`` whose text tells by whom.
+            BaseException: what the application raises, without waiting for the timeout; if it
+                was cancelled, a ``CancelledError`` with the reason.
         """
         __traceback_hide__ = True
         self._start()
@@ -189,25 +190,24 @@ class ApplicationCommunicator:
     async def wait(self, timeout: float | None = 1) -> None:
         """Wait until the application has ended.
 
-        Equivalent to ``await future`` with a timeout. Existing suites call this after a missed
-        output; so it returns quietly from an application that was cancelled before,
-        whoever did it.
+        Equivalent to ``await future`` with a timeout. If the application was cancelled
+        before, this returns without an exception: existing suites call it after a timeout of
+        ``receive_output``.
 
         Args:
-            timeout: How long to wait, in seconds; None is without end.
+            timeout: How long to wait, in seconds; None means for ever.
 
         Cancellation:
-            At the timeout, the application is cancelled, and awaited however long its cleanup
-            takes.
+            At the timeout, the application is cancelled and then awaited without a limit.
 
         Raises:
             BaseException: what the application has raised, or raises when it is cancelled at
                 the timeout.
-            TimeoutError: if it had to be cancelled.
+            TimeoutError: if the application was cancelled at the timeout.
         """
         __traceback_hide__ = True
         task = self._start()
-        # Not "await task": its CancelledError could be that of the test, or that of the application.
+        # Not "await task": a CancelledError could concern the test or the application.
         await asyncio.wait({task}, timeout=timeout)
         if not task.done():
             await self._cancel(task, f"wait() found it running after {timeout} s")
@@ -216,17 +216,17 @@ class ApplicationCommunicator:
             task.result()
 
     def stop(self, exceptions: bool = True) -> None:
-        """Cancel the application if it runs; else raise what it has raised.
+        """Cancel the application if it is running; else raise its exception.
 
-        Equivalent to ``future.cancel()``. It does not wait; ``wait`` does so. It neither starts
-        an application nor minds one that it has stopped before.
+        Equivalent to ``future.cancel()``. It does not wait for the end; use ``wait`` for that.
+        It does not start the application, and a second call does nothing.
 
         Args:
-            exceptions: Whether to raise anything at all.
+            exceptions: False: raise nothing.
 
         Raises:
-            BaseException: what the application has raised; if it was cancelled in another way
-                than by this method, a ``CancelledError`` whose text tells by whom.
+            BaseException: what the application has raised; if it was cancelled by anything
+                but this method, a ``CancelledError`` with the reason.
         """
         __traceback_hide__ = True
         task = self._task
@@ -239,13 +239,13 @@ class ApplicationCommunicator:
             if not (task.cancelled() and self._reason is _STOPPED):
                 self._raise_failure()
         elif not task.cancelled():
-            task.exception()  # or asyncio would log that nobody has seen it
+            task.exception()  # else asyncio logs "exception was never retrieved"
 
     async def _wait_output(self, timeout: float | None) -> bool:
-        """Wait until there is output or will be none, because the application has failed; tell whether there is."""
+        """Wait for output, a failure of the application, or the timeout; return whether there is output."""
         test = asyncio.current_task()
         if test is not None and test.cancelling():
-            # That cancellation may not be delivered yet, and could not be told from the end of the timeout below.
+            # Let a pending cancellation be raised here: below, it would look like the end of the timeout.
             await asyncio.sleep(0)
         try:
             async with asyncio.timeout(timeout):
@@ -271,7 +271,7 @@ class ApplicationCommunicator:
             raise asyncio.CancelledError(f"the application was cancelled: {reason}") from error
 
     async def _cancel(self, task: asyncio.Task[Any], reason: str) -> None:
-        """Cancel the application, wait for its end, and raise its exception if it has one."""
+        """Cancel the application, wait for its end, and raise its exception, if any."""
         __traceback_hide__ = True
         self._reason = reason
         task.cancel(reason)
@@ -281,19 +281,19 @@ class ApplicationCommunicator:
 
 
 class _Outputs(asyncio.Queue[Message]):
-    """Tells the news of each message, also of one that a test puts here itself."""
+    """Sets *news* for each message, including messages that a test puts here itself."""
 
     def __init__(self, news: asyncio.Event) -> None:
         super().__init__()
         self._news = news
 
-    def _put(self, item: Message) -> None:  # that asyncio has for subclasses; all ways to put lead here
+    def _put(self, item: Message) -> None:  # documented for subclasses; every way to put an item calls it
         super()._put(item)
         self._news.set()
 
 
 async def _run(application: Callable[..., Awaitable[Any]], scope: Any, receive: Any, send: Any) -> Any:
-    # A coroutine of our own, because an application may be any callable that returns an
-    # awaitable, and is to be called in its own context.
+    # A coroutine of our own: an application may be any callable that returns an awaitable, and it
+    # must be called inside the task's context.
     __traceback_hide__ = True
     return await application(scope, receive, send)

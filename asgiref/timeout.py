@@ -1,10 +1,10 @@
-"""``timeout``: a limit to the time that a block takes, from before the standard library had one.
+"""``timeout``: the deprecated predecessor of ``asyncio.timeout``.
 
-Kept for code that imports it; new code uses ``asyncio.timeout``, which does all of the work
-here too. What this module adds is the older interface: a synchronous form, attributes in
-place of methods, and an object that can be used again.
+Kept for code that imports it; new code uses ``asyncio.timeout``. This module only adds the
+older interface to it: a synchronous form, attributes instead of methods, and objects that
+can be used again.
 
-A cancellation that comes from outside is never taken for that of the expiry.
+A cancellation from outside is never mistaken for the expiry.
 """
 
 from __future__ import annotations
@@ -19,41 +19,40 @@ __all__ = ["timeout"]
 
 
 class timeout:
-    """A context manager that cancels its block after a while, and raises ``TimeoutError`` from it.
+    """A context manager that cancels its block after a time and then raises ``TimeoutError``.
 
-    Equivalent to ``asyncio.timeout(timeout)``, called where the block begins. It is
-    deprecated in favour of that, and a ``DeprecationWarning`` says so where it is made.
+    Equivalent to ``asyncio.timeout(timeout)``, called at the start of the block. It is
+    deprecated in favour of that; creating it emits a ``DeprecationWarning``.
 
-    It may be used as ``async with`` and as ``with``, in a task in both cases. One object can
-    serve any number of blocks, one after the other.
+    Use it in a task, with ``async with`` or ``with``. One object can serve any number of
+    blocks, one at a time.
 
     Args:
-        timeout: How long the block may take, in seconds; None is without end. At 0 and below,
-            the first ``await`` in the block that gives way to the event loop is the last.
-        loop: Has no use any more, and a second ``DeprecationWarning`` says so. It must be the
-            event loop in which the blocks run. With it, the object can be made where no
-            loop runs.
+        timeout: How long the block may take, in seconds; None means without a limit. At 0 or
+            below, the first ``await`` that suspends the task is cancelled.
+        loop: Deprecated; it emits a second ``DeprecationWarning``. It must be the event loop
+            that runs the blocks. With it, the object can be created without a running loop.
 
     Thread and loop:
-        Belongs to the event loop in which it is made, or to that of *loop*.
+        Belongs to the running event loop at its creation, or to *loop*.
 
     Cancellation:
-        Only what the expiry cancels becomes a ``TimeoutError``. If the task is cancelled from
-        outside as well, be it before or after the expiry or in the same iteration of the
-        loop, the block ends with ``CancelledError``. So does the inner one of two blocks
-        that expire together, and the outer one raises ``TimeoutError``.
+        Only the expiry becomes a ``TimeoutError``. If the task is also cancelled from outside,
+        before or after the expiry or in the same event loop iteration, the block raises
+        ``CancelledError``. If two nested blocks expire together, the inner one raises
+        ``CancelledError`` and the outer one ``TimeoutError``.
 
-        A cancellation that was requested, but not delivered, before an ``async with`` block
-        is raised where that begins. A ``with`` block cannot wait for it; if the expiry is
-        as soon, it becomes a ``TimeoutError`` there, as it does with ``asyncio.timeout``.
+        A cancellation that was requested before an ``async with`` block, but not delivered,
+        is raised at its start. A ``with`` block cannot wait for it. If the block expires at
+        the same time, it raises ``TimeoutError``, as ``asyncio.timeout`` does.
 
-        A block that is left in another way in spite of the expiry, normally or with an
-        exception of its own, is left in that way.
+        If the block ends normally or with another exception in spite of the expiry, nothing
+        is changed.
 
     Raises:
-        RuntimeError: on making it without *loop* where no event loop runs; on entering it
-            in another event loop, outside of a task, or in a block of its own.
-        TimeoutError: from the block; it is the same as ``asyncio.TimeoutError``.
+        RuntimeError: if it is created without *loop* and no event loop is running; if it is
+            entered in another event loop, outside of a task, or inside its own block.
+        TimeoutError: from the block; the same as ``asyncio.TimeoutError``.
 
     >>> import asyncio, warnings
     >>> async def main():
@@ -76,34 +75,34 @@ class timeout:
         if loop is None:
             loop = asyncio.get_running_loop()
         else:
-            warnings.warn("the loop argument of timeout has no use any more", DeprecationWarning, stacklevel=2)
+            warnings.warn("the loop argument of timeout has no effect; remove it", DeprecationWarning, stacklevel=2)
         self._timeout = timeout
         self._loop = loop
-        self._block: asyncio.Timeout | None = None  # the one that goes on
-        # Of the latest block.
+        self._block: asyncio.Timeout | None = None  # the running one
+        # Of the latest block:
         self._when: float | None = None
         self._expired = False
 
     @property
     def expired(self) -> bool:
-        """Whether the latest block was cancelled because its time was over."""
+        """Whether the latest block was cancelled by its timeout."""
         return self._expired if self._block is None else self._block.expired()
 
     @property
     def remaining(self) -> float | None:
-        """How long, in seconds, until the time of the latest block is over; 0.0 from then on.
+        """Seconds until the latest block expires; 0.0 afterwards.
 
-        The clock runs on after the block. None where there is no limit, or was no block.
+        The time keeps running after the block. None without a limit or before the first block.
         """
         if self.expired:
-            return 0.0  # also where the loop's timers are a little early
+            return 0.0  # timers of the event loop may fire slightly early
         return None if self._when is None else max(0.0, self._when - self._loop.time())
 
     def __enter__(self) -> timeout:
         if asyncio.get_running_loop() is not self._loop:
-            raise RuntimeError("this timeout was made for another event loop; make it in the task that uses it")
+            raise RuntimeError("this timeout belongs to another event loop; create it in the task that uses it")
         if self._block is not None:
-            raise RuntimeError("this timeout is in use; make one for each of several blocks at a time")
+            raise RuntimeError("this timeout is in use; create one for each of several concurrent blocks")
         block = asyncio.timeout(self._timeout)
         _complete(block.__aenter__())
         self._block, self._when = block, block.when()
@@ -113,17 +112,17 @@ class timeout:
         self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
     ) -> None:
         __traceback_hide__ = True
-        # Not kept: it would keep the task.
+        # Drop the reference, which keeps the task alive.
         block, self._block = self._block, None
         if block is None:
-            raise RuntimeError("this timeout was not entered")
+            raise RuntimeError("this timeout was left without having been entered; use `async with`")
         self._expired = block.expired()
         _complete(block.__aexit__(exc_type, exc_val, exc_tb))
 
     async def __aenter__(self) -> timeout:
         task = asyncio.current_task()
         if task is not None and task.cancelling():
-            # In the block, that cancellation could not be told from the one of the expiry.
+            # Let it be raised here: inside the block, it would look like the expiry.
             await asyncio.sleep(0)
         return self.__enter__()
 
@@ -135,10 +134,10 @@ class timeout:
 
 
 def _complete(coroutine: Coroutine[Any, Any, object]) -> None:
-    """Run *coroutine*, which never waits: those of ``asyncio.Timeout`` are so for the syntax alone."""
+    """Run *coroutine*, which never waits: methods of ``asyncio.Timeout`` are coroutines only for ``async with``."""
     __traceback_hide__ = True
     try:
         coroutine.send(None)
     except StopIteration:
         return
-    raise RuntimeError(f"{coroutine} waits")  # pragma: no cover: a change in asyncio would do it
+    raise RuntimeError(f"{coroutine} waits")  # pragma: no cover: only after a change in asyncio

@@ -274,11 +274,11 @@ async def test_block_of_its_own_is_refused() -> None:
 
 async def test_leaving_without_having_entered_is_refused() -> None:
     limit = quiet(NEVER)
-    with pytest.raises(RuntimeError, match="not entered"):
+    with pytest.raises(RuntimeError, match="without having been entered"):
         limit.__exit__(None, None, None)
     async with limit:
         pass
-    with pytest.raises(RuntimeError, match="not entered"):
+    with pytest.raises(RuntimeError, match="without having been entered"):
         await limit.__aexit__(None, None, None)
 
 
