@@ -1,10 +1,10 @@
-"""Event loops that leave the thread free which runs them: ``ThreadSensitiveEventLoop``.
+"""Event loops that run on a worker thread: ``ThreadSensitiveEventLoop``.
 
-``run_forever`` of such a loop, and all that is built on it, hands the loop to a worker and serves
-a mailbox until the run is over. So thread-sensitive code of everything below runs on the
-thread that called it, as below ``async_to_sync``.
+``run_forever`` of such a loop, and everything that uses it, runs the loop on a worker and
+serves a mailbox until the end of the run. So thread-sensitive code below runs on the calling
+thread, as below ``async_to_sync``.
 
-Both names are those of ``asgiref.sync`` too, which imports this module with their first use.
+``asgiref.sync`` exports both names, too, and imports this module on their first use.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class _Mailbox(CurrentThreadExecutor):
-    """The mailbox of the thread that waits for one run of a loop; takes errands too, which go ahead of jobs."""
+    """The mailbox of the thread that waits for one run of a loop. It also takes errands, which run before jobs."""
 
     def __init__(self) -> None:
         outer = local.peek(AsyncToSync.executors, "current")
@@ -58,30 +58,30 @@ class _Mailbox(CurrentThreadExecutor):
         self._busy = False
 
     def run_errand(self, function: Callable[[], None]) -> None:
-        """Have the thread call *function*: before this returns, if it waits here, else when it does so again.
+        """Run *function* on the thread: before this returns if the thread is idle, else after its current job.
 
-        While the thread runs a job, which may need the calling thread, it is not waited for. This
-        side adds the errand, and then looks whether there is a job; the thread notes the job, and
-        then looks for errands, so one of the two notices. *function* may be called twice.
+        This does not wait for a running job, which may need the calling thread. This side adds
+        the errand and then checks for a job. The thread marks the job and then checks for
+        errands. So at least one of the two notices the other. *function* may be called twice.
         """
         errand = _Errand(function)
-        # Both sides go through the list's own lock between the two steps. Not through one that is waited for, since
-        # a signal handler may run while the thread holds it, and wait for what the calling thread does.
+        # Between the two steps, both sides take the list's own lock. A lock of ours could deadlock: a signal handler
+        # may run while the thread holds it, and wait for the calling thread.
         self._errands.append(errand)
         busy = self._busy
         if self.post(errand) and not busy:
             errand.let_go.wait()
 
     def _run_next(self) -> None:
-        # Looked at, and taken away when it is done: an interrupt may come at any moment.
+        # Removed only when it is done, because an interrupt may come at any moment.
         while self._errands:
             self._errands[0].run()
             del self._errands[0]
         try:
             job = self._jobs[0]
-        except IndexError:  # whoever posted it took it back, since the mailbox is closed
+        except IndexError:  # the poster took it back, because the mailbox is closed
             return
-        if isinstance(job, _Errand):  # among the errands until it has been done
+        if isinstance(job, _Errand):  # it stays among the errands until it is done
             self._removed(job)
             return
         try:
@@ -94,18 +94,18 @@ class _Mailbox(CurrentThreadExecutor):
 
 
 class _Errand:
-    """A job that the thread of a mailbox does ahead of the others."""
+    """A job that the thread of a mailbox runs before all others."""
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
-        # Set when the errand has been done, or the thread is busy with something else.
+        # Set when the errand is done, or when the thread is busy with a job.
         self.let_go = threading.Event()
 
     def run(self) -> None:
         self._function()
         self.let_go.set()
 
-    def report(self) -> None:  # pragma: no cover: the mailbox takes errands away by itself
+    def report(self) -> None:  # pragma: no cover: the mailbox removes errands itself
         pass
 
     def abandon(self, error: BaseException) -> None:
@@ -113,11 +113,11 @@ class _Errand:
 
 
 class _Run:
-    """A job: one run of *loop*, on its worker. Either that begins it, or the thread that waits takes it back."""
+    """A job: one run of *loop* on its worker. Either the worker starts it, or the waiting thread takes it back."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, run_forever: Callable[[], None], mailbox: _Mailbox) -> None:
         self._loop, self._mailbox = loop, mailbox
-        # To delete an attribute is one step, and an error the second time.
+        # Deletion is atomic and fails the second time, so exactly one side wins.
         self._run_forever = run_forever
         self._handled = sys.exc_info()[1]
         self._mark = local.mark_of_thread()
@@ -133,14 +133,14 @@ class _Run:
             del self._run_forever
         except AttributeError:
             return
-        loop = self._loop  # for who looks at the frame
+        loop = self._loop  # read from this frame by bridge_calls
         if self._mailbox.belongs_to_this_thread:
             self._mailbox.run_in_place = workers.run_in_place
         handled, mark = self._handled, local.replace_mark(self._mark)
         try:
             if handled is None:
                 run_forever()
-            else:  # shown by sys.exc_info() to tasks, as on the stack of the thread that waits
+            else:  # tasks see it in sys.exc_info(), as on the waiting thread
                 marks = ExceptionMarks(handled)
                 try:
                     raise handled
@@ -148,7 +148,7 @@ class _Run:
                     marks.put_back(handled)
                     run_forever()
         except BaseException as error:
-            # Without this frame: the thread that waits adds two.
+            # Without this frame, because the waiting thread adds two.
             self._error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
         finally:
             self._ended = True
@@ -156,7 +156,7 @@ class _Run:
             del self._handled, handled, loop, run_forever
 
     def end(self, future: asyncio.Future[Any] | None = None) -> None:
-        """Stop the loop, unless it does another run by now, or ends this one with the exit that *future* has."""
+        """Stop the loop, unless this run has ended or *future* ends it with KeyboardInterrupt or SystemExit."""
         exception = None if future is None or future.cancelled() else future.exception()
         if not self._ended and not isinstance(exception, (KeyboardInterrupt, SystemExit)):
             self._loop.stop()
@@ -167,10 +167,10 @@ class _Run:
     def abandon(self, error: BaseException) -> None:  # pragma: no cover: no worker abandons a job
         self.report()
 
-    # On the thread that waits:
+    # On the waiting thread:
 
     def stop(self) -> bool:
-        """Have the run end soon; return False if it never begins, now that it has been taken back."""
+        """Stop the run soon; return False if it had not started, in which case it never will."""
         try:
             del self._run_forever
         except AttributeError:
@@ -184,10 +184,10 @@ class _Run:
 
 
 class _MainTask:
-    """Stands for the task of an ``asyncio.Runner`` in the Runner's handler of Ctrl-C, and is cancelled on its loop.
+    """Replaces the main task in the Ctrl-C handler of an ``asyncio.Runner``; cancels it on the loop's thread.
 
-    The handler runs on the main thread, at any moment of the loop's life on another, and cancels the
-    task, which only the loop's own thread may do.
+    The handler runs on the main thread while the loop runs on another one, and only the loop's
+    own thread may cancel a task.
     """
 
     def __init__(self, task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
@@ -206,15 +206,15 @@ class _MainTask:
             self._delivered = self._task.cancel()
 
     def missed_cancellation(self) -> bool:
-        """Tell, after the run, whether the task ended before it heard of the cancellation."""
+        """After the run, return whether the task ended before the cancellation was delivered."""
         missed = self._requested and not self._delivered
         self._requested = False
-        # One that has not ended was left behind by stop(), and hears of it in the next run.
+        # A task that stop() has left unfinished is cancelled in the next run.
         return missed and not self._task.cancel()
 
 
 class _CtrlC:
-    """Has the handler that an ``asyncio.Runner`` set for Ctrl-C cancel its task on the loop's thread, for one run."""
+    """For one run, lets the Ctrl-C handler of an ``asyncio.Runner`` cancel its task on the loop's thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -233,7 +233,7 @@ class _CtrlC:
             signal.signal(signal.SIGINT, self._ours)
 
     def leave(self) -> None:
-        # The Runner looks whether its own is still there.
+        # The Runner checks whether its own handler is set.
         if self._ours is not None and signal.getsignal(signal.SIGINT) is self._ours:
             signal.signal(signal.SIGINT, self._theirs)
 
@@ -242,9 +242,8 @@ class _CtrlC:
 
 
 class _Signals:
-    """The signal handlers of one loop, called by way of Python's own, which stand on the main thread."""
+    """The signal handlers of one loop, called by Python's signal handlers, which run on the main thread."""
 
-    # Neither can be caught.
     UNCATCHABLE = frozenset(getattr(signal, name) for name in ("SIGKILL", "SIGSTOP") if hasattr(signal, name))
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -252,7 +251,7 @@ class _Signals:
         self.handlers: dict[int, tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]] = {}
 
     def apply(self, sig: int) -> None:
-        """Let Python's handler be what the table says by now. On the main thread."""
+        """Set Python's handler according to the current table. On the main thread."""
         if sig in self.handlers:
             signal.signal(sig, self._pass_on)
             signal.siginterrupt(sig, False)
@@ -266,16 +265,16 @@ class _Signals:
             with contextlib.suppress(RuntimeError):  # closed
                 loop.call_soon_threadsafe(callback, *arguments, context=context)
                 return
-        # Nobody is left for it, so it is as if no handler had been set.
+        # The loop is gone or closed: restore the default and raise the signal again.
         self.handlers.pop(sig, None)
         self.apply(sig)
         signal.raise_signal(sig)
 
 
 class _ThreadSensitive(LoopOnWorker):
-    """What makes an event loop leave its caller's thread free; goes in front of the class of the loop."""
+    """A mixin that runs an event loop on a worker thread; the first base class, before the class of the loop."""
 
-    # Set with the first use: a loop may get this class when it has been made.
+    # Set on first use, because a loop may get this class after its creation.
     __lease: workers.LoopExecutor | None = None
     __signals: _Signals | None = None
 
@@ -284,29 +283,29 @@ class _ThreadSensitive(LoopOnWorker):
         __traceback_hide__ = True
         self.__check_that_it_may_run()
         if needs_no_run(future, self):
-            # Such a run cannot be told from none, but for a fifth of what it costs to start and end a loop.
+            # The run would have no effect, and cost a fifth of starting and ending a loop.
             with contextlib.suppress(StopIteration):
                 future.send(None)  # type: ignore[union-attr]
             return None  # type: ignore[return-value]
         is_new = not asyncio.isfuture(future)
         until: asyncio.Future[T] = asyncio.ensure_future(future, loop=self)  # type: ignore[arg-type]
         if is_new:
-            be_quiet_if_destroyed(until)  # the error below tells of it
+            be_quiet_if_destroyed(until)  # the error below reports it
         try:
             self.__run(until)
         except BaseException:
             if is_new and until.done() and not until.cancelled():
-                until.exception()  # the caller has no task to take it from
+                until.exception()  # mark it as retrieved: the caller has no access to the task
             raise
         if not until.done():
             raise RuntimeError("Event loop stopped before Future completed.")
         return until.result()
 
     def run_forever(self) -> None:
-        """Run the loop on its worker until ``stop`` is called, and thread-sensitive code on this thread meanwhile.
+        """Run the loop on its worker until ``stop`` is called; run thread-sensitive code on this thread meanwhile.
 
-        An exception that a signal raises in this thread, such as ``KeyboardInterrupt``, stops the
-        loop and is raised when it has stopped; a second one is raised at once.
+        An exception of a signal handler on this thread, such as ``KeyboardInterrupt``, stops
+        the loop and is raised after that. A second one is raised at once.
         """
         __traceback_hide__ = True
         self.__check_that_it_may_run()
@@ -322,8 +321,8 @@ class _ThreadSensitive(LoopOnWorker):
             raise RuntimeError("Cannot run the event loop while another loop is running")
         if greenlets.is_patched("threading"):
             raise RuntimeError(
-                f"{type(self).__name__} cannot be run under gevent's monkey patch: there, a loop works only "
-                "on the thread that made it, and this loop runs on another one; use async_to_sync instead"
+                f"{type(self).__name__} cannot be run under gevent's monkey patch, where an event loop works only on "
+                "the thread that made it, and this one runs on a worker thread; use async_to_sync instead"
             )
 
     def __run(self, until: asyncio.Future[Any] | None = None) -> None:
@@ -337,14 +336,14 @@ class _ThreadSensitive(LoopOnWorker):
             other = mailboxes.setdefault(self, mailbox)
             if other is not mailbox and other.serving:
                 raise RuntimeError("This event loop is already running")
-            mailboxes[self] = mailbox  # one that serves no more was left by an interrupt
+            mailboxes[self] = mailbox  # replaces one that an interrupt has left there
             if until is not None:
                 until.add_done_callback(run.end)
             ctrl_c.enter()
             interrupt = self.__hand_over_and_serve(run, mailbox)
         finally:
             try:
-                mailbox.close(run_rest=False)  # where an interrupt came at a bad moment
+                mailbox.close(run_rest=False)  # in case of an interrupt in between
             finally:
                 if mailboxes.get(self) is mailbox:
                     del mailboxes[self]
@@ -363,7 +362,7 @@ class _ThreadSensitive(LoopOnWorker):
             del interrupt, error
 
     def __hand_over_and_serve(self, run: _Run, mailbox: _Mailbox) -> BaseException | None:
-        """Have the worker do *run*, serve *mailbox* until it has ended; return the interrupt that came meanwhile."""
+        """Start *run* on the worker and serve *mailbox* until it has ended; return an interrupt or None."""
         __traceback_hide__ = True
         lease = self.__leased()
         interrupt: BaseException | None = None
@@ -373,16 +372,16 @@ class _ThreadSensitive(LoopOnWorker):
                 try:
                     if not handed_over:
                         handed_over = True
-                        if lease.belongs_to_this_thread:  # of a finalizer, between two runs
+                        if lease.belongs_to_this_thread:  # a finalizer, between two runs
                             workers.run_in_place(run)
                         elif not lease.post(run):
-                            raise RuntimeError("Event loop is closed")  # by another thread, since the look at it
+                            raise RuntimeError("Event loop is closed")  # meanwhile, by another thread
                         lease.note_caller(threading.current_thread())
                     mailbox.serve()
                     mailbox.close()
                     return interrupt
                 except BaseException as error:
-                    # Not serving: forked, or interrupted while running what was left over.
+                    # Not serving: after a fork, or interrupted while running the last jobs.
                     if interrupt is not None or not mailbox.serving or not run.stop():
                         raise
                     interrupt = error
@@ -397,14 +396,14 @@ class _ThreadSensitive(LoopOnWorker):
     if sys.version_info >= (3, 14):
 
         def create_task(self, coro: Coroutine[Any, Any, T], **options: Any) -> asyncio.Task[T]:
-            """Make a task, on the worker: asyncio notes each with the thread that made it, and looks there for it."""
+            """Create the task on the worker: asyncio registers tasks for the thread that creates them."""
             make_task = super().create_task
             if self.is_running() or self.is_closed() or self.__leased().belongs_to_this_thread:
                 return make_task(coro, **options)
             return self.__leased().submit(contextvars.copy_context().run, make_task, coro, **options).result()
 
     def close(self) -> None:
-        """Close the loop and give its worker back."""
+        """Close the loop and release its worker."""
         super().close()
         lease, self.__lease = self.__lease, None
         if lease is not None:
@@ -416,10 +415,10 @@ class _ThreadSensitive(LoopOnWorker):
     if sys.platform != "win32":  # pragma: no branch: Windows has no such signals
 
         def add_signal_handler(self, sig: int, callback: Callable[[*Ts], object], *args: *Ts) -> None:
-            """Have the loop call *callback* at that signal; the main thread has to be the one that runs the loop.
+            """Call *callback* on the loop when the signal arrives. The main thread must be running the loop.
 
-            Called in a coroutine, the handler is in force at once if the main thread is at its mailbox,
-            else as soon as it is back there.
+            In a coroutine, this takes effect at once if the main thread is idle in its mailbox, else
+            after its current job.
             """
             if asyncio.iscoroutine(callback) or inspect.iscoroutinefunction(callback):
                 raise TypeError("coroutines cannot be used with add_signal_handler()")
@@ -433,7 +432,7 @@ class _ThreadSensitive(LoopOnWorker):
             on_main_thread(functools.partial(signals.apply, sig))
 
         def remove_signal_handler(self, sig: int) -> bool:
-            """Undo ``add_signal_handler``, at the same moment; return whether there was a handler."""
+            """Undo ``add_signal_handler``, with the same timing; return whether there was a handler."""
             signals = self.__signals_for(sig)
             if sig not in signals.handlers:
                 return False
@@ -462,12 +461,12 @@ class _ThreadSensitive(LoopOnWorker):
             ):
                 return mailbox.run_errand
             raise RuntimeError(
-                f"{called}() was called for {self!r} on thread {threading.current_thread().name!r}, and Python sets "
-                "signal handlers on the main thread only; run the loop from the main thread"
+                f"{called}() cannot be called for {self!r} on thread {threading.current_thread().name!r}, because "
+                "Python sets signal handlers on the main thread only; run the loop from the main thread"
             )
 
 
-# asyncio's own, for this system.
+# The default event loop of asyncio on this platform.
 if sys.version_info >= (3, 13):
     _AsyncioLoop = asyncio.EventLoop
 elif sys.platform == "win32":  # pragma: no cover: the tests run on others
@@ -477,28 +476,28 @@ else:
 
 
 class ThreadSensitiveEventLoop(_ThreadSensitive, _AsyncioLoop):
-    """An event loop that leaves free the thread which runs it, for thread-sensitive code.
+    """An event loop on a worker thread; the calling thread runs thread-sensitive code meanwhile.
 
-    Equivalent to asyncio's own loop in what the loop does, and to ``async_to_sync`` in what
-    happens to the thread that calls ``run_forever`` or ``run_until_complete``: it waits, and
-    meanwhile runs the thread-sensitive code of everything below. It stands wherever a loop
-    factory is asked for: ``asyncio.run(main(), loop_factory=ThreadSensitiveEventLoop)``.
+    The loop is equivalent to asyncio's own. The thread that calls ``run_forever`` or
+    ``run_until_complete`` behaves as in ``async_to_sync``: it waits, and runs thread-sensitive
+    code meanwhile. Pass the class wherever a loop factory is accepted:
+    ``asyncio.run(main(), loop_factory=ThreadSensitiveEventLoop)``.
 
     Thread and loop:
-        All runs of a loop happen on one worker thread, which is leased with the first and given back
-        by ``close``. Each run serves the thread that calls it. Thread-sensitive code of all tasks
-        of the loop runs there, whatever their context; inside a ``ThreadSensitiveContext`` too,
-        unless that was given an executor and is entered on this loop.
+        All runs of a loop happen on one worker thread, which is leased by the first run and
+        released by ``close``. Each run serves the thread that calls it. Thread-sensitive code
+        of all tasks of the loop runs there, in any context, also inside a
+        ``ThreadSensitiveContext``, unless that has an executor and was entered on this loop.
 
     Cancellation:
-        Ctrl-C under ``asyncio.Runner``, and so ``asyncio.run``, cancels the main task, on the loop's
-        thread. Otherwise an exception that a signal raises in the calling thread stops the loop,
-        is raised when that has stopped, and leaves the loop fit for another run. A second one is raised
-        at once.
+        Under ``asyncio.Runner`` and ``asyncio.run``, Ctrl-C cancels the main task, on the
+        loop's thread. Otherwise, an exception of a signal handler on the calling thread stops
+        the loop and is raised after that; the loop can run again. A second one is raised at
+        once.
 
     Raises:
-        RuntimeError: from what runs the loop, where the loop or another one on this thread
-            runs, or the loop is closed.
+        RuntimeError: by methods that run the loop, if this loop or another one on this thread
+            is running, or if the loop is closed.
 
     >>> import asyncio, threading
     >>> from asgiref.sync import sync_to_async
@@ -511,18 +510,18 @@ class ThreadSensitiveEventLoop(_ThreadSensitive, _AsyncioLoop):
 
 
 def thread_sensitive_loop_factory(factory: Callable[[], Loop]) -> Callable[[], Loop]:
-    """Make the loops of *factory* leave the thread free which runs them, as ``ThreadSensitiveEventLoop`` does.
+    """Return a factory whose loops run on a worker thread, as ``ThreadSensitiveEventLoop`` does.
 
     Args:
-        factory: What makes a loop: ``uvloop.new_event_loop``, a class of event loops, a function
-            that sets one up. The class of what it returns must be written in Python, as
-            uvloop's is on its surface.
+        factory: Makes a loop: ``uvloop.new_event_loop``, a class of event loops, or a function
+            that sets one up. The class of the loop must be written in Python; uvloop's
+            outermost class is.
 
     Returns:
-        A loop factory. Its loops are of a subclass of the class that they had.
+        A loop factory. The class of its loops is a subclass of their original class.
 
     Raises:
-        TypeError: from that factory, if such a subclass cannot be made.
+        TypeError: by the returned factory, if such a subclass cannot be made.
 
     >>> import asyncio
     >>> loop = thread_sensitive_loop_factory(asyncio.SelectorEventLoop)()
@@ -534,7 +533,7 @@ def thread_sensitive_loop_factory(factory: Callable[[], Loop]) -> Callable[[], L
     def new_event_loop() -> Loop:
         loop = factory()
         if not isinstance(loop, _ThreadSensitive):
-            # Not a stand-in for the loop: tasks, transports and callbacks of its own refer to the loop itself.
+            # Not a wrapper: tasks, transports and callbacks of the loop refer to the loop itself.
             loop.__class__ = _thread_sensitive_class(type(loop))  # type: ignore[arg-type]
         return loop
 

@@ -1,18 +1,17 @@
 """The types of ASGI: scopes, events, and the callables that exchange them.
 
-Only types live here, and nothing of the package is imported. What an application reads,
-scopes and received events, has its keys required, so that ``scope["client"]`` needs no look
-whether it is there: servers send all of them, as a rule. The docstrings tell which ones the
-specification lets a server leave out, or set to ``None``. What an application sends has
-``NotRequired`` keys where the specification lets it leave them out. Where it asks for
-something that type checkers cannot see, the docstring tells.
+This module has only types and imports nothing from the package. In scopes and received
+events, all keys are required, because servers usually send all of them: ``scope["client"]``
+needs no check. The docstrings say which keys a server may omit or set to ``None``. In sent
+events, keys that the specification lets an application omit are ``NotRequired``. The
+docstrings also mention rules that type checkers cannot check.
 
-The names exist at run time too, and ``typing.get_type_hints`` works on each class. So this
-is the one module without ``from __future__ import annotations``: with annotations that are
-strings, ``TypedDict`` takes every key for a required one.
+The names exist at run time too, and ``typing.get_type_hints`` works on each class. Therefore
+this is the only module without ``from __future__ import annotations``: with string
+annotations, ``TypedDict`` treats every key as required.
 
-In the docstrings, "default" is what a missing key means, and "during 2.3" means added while
-that version was current, so that no version tells whether a peer knows it.
+In the docstrings, "default" is the meaning of a missing key. "During 2.3" means added while
+that version was current, so the version does not show whether a peer knows the key.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
@@ -67,15 +66,15 @@ __all__ = [
     "WebSocketSendEvent",
 ]
 
-# What startup handlers leave for requests: ``state`` of each scope.
+# ``state`` of a scope: values of startup handlers, for requests.
 LifespanState: TypeAlias = dict[str, Any]
 
-# The specification also allows lists of two in place of these tuples. A checker cannot count
-# the items of a list, and those who read pairs could not rely on two any more.
+# The specification also allows lists of two items. A checker cannot count the items of a list,
+# so code that unpacks pairs would no longer be accepted.
 _Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 
-# The details of an extension are a dict. Any other type than Any would shut out TLSExtension:
-# to checkers, a TypedDict is not a dict.
+# The value for an extension is a dict. Its type is Any, because with dict checkers would refuse
+# TLSExtension: to them, a TypedDict is not a dict.
 _Extensions: TypeAlias = dict[str, Any]
 
 
@@ -84,11 +83,11 @@ class _HasFileno(Protocol):
 
 
 class ASGIVersions(TypedDict):
-    """The versions that the server speaks: ``scope["asgi"]``.
+    """The versions that the server supports: ``scope["asgi"]``.
 
     * ``version`` (str, default ``"2.0"``): of ASGI.
     * ``spec_version`` (str, default ``"2.0"`` for HTTP and WebSocket, ``"1.0"`` for lifespan):
-      of the protocol's own specification, which tells which keys and events the server knows.
+      of the protocol's own specification; it shows which keys and events the server knows.
 
     Source: ASGI 3.0, the connection scope.
     """
@@ -106,19 +105,18 @@ class HTTPScope(TypedDict):
     * ``method`` (str): in upper case.
     * ``scheme`` (str, default ``"http"``): mostly ``"http"`` or ``"https"``, never empty.
     * ``path`` (str): decoded, and without the query.
-    * ``raw_path`` (bytes or None, default None, during 2.1): the bytes of the path as they came
-      in.
-    * ``query_string`` (bytes): what follows ``?``, still percent-encoded.
+    * ``raw_path`` (bytes or None, default None, during 2.1): the bytes of the path, not decoded.
+    * ``query_string`` (bytes): the part after ``?``, percent-encoded.
     * ``root_path`` (str, default ``""``): where the application is mounted.
     * ``headers`` (iterable of pairs of bytes): pairs of a name, mostly in lower case, and a
       value, in the order of the request; a name may come more than once.
-    * ``client`` (tuple or None, default None): host and port of the other end.
-    * ``server`` (tuple or None, default None): host and port where the server listens, or the
-      path of a Unix socket and None (since 2.2).
-    * ``state`` (dict, during 2.3): a copy of what the lifespan handler put there; absent where
-      the server has no such thing.
-    * ``extensions`` (dict, default empty): the details of each extension that the server has, a
-      dict, by its name.
+    * ``client`` (tuple or None, default None): host and port of the client.
+    * ``server`` (tuple or None, default None): host and port on which the server listens, or
+      the path of a Unix socket and None (since 2.2).
+    * ``state`` (dict, during 2.3): a copy of the lifespan scope's ``state``; absent if the server
+      does not support it.
+    * ``extensions`` (dict, default empty): for each extension of the server, its name and a dict
+      of details.
 
     Source: ASGI, HTTP 2.5.
     """
@@ -175,8 +173,8 @@ class LifespanScope(TypedDict):
 
     * ``type``: ``"lifespan"``.
     * ``asgi`` (ASGIVersions): the versions.
-    * ``state`` (dict, during lifespan 2.0): empty; what the application puts there is copied
-      into the scope of each later connection. Absent where the server has no such thing.
+    * ``state`` (dict, during lifespan 2.0): empty; the application's items are copied into the
+      scope of each later connection. Absent if the server does not support it.
     * ``extensions`` (dict, default empty): as in the other scopes.
 
     Source: ASGI, Lifespan 2.0.
@@ -193,22 +191,19 @@ Scope: TypeAlias = HTTPScope | WebSocketScope | LifespanScope
 
 
 class TLSExtension(TypedDict):
-    """What is known of an encrypted connection: ``scope["extensions"]["tls"]``.
+    """Details of an encrypted connection: ``scope["extensions"]["tls"]``.
 
-    It is there only where the connection uses TLS and the server tells of it.
+    Present only if the connection uses TLS and the server supports this extension.
 
-    * ``server_cert`` (str or None): the server's certificate in PEM, or None where the server
-      cannot tell.
+    * ``server_cert`` (str or None): the server's certificate in PEM, or None if unknown.
     * ``client_cert_chain`` (iterable of str, default empty): certificates in PEM, the client's
       first, each next one signing the one before.
     * ``client_cert_name`` (str or None, default None): the subject of the client's certificate,
-      in the form of RFC 4514. Required where the chain is not empty.
-    * ``client_cert_error`` (str or None, default None): why verifying the client's certificate
-      failed; None where it did not, or none was sent.
-    * ``tls_version`` (int or None): ``0x0303`` for TLS 1.2, ``0x0304`` for 1.3, or None where
-      it is unknown.
-    * ``cipher_suite`` (int or None): its two bytes as one number, big-endian, or None where it
-      is unknown.
+      in the form of RFC 4514. Required if the chain is not empty.
+    * ``client_cert_error`` (str or None, default None): the reason if the verification of the
+      client's certificate failed; else None.
+    * ``tls_version`` (int or None): ``0x0303`` for TLS 1.2, ``0x0304`` for 1.3, or None if unknown.
+    * ``cipher_suite`` (int or None): its two bytes as one number, big-endian, or None if unknown.
 
     Source: ASGI, TLS 0.2.
     """
@@ -237,7 +232,7 @@ class HTTPRequestEvent(TypedDict):
 
 
 class HTTPDisconnectEvent(TypedDict):
-    """Received: the response was sent, or the client has left.
+    """Received: the response has been sent, or the client has disconnected.
 
     * ``type``: ``"http.disconnect"``.
 
@@ -297,7 +292,7 @@ class HTTPResponseTrailersEvent(TypedDict):
 
 
 class HTTPResponsePathsendEvent(TypedDict):
-    """Sent, with the extension of that name: the response body is that file.
+    """Sent, with the extension of that name: the response body is a file.
 
     * ``type``: ``"http.response.pathsend"``.
     * ``path`` (str): an absolute path in the form of the platform.
@@ -315,7 +310,7 @@ class HTTPResponseZerocopysendEvent(TypedDict):
     * ``type``: ``"http.response.zerocopysend"``.
     * ``file`` (with ``fileno()``): an open file with a descriptor that the operating system
       knows. The application closes it.
-    * ``offset`` (int, default: where the file stands): the first byte to send.
+    * ``offset`` (int, default: the position of the file): the first byte to send.
     * ``count`` (int, default: to the end): how many bytes to send.
     * ``more_body`` (bool, default False): whether more parts of the body follow.
 
@@ -330,7 +325,7 @@ class HTTPResponseZerocopysendEvent(TypedDict):
 
 
 class HTTPResponseEarlyHintEvent(TypedDict):
-    """Sent, with the extension of that name: what the client will need soon.
+    """Sent, with the extension of that name: resources that the client will need soon.
 
     * ``type``: ``"http.response.early_hint"``.
     * ``links`` (iterable of bytes): values of ``Link`` headers, in the form of RFC 8288.
@@ -343,7 +338,7 @@ class HTTPResponseEarlyHintEvent(TypedDict):
 
 
 class HTTPServerPushEvent(TypedDict):
-    """Sent, with the extension ``http.response.push``: a request that the client need not make itself.
+    """Sent, with the extension ``http.response.push``: a request that the client does not have to make itself.
 
     * ``type``: ``"http.response.push"``.
     * ``path`` (str): decoded.
@@ -359,10 +354,10 @@ class HTTPServerPushEvent(TypedDict):
 
 
 class HTTPResponseDebugEvent(TypedDict):
-    """Sent, with the extension of that name: something for the test that plays the server.
+    """Sent, with the extension of that name: information for a test that acts as the server.
 
     * ``type``: ``"http.response.debug"``.
-    * ``info`` (dict): free.
+    * ``info`` (dict): any content.
 
     Source: ASGI, extensions.
     """
@@ -383,10 +378,10 @@ class WebSocketConnectEvent(TypedDict):
 
 
 class WebSocketAcceptEvent(TypedDict):
-    """Sent: the handshake is completed.
+    """Sent: completes the handshake.
 
     * ``type``: ``"websocket.accept"``.
-    * ``subprotocol`` (str or None, default None): the one chosen.
+    * ``subprotocol`` (str or None, default None): the chosen subprotocol.
     * ``headers`` (iterable of pairs of bytes, default empty, since 2.1): pairs of a name, in
       lower case, and a value; without ``sec-websocket-protocol``.
 
@@ -433,10 +428,10 @@ class WebSocketSendEvent(TypedDict):
 
 
 class WebSocketDisconnectEvent(TypedDict):
-    """Received last: the connection has ended, whoever ended it.
+    """Received last: the client or the application has closed the connection, or it was lost.
 
     * ``type``: ``"websocket.disconnect"``.
-    * ``code`` (int): the close code; ``1005`` where the client gave none.
+    * ``code`` (int): the close code; ``1005`` if the client sent none.
     * ``reason`` (str or None, default ``""``, since 2.5): None counts as ``""``.
 
     Source: ASGI, WebSocket 2.0.
@@ -448,7 +443,7 @@ class WebSocketDisconnectEvent(TypedDict):
 
 
 class WebSocketCloseEvent(TypedDict):
-    """Sent: the connection is closed, or, in place of accepting it, refused with 403.
+    """Sent: closes the connection, or, instead of accepting it, refuses it with 403.
 
     * ``type``: ``"websocket.close"``.
     * ``code`` (int, default 1000): the close code.
@@ -463,7 +458,7 @@ class WebSocketCloseEvent(TypedDict):
 
 
 class WebSocketResponseStartEvent(TypedDict):
-    """Sent in place of accepting, with the extension ``websocket.http.response``: status and headers of a denial.
+    """Sent instead of accepting, with the extension ``websocket.http.response``: status and headers of a refusal.
 
     * ``type``: ``"websocket.http.response.start"``.
     * ``status`` (int): the HTTP status code.
@@ -494,7 +489,7 @@ class WebSocketResponseBodyEvent(TypedDict):
 
 
 class LifespanStartupEvent(TypedDict):
-    """Received: the server is about to take connections.
+    """Received: the server is about to accept connections.
 
     * ``type``: ``"lifespan.startup"``.
 
@@ -505,7 +500,7 @@ class LifespanStartupEvent(TypedDict):
 
 
 class LifespanStartupCompleteEvent(TypedDict):
-    """Sent: connections may come.
+    """Sent: the application is ready for connections.
 
     * ``type``: ``"lifespan.startup.complete"``.
 
@@ -516,7 +511,7 @@ class LifespanStartupCompleteEvent(TypedDict):
 
 
 class LifespanStartupFailedEvent(TypedDict):
-    """Sent: the server is to print the message and exit.
+    """Sent: the server must print the message and exit.
 
     * ``type``: ``"lifespan.startup.failed"``.
     * ``message`` (str, default ``""``): what to print.
@@ -529,7 +524,7 @@ class LifespanStartupFailedEvent(TypedDict):
 
 
 class LifespanShutdownEvent(TypedDict):
-    """Received: all connections are closed, and no more will come.
+    """Received: all connections are closed, and no more are accepted.
 
     * ``type``: ``"lifespan.shutdown"``.
 
@@ -540,7 +535,7 @@ class LifespanShutdownEvent(TypedDict):
 
 
 class LifespanShutdownCompleteEvent(TypedDict):
-    """Sent: the process may end.
+    """Sent: the application has shut down.
 
     * ``type``: ``"lifespan.shutdown.complete"``.
 
@@ -551,7 +546,7 @@ class LifespanShutdownCompleteEvent(TypedDict):
 
 
 class LifespanShutdownFailedEvent(TypedDict):
-    """Sent: the server is to print the message and end.
+    """Sent: the server must print the message and exit.
 
     * ``type``: ``"lifespan.shutdown.failed"``.
     * ``message`` (str, default ``""``): what to print.
@@ -573,7 +568,7 @@ ASGIHTTPSendEvent: TypeAlias = (
     | HTTPResponseEarlyHintEvent
     | HTTPServerPushEvent
     | HTTPResponseDebugEvent
-    | HTTPDisconnectEvent  # which only servers send, to the application, through a callable of this type too
+    | HTTPDisconnectEvent  # sent by servers only, but through a callable of this type, too
 )
 # Not "WebSocketReceiveEvent": that is the name of one event.
 ASGIWebSocketReceiveEvent: TypeAlias = WebSocketConnectEvent | WebSocketReceiveEvent | WebSocketDisconnectEvent
@@ -600,7 +595,7 @@ ASGISendCallable: TypeAlias = Callable[[ASGISendEvent], Awaitable[None]]
 
 
 class ASGI2Protocol(Protocol):
-    """The classes that are applications of ASGI 2: ``await application(scope)(receive, send)``."""
+    """A class that is an ASGI 2 application: ``await application(scope)(receive, send)``."""
 
     def __init__(self, scope: Scope) -> None: ...
 

@@ -1,8 +1,7 @@
-"""Diagnosis: which calls are in flight, where they wait, and for what.
+"""Diagnosis: the bridge calls in flight, where they wait, and for what.
 
-What lives here: reading threads and tasks, describing what was found, and the watch of
-debug mode. What must not: anything that a call needs, so nothing here is imported before
-somebody asks.
+These modules read threads and tasks, describe the calls, and log slow calls in debug mode.
+Calls themselves need nothing from here, so it is only imported on request.
 
 These modules import one another and ``_bridge``. Only ``sync`` imports them.
 """

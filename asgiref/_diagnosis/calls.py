@@ -1,4 +1,4 @@
-"""What is stuck? Tells what a look at the bridge calls in flight has found, in strings and numbers alone."""
+"""``bridge_calls``: describes the bridge calls in flight, in strings and numbers only."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ __all__ = ["BridgeCall", "bridge_calls", "report"]
 
 @dataclass(frozen=True)
 class BridgeCall:
-    """A ``sync_to_async`` or ``async_to_sync`` call in flight; ``str()`` of it tells all, in several lines.
+    """A ``sync_to_async`` or ``async_to_sync`` call in flight; ``str()`` describes it in several lines.
 
     Attributes:
-        ident: A number that no other call in flight has; it is used again later.
+        ident: A number that is unique among the calls in flight; later calls may reuse it.
         direction: ``"sync_to_async"`` or ``"async_to_sync"``.
         function: The qualified name of the function.
-        state: ``"queued"``, ``"running"``, or ``"returning"`` where the work is done, but who waits has not gone on.
-        where: On what the work runs, or in which queue it is, in words.
-        since: When the call began, as ``time.time()`` tells it, or None where that is not known.
-        duration: For how many seconds it has been in flight, or None.
-        waiting_task: The name of the task that waits. None where a thread does, or nobody: the task was cancelled;
-            and on a free-threaded build, where the loop is too busy to tell.
-        waiting_thread: The name of the thread that waits, or where the waiting task's loop runs; None if not known.
-        working_thread: The name of the thread that does the work, or serves the queue; None where it may be any of
-            several, or is not known.
-        loop: The name of the class of the event loop that takes part, or None where none does yet.
-        parent: The ``ident`` of the call in which this one was made, or None.
-        parent_name: That call, as in ``"async_to_sync(main)"``, or None.
-        circle: The calls, this one first, that wait for each other in a circle; else empty. None of them can end
-            without help from outside, such as a time limit.
-        stack: ``traceback.FrameSummary`` objects from the outermost caller to the innermost frame that works. Those of
-            asgiref, asyncio and concurrent are left out. One without a ``filename`` stands for the way to another
-            thread, or to a loop, which its ``name`` tells.
+        state: ``"queued"``, ``"running"``, or ``"returning"``: the function has ended, but its caller is still waiting.
+        where: The thread or loop that runs the function, or the queue that holds it, in words.
+        since: The start of the call, in seconds as in ``time.time()``, or None if not known.
+        duration: Seconds since the start, or None.
+        waiting_task: The name of the waiting task. None if a thread waits, if nothing waits because the task was
+            cancelled, or, on a free-threaded build, if the loop is too busy to answer.
+        waiting_thread: The name of the waiting thread, or of the thread of the waiting task's loop; None if not known.
+        working_thread: The name of the thread that runs the function or serves the queue; None if not known, or if
+            several threads serve it.
+        loop: The class name of the event loop of this call, or None if it has none yet.
+        parent: The ``ident`` of the enclosing call, or None.
+        parent_name: The enclosing call, as in ``"async_to_sync(main)"``, or None.
+        circle: If this call is in a deadlock: the calls that wait for each other in a circle, this one first. None of
+            them can end without help from outside, such as a timeout. Else empty.
+        stack: ``traceback.FrameSummary`` objects from the outermost caller to the innermost running frame, without
+            frames of asgiref, asyncio and concurrent. An item without a ``filename`` marks the switch to another
+            thread or to a loop; its ``name`` describes it.
     """
 
     ident: int
@@ -97,7 +97,7 @@ def _lines(stack: Iterable[FrameSummary]) -> Iterator[str]:
 
 
 def bridge_calls() -> list[BridgeCall]:
-    """Return the bridge calls in flight, those that began first at the front."""
+    """Return the bridge calls in flight, the oldest first."""
     with _look() as look:
         look.read()
         return _calls(look)
@@ -112,7 +112,7 @@ def _look() -> Look:
 
 
 def report() -> str:
-    """Return the text for all bridge calls in flight, or where there are none, for the pending tasks of all loops."""
+    """Return the text for all bridge calls in flight; without any, for the pending tasks of all loops."""
     with _look() as look:
         look.read()
         texts = [(f"{call.direction}({call.function})", [*call._facts()], [*call._stack()]) for call in _calls(look)]
@@ -128,7 +128,7 @@ def report() -> str:
 
 
 def _each_stack_once(texts: list[tuple[str, list[str], list[str]]]) -> Iterator[str]:
-    """Yield the lines of *texts*, each of which is a name, facts and a stack."""
+    """Yield the lines of *texts*, each a name, facts and a stack; equal stacks are printed once."""
     shown: dict[tuple[str, ...], str] = {}
     for name, facts, stack in texts:
         yield from facts

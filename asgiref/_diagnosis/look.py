@@ -1,11 +1,11 @@
-"""Which bridge calls are in flight, and what do they wait for? Found by looking, and not yet told.
+"""A *look*: finds the bridge calls in flight and what they wait for. ``calls`` describes them.
 
-Nothing is noted down while calls run, but for the time at which each began. A look reads
-the frames of all threads, and what each task of all loops awaits. Other threads go on
-meanwhile, so what it finds may be over already.
+Running calls record nothing but their start time. A look reads the frames of all threads,
+and the awaited objects of all tasks of all loops. Other threads keep running meanwhile, so
+the result may be out of date.
 
-No code of users is called, since a look may come from a signal handler: no ``repr``, no
-``==``, and no ``isinstance``, which asks an object for its class.
+A look may run in a signal handler, so it calls no code of users: no ``repr``, no ``==``,
+and no ``isinstance``, which asks an object for its class.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Look"]
 
-# What runs a loop, and which of its variables, or attribute of one, has the loop. uvloop has no frame of its own.
+# Functions that run a loop, and the variable (or its attribute) that holds it. uvloop has no frame of its own.
 LOOP_RUNNERS = {
     "asyncio.base_events.BaseEventLoop.run_forever": ("self", ""),
     "asyncio.runners.Runner.run": ("self", "_loop"),
@@ -39,39 +39,39 @@ LOOP_RUNNERS = {
     "asgiref.event_loop._Run.run": ("loop", ""),
 }
 LOOKS = [f"asgiref._diagnosis.{name}" for name in ("look", "calls", "register_look")]
-# The function of a loop that runs it on another thread.
+# The method of a loop that runs the loop on another thread.
 RUNS_ELSEWHERE = "asgiref.event_loop._ThreadSensitive.__run"
 MAILBOX = "asgiref.current_thread_executor.CurrentThreadExecutor."
-# The prefix of the attributes of a coroutine or generator, and the attribute that has what it awaits.
+# For coroutines and generators: the prefix of their attributes, and the attribute with the awaited object.
 AWAITED = {"cr": "cr_await", "gi": "gi_yieldfrom", "ag": "ag_await"}
 
 
 class Call:
-    """A call, as a look finds it; each side is known once its thread or task has been read."""
+    """A call in flight. Each of its two sides is known once its thread or task has been read."""
 
-    # Who waits: a thread or a task. The frames are those down to the bridge's, without what the parent has.
+    # The waiting side: a thread or a task, and its frames outside of the bridge, without those of the parent.
     thread: int | None = None
     task: Task | None = None
     waits_in: list[FrameType] = []
     parent: Call | None = None
-    # What works: the task of async_to_sync; a thread, from that place in its stack, or the queue that it serves.
+    # The working side: the task of async_to_sync; or a thread, with a position in its stack; or a queue.
     main: Task | None = None
     works_on: int | None = None
     place: int | None = None
     works_in: list[FrameType] = []
     queue = ""
-    # The call of async_to_sync for which that thread waits in turn.
+    # If that thread waits itself: the async_to_sync call,
     inner: Call | None = None
-    # Or the task, in run_coroutine_threadsafe(...).result().
+    # or the task in run_coroutine_threadsafe(...).result().
     joined: Task | None = None
 
     def __init__(self, direction: str, ident: int, variables: Any) -> None:
         self.direction, self.ident = direction, ident
         self.wrapper, self.loop = variables.get("self"), variables.get("loop")
-        self.job: Any = None  # has the outcome
-        # Whether the executor's future is done, which the loop has yet to hear.
+        self.job: Any = None  # holds the outcome
+        # Whether the executor's future is done, but the loop does not know yet.
         self.has_run = False
-        # The calls of which each has to end before this one can, or any one.
+        # The calls that must end before this one can: all of them, or any one.
         self.blockers: list[Call] = []
         self.any_will_do = False
 
@@ -84,7 +84,7 @@ class Call:
     @property
     def function(self) -> str:
         attributes = getattr(self.wrapper, "__dict__", {})
-        # Its constructor copied them.
+        # Copied by the wrapper's constructor.
         name: Any = attributes.get("__qualname__")
         function: Any = attributes.get("__wrapped__")
         while name is None and type(function) is partial:
@@ -98,24 +98,24 @@ class Call:
 
 
 class Look:
-    """One look at all threads and tasks; in a ``with`` block, whose end lets go of all that was seen."""
+    """One look at all threads and tasks. Use it in a ``with`` block, whose end drops all references."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        self.running: dict[int, Call] = {}  # of sync_to_async, by the id of the list of its inner calls
-        self.by_task: dict[Any, Call] = {}  # of sync_to_async
-        self.by_main: dict[Any, Call] = {}  # of async_to_sync
+        self.running: dict[int, Call] = {}  # sync_to_async, by the id of the list of its inner calls
+        self.by_task: dict[Any, Call] = {}  # sync_to_async
+        self.by_main: dict[Any, Call] = {}  # async_to_sync
         self.threads_of_loops: dict[Any, int] = {}
-        # The loops whose tasks are not known.
+        # Loops whose tasks are not known.
         self.untold_loops: set[Any] = set()
-        # The mailboxes that are served, each with the thread and the place in its stack.
+        # The served mailboxes, each with its thread and the position in the stack.
         self.mailboxes: list[tuple[Any, int, int]] = []
 
     def __enter__(self) -> Look:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        # Frames are kept by calls, and these by each other.
+        # Break the reference cycles: calls refer to frames and to each other.
         for each in (*self.calls, self):
             each.__dict__.clear()
 
@@ -148,7 +148,7 @@ class Look:
         return tasks
 
     def _find_rest(self) -> None:
-        """Find the calls that neither a stack nor a task shows."""
+        """Find calls that are not visible in any stack or task."""
 
     def _read_thread(self, ident: int, stack: list[FrameType]) -> None:
         begin, job, outer = 0, None, None
@@ -243,12 +243,12 @@ class Look:
         return call.job in _jobs_in(worker.jobs)
 
     def _running_on(self, ident: int | None, above: int = -1) -> list[Call]:
-        """Return the outermost call that the thread runs above that place in its stack, if there is one."""
+        """Return the outermost call that the thread runs above that position in its stack, if any."""
         places = [(call.place, call) for call in self.running.values() if call.works_on == ident]
-        return [call for place, call in places if place is not None and place > above][:1]  # in the order of the stack
+        return [call for place, call in places if place is not None and place > above][:1]  # ordered as in the stack
 
     def awaited(self, task: Task) -> list[Task]:
-        """Return the tasks for which *task* waits."""
+        """Return the tasks that *task* waits for."""
         waiter = self.tasks.waiters.get(task)
         if waiter is None or task in self.by_task:
             return []
@@ -266,7 +266,7 @@ class Look:
         parent = above = self.by_main.get(task)
         while above is not None and above is not call:
             above = above.parent
-        if parent is not None and above is None:  # not so in a circle of running calls
+        if parent is not None and above is None:  # false in a circle of running calls
             call.parent = parent
 
     def _find_blockers(self, call: Call) -> None:
@@ -281,7 +281,7 @@ class Look:
             call.blockers += [self.by_task[task]] if task in self.by_task else []
 
     def _task_joined_in(self, frames: list[FrameType]) -> Task | None:
-        """Return the task for whose result a thread waits that runs *frames*, and did not get by ``async_to_sync``."""
+        """Return the task that a thread with these *frames* waits for in ``Future.result()``, or None."""
         for frame in reversed(frames):
             if frame.f_code in (Future.result.__code__, Future.exception.__code__):
                 future = frame.f_locals.get("self")
@@ -289,7 +289,7 @@ class Look:
         return None
 
     def _hopeless(self) -> set[Call]:
-        """Return the calls that wait for each other, directly or not, so that none can end by itself."""
+        """Return the calls in a deadlock: they wait for each other, directly or not, so none can end."""
         hopeless: set[Call] = set()
         rest = {call for call in self.calls if call.blockers}
         while rest != hopeless:
@@ -302,7 +302,7 @@ class Look:
         return hopeless
 
     def circle_of(self, call: Call) -> list[Call]:
-        """Return the shortest way from *call* back to it along calls without hope, or nothing."""
+        """Return the shortest circle of deadlocked calls through *call*, or an empty list."""
         paths = [[call]]
         seen = set()
         for path in paths:
@@ -322,22 +322,22 @@ class Look:
 
 
 class Tasks:
-    """What was read of tasks, on a thread on which they do not change meanwhile."""
+    """Facts about tasks, read on a thread where they cannot change meanwhile."""
 
     def __init__(self) -> None:
         self.chains: dict[Task, list[FrameType]] = {}
         self.names: dict[Task, str] = {}
         self.loops: dict[Task, Any] = {}
-        # The futures that tasks await; and futures, of asyncio or for threads, that end with a task.
+        # The futures that tasks await; and futures of asyncio or concurrent.futures that a task completes.
         self.waiters: dict[Task, Any] = {}
         self.woken_by: dict[Any, list[Task]] = {}
-        # The jobs that an executor has run, without the loop having heard of it.
+        # Jobs that an executor has run, but the loop does not know yet.
         self.have_run: set[Any] = set()
 
     def read(
         self, tasks: Iterable[Task], stacks: dict[int, list[FrameType]], places: dict[FrameType, tuple[int, int]]
     ) -> None:
-        """Add what there is to know about *tasks*, some of which may run on the *stacks*, in the *places* of these."""
+        """Add the facts about *tasks*. Running ones are on one of the *stacks*, at a position in *places*."""
         for task in tasks:
             chain = self.chains[task] = _chain(task, stacks, places)
             self.names[task], self.loops[task] = task.get_name(), task.get_loop()
@@ -359,7 +359,7 @@ class Tasks:
 
 
 def _chain(task: Task, stacks: dict[int, list[FrameType]], places: dict[FrameType, tuple[int, int]]) -> list[FrameType]:
-    """Return the frames of *task*, from that of its coroutine to the innermost one that it awaits."""
+    """Return the frames of *task*, from its coroutine to the innermost awaited one."""
     frames: list[FrameType] = []
     inner: Any = task.get_coro()
     while inner is not None:
@@ -368,7 +368,7 @@ def _chain(task: Task, stacks: dict[int, list[FrameType]], places: dict[FrameTyp
             inner = _hidden_in(inner)
             continue
         frame = getattr(inner, f"{kind}_frame")
-        if frame in places:  # it runs
+        if frame in places:  # it is running
             ident, i = places[frame]
             return frames + stacks[ident][i:]
         if frame is not None:
@@ -378,7 +378,7 @@ def _chain(task: Task, stacks: dict[int, list[FrameType]], places: dict[FrameTyp
 
 
 def stack_of(frame: FrameType | None) -> list[FrameType]:
-    """Return *frame* and those that called it, the outermost first, without those of looks, which refer to this."""
+    """Return *frame* and its callers, the outermost first, without frames of looks, which would refer to the result."""
     stack = []
     while frame is not None:
         if frame.f_globals.get("__name__") not in LOOKS:
@@ -397,10 +397,10 @@ def _tasks(known_loops: Iterable[Any]) -> set[Any]:
 
 
 def all_loops() -> set[Any]:
-    """Return all loops that there are.
+    """Return all event loops in the process.
 
-    Nothing lists them. All objects would come with ``gc.get_objects()`` too, but some would then lose their last
-    reference here.
+    Python has no list of them. Not ``gc.get_objects()``: some objects could lose their last reference here, and their
+    finalizers would run.
     """
     types: list[type] = [asyncio.AbstractEventLoop]
     for each in types:
@@ -409,7 +409,7 @@ def all_loops() -> set[Any]:
 
 
 def _again(function: Callable[[Any], Iterable[Any]], items: Any) -> Iterable[Any]:
-    """Return ``function(items)``, however often another thread changes the *items* meanwhile; in the end, nothing."""
+    """Return ``function(items)``; retry while other threads change *items*, and give up with an empty list."""
     for _ in range(1000):
         try:
             return function(items)
@@ -419,18 +419,18 @@ def _again(function: Callable[[Any], Iterable[Any]], items: Any) -> Iterable[Any
 
 
 def _role(frame: FrameType) -> str:
-    """Return the full name of the function where the frame is one of this package or of asyncio, else nothing."""
+    """Return the full name of the function if it belongs to this package or asyncio, else an empty string."""
     module = str(frame.f_globals.get("__name__"))
     return f"{module}.{frame.f_code.co_qualname}" if module.startswith(("asgiref.", "asyncio.")) else ""
 
 
 def _kind(awaitable: Any) -> str | None:
-    """Return the prefix of the attributes of a coroutine or generator, or None for another object."""
+    """Return the prefix of the attributes of a coroutine or generator, or None for other objects."""
     return next((kind for kind in AWAITED if hasattr(type(awaitable), f"{kind}_frame")), None)
 
 
 def _hidden_in(awaitable: Any) -> Any:
-    """Return the coroutine or generator in what wraps one: ``asend()`` of an asynchronous generator, say."""
+    """Return the coroutine or generator inside a wrapper, such as ``asend()`` of an asynchronous generator."""
     inner = gc.get_referents(awaitable)
     for each in inner.copy():
         if type(each).__name__.startswith("async_generator_a"):  # in anext(iterator, default)
@@ -439,9 +439,9 @@ def _hidden_in(awaitable: Any) -> Any:
 
 
 def _futures_that_end_with(task: Any) -> Iterator[Any]:
-    """Yield the futures that callbacks of *task* may end.
+    """Yield the futures that callbacks of *task* may complete.
 
-    They are those of ``gather``, ``wait``, ``shield``, ``TaskGroup``, and of ``run_coroutine_threadsafe``.
+    They belong to ``gather``, ``wait``, ``shield``, ``TaskGroup`` or ``run_coroutine_threadsafe``.
     """
     for part in _parts_of_callbacks(task):
         if issubclass(type(part), asyncio.Future) or type(part) is Future:
@@ -449,13 +449,13 @@ def _futures_that_end_with(task: Any) -> Iterator[Any]:
 
 
 def _has_run(submitted: Any) -> bool:
-    """Tell whether the executor's future inside *submitted*, which a loop has wrapped around it, is done."""
+    """Return whether the executor's future that *submitted*, an asyncio future, wraps is done."""
     parts = _parts_of_callbacks(submitted) if issubclass(type(submitted), asyncio.Future) else []
     return any([internals.is_finished(part) for part in parts if issubclass(type(part), Future)])
 
 
 def _parts_of_callbacks(future: Any) -> Iterator[Any]:
-    """Yield what the callbacks of an asyncio future hold that may be another future, of either kind."""
+    """Yield objects in the callbacks of an asyncio future that may be other futures."""
     for callback, _ in internals.callbacks_of(future) or ():
         owner = getattr(callback, "__self__", None)
         if type(owner) is asyncio.TaskGroup:
@@ -465,8 +465,8 @@ def _parts_of_callbacks(future: Any) -> Iterator[Any]:
 
 
 def _jobs_in(jobs: Any) -> list[Any]:
-    """Return the jobs in the queue of a worker, without taking them out."""
-    # A SimpleQueue refers to its items, or to the list or deque that has them.
+    """Return the jobs in the queue of a worker without removing them."""
+    # A SimpleQueue refers to its items, or to a list or deque of them.
     items = gc.get_referents(jobs)
     items += [item for each in items if type(each) in (list, deque) for item in _again(list, each)]
     return [item[1] for item in items if type(item) is tuple]

@@ -1,13 +1,14 @@
-"""A look that reads no frame of another thread, for free-threaded builds, where that may crash.
+"""A look for free-threaded builds, where reading frames of other threads may crash.
 
-What it reads in place of them:
+It reads this instead:
 
-* Which calls are in flight, in ``_bridge.register``.
-* The stacks of threads, in what ``faulthandler`` writes while it has all threads stopped. That has names and lines,
-  and of each thread no more than the innermost hundred frames; of more than a hundred threads, some are missing.
-* What tasks await, on the thread of their loop, which is asked for it. A loop that is busy does not answer in time.
+* The calls in flight, from ``_bridge.register``.
+* The stacks of threads, from the output of ``faulthandler``, which stops all threads meanwhile. It has names and lines,
+  at most the innermost hundred frames of a thread, and at most a hundred threads.
+* The awaited objects of tasks, on the thread of their loop, which is asked for them. A busy loop does not answer in
+  time.
 
-What a look has not been told it leaves out, and says so.
+The result says what is missing.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ if TYPE_CHECKING:
 
 __all__ = ["RegisterLook"]
 
-# For how many seconds a look waits for the loops that it has asked. A guess: one that turns answers in less than a
-# millisecond, and a look may be on the thread of a loop.
+# Seconds to wait for the answers of loops. A guess: a loop that is not blocked answers within a millisecond, and the
+# look may itself block a loop.
 PATIENCE = 0.25
 
-# How often the stacks are read again because threads went on meanwhile.
+# How often the stacks are read, because threads keep running meanwhile.
 ATTEMPTS = 5
 
-# How many frames of a thread are written, at least.
+# faulthandler writes at least this many frames of a thread.
 DEPTH = 100
 
-# Folders, and the names of the modules in them: all that a look has to recognize.
+# The folders of the packages that a look recognizes, and their names.
 PACKAGES = {
     str(Path(jobs.__file__).parent.parent): "asgiref",
     str(Path(asyncio.__file__).parent): "asyncio",
@@ -57,18 +58,18 @@ PACKAGES = {
 
 
 class StillFrame:
-    """A frame as it was when it was read: the attributes of one that a look asks for."""
+    """A snapshot of a frame, with the attributes that a look uses."""
 
     def __init__(self, file: str, line: int, name: str, module: str, role: str = "", variables: Any = None) -> None:
         self.f_lineno, self.role = line, role
-        # The qualified name is that without the module.
+        # The qualified name, without the module.
         self.f_code = SimpleNamespace(co_filename=file, co_name=name, co_qualname=role.removeprefix(f"{module}."))
         self.f_globals = {"__name__": module}
         self.f_locals: dict[str, Any] = variables or {}
 
 
 class RegisterLook(Look):
-    """One look, by way of the register."""
+    """One look that uses the register."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +110,7 @@ class RegisterLook(Look):
 
     def _read_thread(self, ident: int, stack: list[Any]) -> None:
         super()._read_thread(ident, stack)
-        # The serving of a mailbox is not noted, but the call that serves one.
+        # The register has no entry for serving a mailbox, but one for the call that serves it.
         for i, frame in enumerate(stack):
             if getattr(frame, "role", "") == "asgiref.sync.AsyncToSync.__call__":
                 self.mailboxes.append((frame.f_locals["mailbox"], ident, i))
@@ -136,7 +137,7 @@ class RegisterLook(Look):
             try:
                 loop, thread, tasks = answers.get(timeout=0.01)
             except queue.Empty:
-                # One that has ended since has no tasks.
+                # A loop that has ended meanwhile has no tasks.
                 asked.difference_update([loop for loop in asked if not loop.is_running()])
                 if time.monotonic() > deadline:
                     break
@@ -147,7 +148,7 @@ class RegisterLook(Look):
         return found
 
     def _loops(self) -> set[Any]:
-        """Return the loops that may have something to do with a call, and whatever loops there are besides."""
+        """Return all event loops, including those that only a call refers to."""
         loops = all_loops()
         for ident, thread in self.register.items():
             for awaited in thread.awaited.copy().values():
@@ -157,11 +158,11 @@ class RegisterLook(Look):
         return loops.union([call.loop for call in self.calls if call.loop is not None])
 
     def _may_be_asked(self, loop: Any, thread: int) -> bool:
-        # In a forked child, the parent's loops look as if they ran.
+        # In a forked child, loops of the parent look as if they were running.
         return bool(loop.is_running() and (thread in self.names or (not thread and not forks.forked)))
 
     def _find_rest(self) -> None:
-        """Find the calls that tasks of loops await which have not answered."""
+        """Find the calls of tasks on loops that have not answered."""
         for ident, thread in self.register.items():
             for awaited in thread.awaited.copy().values():
                 job, wrapper, inner_calls = awaited.call(), awaited.wrapper(), awaited.inner_calls()
@@ -179,10 +180,10 @@ class RegisterLook(Look):
                 if call.state == "queued":
                     self._find_queue(call, inner_calls.promised_executor)
 
-    # Others:
+    # Queues and futures:
 
     def _is_queued_on(self, worker: Any, call: Call) -> bool:
-        # The queue of a worker cannot be read while others change it, but the executor that leases it is known.
+        # The queue cannot be read while other threads change it, but the executor that leases the worker is known.
         wrapper = call.wrapper
         executors = [wrapper.single_thread_executor if wrapper._thread_sensitive else wrapper._executor]
         arguments = getattr(call.job, "_call", None)
@@ -194,10 +195,10 @@ class RegisterLook(Look):
         return issubclass(type(executor), workers.WorkerExecutor) and executor._worker is worker
 
     def _task_joined_in(self, frames: list[Any]) -> Task | None:
-        """Return the task for whose result the thread of *frames* waits, where there is no doubt about it.
+        """Return the task that the thread with these *frames* waits for in ``Future.result()``, if this is certain.
 
-        Which future it is that a thread waits for is not to be seen from outside, but which futures some thread waits
-        for is. If only one thread waits for any, that is the one.
+        The future of a given thread is not visible, but the futures that any thread waits for are. If only one thread
+        waits for a future, and only one future is waited for, they belong together.
         """
         waiting = [stack for stack in self.stacks.values() if any([_awaits_future(frame) for frame in stack])]
         if len(waiting) != 1 or not any([_awaits_future(frame) for frame in frames]):
@@ -216,7 +217,7 @@ def _loop_of(call: jobs.ThreadCall[Any]) -> Any:
 
 
 def _answer(loop: Any, answers: queue.SimpleQueue[tuple[Any, int, Tasks]]) -> None:
-    """On the thread of *loop*: tell of its tasks, none of which runs now."""
+    """On the thread of *loop*: send the facts about its tasks, none of which is running now."""
     tasks = Tasks()
     tasks.read(asyncio.all_tasks(loop), {}, {})
     tasks.chains = {task: [_still(frame) for frame in chain] for task, chain in tasks.chains.items()}
@@ -235,7 +236,7 @@ def _is_same(one: list[register.Place], other: list[register.Place]) -> bool:
 
 
 def _gap(text: str) -> list[Any]:
-    """Return what stands for frames that are not known."""
+    """Return a placeholder for unknown frames."""
     return [StillFrame("", 0, text, "")]
 
 
@@ -245,7 +246,7 @@ def _bare(place: register.Place) -> StillFrame:
 
 
 def _matched(stack: list[StillFrame], places: list[register.Place]) -> list[StillFrame] | None:
-    """Return *stack* with the variables of its *places*, those that it reaches; None where they do not fit."""
+    """Return *stack* with the variables of its *places*, as far as it reaches; None if they do not match."""
     noted = [frame for frame in stack if frame.role in register.NOTED]
     if [frame.role for frame in noted] != [place.role for place in places[len(places) - len(noted) :]]:
         return None
@@ -265,7 +266,7 @@ def _awaits_future(frame: Any) -> bool:
 
 
 def _dump() -> dict[int, list[StillFrame]]:
-    """Return the stacks of all threads, the outermost frame first, as they are at one moment."""
+    """Return the stacks of all threads at one moment, the outermost frame first."""
     with tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file)
         file.seek(0)
@@ -294,7 +295,7 @@ def _frame(file: str, line: str, name: str) -> StillFrame:
 
 @functools.cache
 def _module_of(file: str) -> str:
-    """Return the name of the module in *file*, if it is of one of the packages that a look recognizes."""
+    """Return the name of the module in *file*, if it belongs to a package that a look recognizes."""
     if file == threading.__file__:
         return "threading"
     for folder, package in PACKAGES.items():

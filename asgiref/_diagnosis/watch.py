@@ -1,8 +1,7 @@
-"""In asyncio's debug mode: a thread that logs the bridge calls that take long.
+"""A thread that logs slow bridge calls, in asyncio's debug mode.
 
-Calls read their clock here, which is all that they have to do with it. The thread starts
-with the first of them, looks now and then, and ends when there has been nothing to see
-for a while.
+Calls only read their clock here. The thread starts with the first call, looks for slow calls
+at intervals, and ends after some time without any call.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ __all__ = ["Watch"]
 
 logger = logging.getLogger("asgiref.sync")
 
-# Seconds between looks, at least and at most; and without any call until the thread ends.
+# Seconds between looks, at least and at most; and seconds without any call until the thread ends.
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 IDLE_TIME = 10.0
 
@@ -29,7 +28,7 @@ class Watch:
     """A watch over all bridge calls of the process.
 
     Args:
-        limit: Returns, for each look, after how many seconds a call is logged.
+        limit: Called for each look; returns the seconds after which a call is logged.
     """
 
     def __init__(self, limit: Callable[[], float]) -> None:
@@ -38,17 +37,17 @@ class Watch:
         after_fork_in_child(self._start_afresh)
 
     def _start_afresh(self) -> None:
-        # A list of one, since pop() is atomic: who gets the item starts the thread.
+        # A list of one item. pop() is atomic: the thread that gets the item starts the watch.
         self._to_be_started = [None]
         self._latest = time.monotonic()
-        # The numbers of slow calls that have been logged and are still in flight.
+        # The idents of slow calls that have been logged and are still in flight.
         self._logged: set[int] = set()
 
     def clock(self) -> float:
-        """Return ``time.monotonic()``, and see to it that somebody watches; lets no exception out."""
+        """Return ``time.monotonic()`` and start the thread if needed; never raises."""
         self._latest = now = time.monotonic()
-        # Copied, which takes the list's lock, as adding an item does: without the interpreter's lock, either the
-        # item is found here, or the thread that added it, and is about to end, finds what was written above.
+        # copy() takes the list's lock, as append() does. So on free-threaded builds, either the item is found here, or
+        # the thread that has added it, and is about to end, sees the time written above.
         if self._to_be_started.copy():
             self._start()
         return now
@@ -60,16 +59,16 @@ class Watch:
             return
         try:
             thread = LibraryThread(target=self._watch, name="asgiref watch", daemon=True)
-            contextvars.Context().run(thread.start)  # it must not keep its first caller's context
-        except Exception:  # no thread can be had, now or at all
+            contextvars.Context().run(thread.start)  # not the context of its first caller, which it would keep
+        except Exception:  # no thread can be started
             self._to_be_started.append(None)
 
     def _watch(self) -> None:
         try:
             self._look_until_idle()
         except Exception:
-            # No other one is started, since it would fail again.
-            logger.exception("bridge calls are not watched any more")
+            # Do not start another thread, which would fail again.
+            logger.exception("slow bridge calls are no longer logged")
 
     def _look_until_idle(self) -> None:
         seen = time.monotonic()
@@ -80,12 +79,12 @@ class Watch:
                 seen = now
             elif now > max(seen, self._latest) + IDLE_TIME:
                 self._to_be_started.append(None)
-                # Calls that began before that line have relied on this thread.
+                # Calls that started before that line rely on this thread.
                 if self._latest <= now:
                     return
                 try:
                     self._to_be_started.pop()
-                except IndexError:  # another one has been started for them
+                except IndexError:  # another thread has been started for them
                     return
 
     def _look(self) -> bool:

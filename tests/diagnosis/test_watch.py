@@ -151,7 +151,7 @@ def test_call_does_not_care_whether_a_thread_can_be_had(monkeypatch: pytest.Monk
 def test_failing_watch_ends_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     watch = Watch(lambda: None)  # type: ignore[arg-type, return-value]
     started(watch).join(LIMIT)
-    assert ["bridge calls are not watched any more"] == [record.getMessage() for record in caplog.records]
+    assert ["slow bridge calls are no longer logged"] == [record.getMessage() for record in caplog.records]
     watch.clock()
     assert set() == watchers()
 
