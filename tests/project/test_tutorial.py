@@ -166,9 +166,9 @@ settings.configure(
 )
 django.setup()
 from django.test.runner import DiscoverRunner
-sys.exit(DiscoverRunner().run_tests(["examples.tutorial.django_tests"]))
+sys.exit(DiscoverRunner().run_tests(["examples.tutorial.django_tests", "examples.tutorial.django_questions"]))
 """
-    assert "Ran 2 tests" in run("-c", code, directory=tmp_path)
+    assert "Ran 6 tests" in run("-c", code, directory=tmp_path)
 
 
 @pytest.mark.parametrize("server", ["daphne", "granian", "gunicorn", "hypercorn", "uvicorn"])
