@@ -153,6 +153,47 @@ def test_what_a_stuck_django_request_prints(page: str, tmp_path: Path) -> None:
     assert doctest.OutputChecker().check_output(want, got, doctest.ELLIPSIS), got
 
 
+def test_irc_bot(tmp_path: Path) -> None:
+    """The bot says what docs/guides/irc-bot.rst shows: here on a server that is this test."""
+    shown = re.findall(r"^   <(\w+)> (.*)", (GUIDES / "irc-bot.rst").read_text(), re.MULTILINE)
+    asked = [(name, text) for name, text in shown if name != "counter"]
+    answers = [text for name, text in shown if name == "counter"]
+    with socket.create_server((HOST, 0)) as listening:
+        listening.settimeout(LIMIT)
+        port = listening.getsockname()[1]
+        path = os.pathsep.join([str(Path(asgiref.__file__).parent.parent), str(ROOT)])
+        with subprocess.Popen(
+            [sys.executable, TUTORIAL / "ircbot.py", HOST, str(port), "counter", "#test"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path},
+            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                connection, _ = listening.accept()
+                connection.settimeout(LIMIT)
+                with connection, connection.makefile("rw", newline="\r\n") as lines:
+
+                    def tell(line: str) -> None:
+                        lines.write(f"{line}\r\n")
+                        lines.flush()
+
+                    assert ["NICK counter\r\n", "USER counter 0 * :counter\r\n"] == [lines.readline() for _ in range(2)]
+                    tell(":server 001 counter :Welcome")
+                    assert lines.readline() == "JOIN #test\r\n"
+                    tell("PING :server")
+                    assert lines.readline() == "PONG :server\r\n"
+                    tell(":ada!a@host PRIVMSG #test :not for the bot")
+                    for (name, text), answer in zip(asked, answers, strict=True):
+                        tell(f":{name}!{name}@host PRIVMSG #test :{text}")
+                        assert lines.readline() == f"PRIVMSG #test :{answer}\r\n"
+                output, _ = process.communicate(timeout=LIMIT)
+                assert (process.returncode, output) == (0, "")
+            finally:
+                process.kill()
+
+
 def test_tests_of_a_django_site(tmp_path: Path) -> None:
     pytest.importorskip("django")
     code = """
