@@ -1,8 +1,8 @@
 """Measure this package: against upstream's, against what others offer, and against the least that its work needs.
 
-All ways to do the same work take turns of some milliseconds, in processes of their own that
-live together on one CPU. What is printed are medians, and medians of the ratios of turns
-that stood side by side. Nothing is installed: what is not there is left out, and said.
+All ways to do the same work take turns of some milliseconds, each in its own process, on one
+CPU. The output has medians, and medians of the ratios of adjacent turns. Nothing is
+installed: ways whose packages are missing are omitted and reported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 if missing := [name for name in ("matplotlib", "rich") if importlib.util.find_spec(name) is None]:
-    sys.exit(f"{', '.join(missing)} not installed; python -m pip install '.[benchmarks]' installs all that is needed")
+    sys.exit(f"{', '.join(missing)} not installed; run: python -m pip install '.[benchmarks]'")
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -28,17 +28,19 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--upstream", metavar="PYTHON", help="compare with the package that this interpreter has")
+    parser.add_argument("--upstream", metavar="PYTHON", help="compare with the asgiref of this interpreter")
     parser.add_argument("--only", metavar="TEXT", default="", help="only rows or families whose name contains this")
     parser.add_argument("--quick", action="store_true", help="a tenth of the time for each row")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a row is much slower than it should be")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="save what was measured")
-    parser.add_argument("--read", metavar="FILE", type=Path, nargs="+", help="take saved runs in place of a new one")
-    parser.add_argument("--plots", metavar="DIR", type=Path, help="draw a plot for each family, of the first run")
-    parser.add_argument("--rst", metavar="FILE", type=Path, help="put all runs' tables between the marks in this file")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="save the results")
+    parser.add_argument("--read", metavar="FILE", type=Path, nargs="+", help="read saved runs instead of measuring")
+    parser.add_argument("--plots", metavar="DIR", type=Path, help="draw plots of the first run")
+    parser.add_argument(
+        "--rst", metavar="FILE", type=Path, nargs="+", help="write all runs' tables between the marks in these files"
+    )
     arguments = parser.parse_args()
     if arguments.check and not arguments.upstream:
-        parser.error("--check compares with upstream's package; --upstream PYTHON says where that is")
+        parser.error("--check compares with upstream's package; add --upstream PYTHON, an interpreter that has it")
     return arguments
 
 

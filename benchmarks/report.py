@@ -11,12 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from . import plots
-from .cases import HERE
+from .cases import HERE, UPSTREAM
+from .gains import gains
 from .run import Result, Run
 from .targets import TARGETS, Target
 from .turns import Cost
 
+GAINS = "gains"
 FACTS = "machine"
+PLOTS = "plots"
 JUDGED = "targets"
 COSTS = "costs"
 
@@ -64,21 +67,42 @@ def judge(run: Run) -> Iterator[tuple[Target, Cost]]:
             yield target, cost
 
 
-def update(file: Path, runs: Sequence[Run]) -> None:
-    """Replace what stands between the marks in *file*, which are comments, by what *runs* have found."""
-    text = file.read_text()
-    for mark, lines in ((FACTS, facts_rst(runs)), (JUDGED, targets_rst(runs)), (COSTS, costs_rst(runs, file.parent))):
-        begin, end = f".. begin {mark}\n", f".. end {mark}\n"
-        before, begun, rest = text.partition(begin)
-        _, ended, after = rest.partition(end)
-        if not begun or not ended:
-            raise ValueError(f"{file} has no place for {mark}")
-        text = "\n".join([before + begin, *lines, end + after])
-    file.write_text(text)
+def update(files: Sequence[Path], runs: Sequence[Run]) -> None:
+    """Replace the lines between the marks in *files*, which are comments, by the results of *runs*."""
+    parts = {
+        GAINS: [*plots_rst("gains", files[0].parent), *gains_rst(runs)],
+        FACTS: [*facts_rst(runs)],
+        PLOTS: [*families_rst(runs, files[0].parent)],
+        JUDGED: [*targets_rst(runs)],
+        COSTS: [*costs_rst(runs)],
+    }
+    for file in files:
+        text = file.read_text()
+        for mark, lines in parts.copy().items():
+            begin, end = f".. begin {mark}\n", f".. end {mark}\n"
+            before, begun, rest = text.partition(begin)
+            _, ended, after = rest.partition(end)
+            if begun and ended:
+                text = "\n".join([before + begin, *lines, end + after])
+                del parts[mark]
+        file.write_text(text)
+    if parts:
+        raise ValueError(f"{', '.join(map(str, files))}: no place for {', '.join(parts)}")
+
+
+def gains_rst(runs: Sequence[Run]) -> Iterator[str]:
+    header, rows = ["work"], dict[str, list[str]]()
+    for run in runs:
+        header += [f"here, {run.facts['python'].split()[-1]}", "upstream", "times"]
+        for name, result in gains(run):
+            here, upstream = result.costs[HERE], result.costs[UPSTREAM]
+            cells = [figure(result, here), figure(result, upstream), f"{upstream.times[1]:.1f}"]
+            rows.setdefault(f"{name}, {result.unit}", []).extend(cells)
+    yield from table_rst(header, [[name, *cells] for name, cells in rows.items() if len(cells) == len(header) - 1])
 
 
 def facts_rst(runs: Sequence[Run]) -> Iterator[str]:
-    """Return a list of the facts, each once where all runs share it."""
+    """Return a list of the facts, each once if all runs share it."""
     for name in dict.fromkeys(name for run in runs for name in run.facts):
         values = dict.fromkeys(run.facts[name] for run in runs if name in run.facts)
         yield f"* {name}: {'; '.join(values)}"
@@ -100,8 +124,22 @@ def targets_rst(runs: Sequence[Run]) -> Iterator[str]:
     yield from table_rst(["work", "against", "target", *both("Python", "met", runs)], rows)
 
 
-def costs_rst(runs: Sequence[Run], directory: Path) -> Iterator[str]:
-    """Return the lines of the tables, each below the plots of its family that are found below *directory*."""
+def plots_rst(family: str, directory: Path) -> Iterator[str]:
+    for plot in plots.files(family, directory):
+        yield from (".. container:: plot", "")
+        yield from ("   .. raw:: html", f"      :file: {plot.relative_to(directory)}", "")
+
+
+def families_rst(runs: Sequence[Run], directory: Path) -> Iterator[str]:
+    """Return the lines of the plots of all families that have some below *directory*."""
+    for family in dict.fromkeys(family for run in runs for family in run.families):
+        if plots.files(family, directory):
+            yield from (family, "~" * len(family), "")
+            yield from plots_rst(family, directory)
+
+
+def costs_rst(runs: Sequence[Run]) -> Iterator[str]:
+    """Return the lines of the tables, one for each family."""
     for family in dict.fromkeys(family for run in runs for family in run.families):
         found = [run.families.get(family, {}) for run in runs]
         rows = []
@@ -111,13 +149,10 @@ def costs_rst(runs: Sequence[Run], directory: Path) -> Iterator[str]:
             label = f"{name}, {unit}"
             for way in dict.fromkeys(way for result in results for way in (*result.costs, *result.failed)):
                 cells = [cell for result in results for cell in cells_rst(result, way)]
-                # Options are code, or two dashes become a long one.
+                # As code, because Sphinx turns two dashes into a long one.
                 rows.append([label, f"``{way}``" if "--" in way else way, *cells])
                 label = ""
-        yield from (family, "~" * len(family), "")
-        for plot in plots.files(family, directory):
-            yield from (".. container:: plot", "")
-            yield from ("   .. raw:: html", f"      :file: {plot.relative_to(directory)}", "")
+        yield from (family, "-" * len(family), "")
         yield from table_rst(["work", "way", *both("Python", "way / here", runs)], rows)
 
 
