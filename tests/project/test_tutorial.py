@@ -226,6 +226,38 @@ def test_options_of_servers_exist(server: str, tmp_path: Path) -> None:
     assert set() == named - offered
 
 
+@pytest.mark.parametrize(
+    ("word", "page"),
+    [
+        ("Celery", "guides/scripts"),
+        ("Windows", "platforms"),
+        ("close codes", "guides/websockets"),
+        ("fork", "guides/processes"),
+        ("hangs", "guides/hanging"),
+        ("license", "platforms"),
+        ("multiprocessing", "guides/processes"),
+        ("ORM", "guides/django"),
+        ("parallel", "guides/threads"),
+        ("Poetry", "switching"),
+        ("pytest", "guides/testing"),
+        ("rollback", "guides/managers"),
+        ("timeout", "guides/cancellation"),
+        ("vulnerability", "platforms"),
+    ],
+)
+def test_words_that_people_search_for_are_in_headings(word: str, page: str) -> None:
+    """Sphinx's search ranks headings first."""
+    headings = re.findall(r"^(\S.*)\n[-=~]{3,}$", (DOCS / f"{page}.rst").read_text(), re.MULTILINE)
+    assert any(word.lower() in heading.lower() for heading in headings)
+
+
+def test_every_guide_is_two_clicks_away() -> None:
+    table = (GUIDES / "index.rst").read_text().partition(".. toctree::")[0]
+    linked = set(re.findall(r":doc:`([\w-]+)`", table))
+    assert {path.stem for path in GUIDES.glob("*.rst")} - {"index"} == linked
+    assert ":doc:`guides/index`" in (DOCS / "index.rst").read_text()
+
+
 def test_what_the_contributors_page_names_exists() -> None:
     page = (DOCS / "contributing.rst").read_text()
     files = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
