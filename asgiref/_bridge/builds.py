@@ -1,4 +1,4 @@
-"""Does this interpreter have a lock, so that one thread at a time runs Python code?"""
+"""Whether this interpreter has a global lock (GIL), with which one thread at a time runs Python code."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import sys
 
 __all__ = ["FREE_THREADED", "runs_in_parallel"]
 
-# Whether the interpreter is of a free-threaded build. Its lock may be on all the same, and an extension module may
-# switch it on at any time, so whatever has to be right in parallel goes by the build. Documented in Python's "How-To"
-# on free threading; ``sysconfig``, the other way, takes longer to import than this package does.
+# Whether this is a free-threaded build. Its lock may be on all the same, and an extension module can enable it at any
+# time, so correctness in parallel depends on the build. Documented in Python's "How-To" on free threading; not
+# ``sysconfig``, which takes longer to import than this package.
 FREE_THREADED = "free-threading build" in sys.version
 
 
 def runs_in_parallel() -> bool:
-    """Tell whether threads run Python code at the same time; a choice that only costs or saves time may go by it."""
+    """Return whether threads run Python code in parallel now; only for decisions about speed."""
     return FREE_THREADED and not sys._is_gil_enabled()  # type: ignore[attr-defined, unused-ignore]

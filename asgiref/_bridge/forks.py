@@ -1,12 +1,12 @@
-"""Which process is this?
+"""Detection of forks.
 
-Threads, and locks that another thread held, do not survive a fork. Whatever
-depends on one remembers the ``generation`` it was made in and compares by
-identity; a process id alone would not do, because ids are used again. What has to be
-made anew in the child registers itself with ``after_fork_in_child``.
+Threads, and locks that another thread held, do not survive a fork. Objects that depend on
+one keep the ``generation`` of their creation and compare it by identity. A process id is
+not enough, because ids are reused. Objects that must be replaced in the child use
+``after_fork_in_child``.
 
-A program in C that forks (uWSGI does) runs no hooks of Python in the child. There, the
-process id tells: ``notice`` looks at it, where that costs little beside what follows.
+A C program that forks, such as uWSGI, does not run Python's hooks in the child. There,
+``notice`` compares the process id, in places where this costs little.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from os import getpid
 
 __all__ = ["after_fork_in_child", "generation", "notice", "pid"]
 
-# A token that is the same object for as long as the process is the same. It is replaced in
-# every forked child, before any other code of ours runs there, or when ``notice`` is called.
+# A token for this process. In a forked child, it is replaced before any other code of ours
+# runs, or when ``notice`` is called.
 generation = object()
 
 # Whether this process is a forked child.
 forked = False
 
-# For others, who compare it with os.getpid().
+# For other modules, which compare it with os.getpid().
 pid = getpid()
 
-# What to call in a forked child.
+# Functions to call in a forked child.
 _renewals: list[Callable[[], None]] = []
 
 
-# Of each process that noticed its fork by itself: held while one of its threads begins the generation.
+# By process id: held while a thread begins the generation, in a process whose fork ``notice`` has detected.
 _beginning: dict[int, threading.RLock] = {}
 
 
@@ -42,24 +42,24 @@ def _begin_generation() -> None:
     generation = object()
     for renew in _renewals:
         renew()
-    pid = getpid()  # last, since it tells other threads that all is renewed
+    pid = getpid()  # last, because it tells other threads that the renewal is complete
 
 
 def notice() -> None:
     """Begin a new generation if this process was forked without the hooks of Python.
 
-    Call this before anything that a new generation replaces is used or made.
+    Call this before using or making anything that a new generation replaces.
     """
     here = getpid()
     if here != pid:
-        # Of this process alone, so no thread can have held it at the fork. Reentrant, for signal handlers.
+        # For this process only, so no thread can have held it at the fork. Reentrant, for signal handlers.
         with _beginning.setdefault(here, threading.RLock()):
             if here != pid:
                 _begin_generation()
 
 
 def after_fork_in_child(renew: Callable[[], None]) -> None:
-    """Call *renew* in each forked child, on its only thread, before the fork returns or when it is noticed."""
+    """Call *renew* in each forked child, on its only thread, before the fork returns or when ``notice`` detects it."""
     _renewals.append(renew)
 
 

@@ -1,10 +1,10 @@
-"""What gevent's monkey patch replaces, as far as the bridge depends on it.
+"""Support for gevent's monkey patch.
 
-Where gevent has patched ``threading``, a thread of Python is a greenlet, and all greenlets
-of one thread of the system share what asyncio keeps for each: which loop runs. So the loops
-of the library run on real threads there. All other threads and locks are what ``threading``
-makes them, so that a wait lets other greenlets go on. Without the patch nothing here costs
-more than a look at ``sys.modules``.
+If gevent has patched ``threading``, Python's threads are greenlets. asyncio keeps the
+running loop for each system thread, so all greenlets of one share it. Therefore the loops
+of the library run on system threads there. All other threads and locks are made by
+``threading``, so that other greenlets run while one waits. Without the patch, everything
+here costs no more than a look-up in ``sys.modules``.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ __all__ = [
     "work_queue",
 ]
 
-# Seconds. A guess: rare enough for a program that sleeps.
+# The longest wait, in seconds. A guess: rare enough for an idle program.
 LONGEST_WAIT = 60.0
 
 
-# Seconds, at the end of the interpreter. A guess: far longer than it takes a thread to let go of its hub.
+# Seconds to wait for real threads at the end of the interpreter. A guess: far longer than destroying a hub takes.
 LONGEST_END = 1.0
 
-# An item for each real thread that has not ended. A forked child has none.
+# One item for each running real thread. A forked child has none.
 _real_threads: set[object] = set()
 after_fork_in_child(_real_threads.clear)
 
 
-# What to call when threads are greenlets and nobody has noticed; emptied by that.
+# Functions to call when the patch of ``threading`` is first detected; then emptied.
 _renewals: list[Callable[[], None]] = []
 
 
 def is_patched(module: str) -> bool:
-    """Tell whether gevent has replaced parts of *module*."""
+    """Return whether gevent has replaced parts of *module*."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None:
         return False
@@ -61,20 +61,20 @@ def is_patched(module: str) -> bool:
 
 
 def after_patch(renew: Callable[[], None]) -> None:
-    """Call *renew* when it is first noticed that threads are greenlets, to make anew what each of them has to have."""
+    """Call *renew* when the patch of ``threading`` is first detected, to replace objects that depend on threads."""
     _renewals.append(renew)
 
 
 def work_queue() -> WorkQueue:
-    """Return a queue on which the threads that ``threading`` starts now can wait.
+    """Return a queue for the kind of threads that ``threading`` starts now.
 
-    ``queue.SimpleQueue`` may be gevent's while the threads are real, and the other way round.
+    ``queue.SimpleQueue`` may be gevent's while threads are real, and vice versa.
     """
     return _GreenletQueue() if is_patched("threading") else internals.simple_queue()
 
 
 class _GreenletQueue:
-    """A queue whose waits always have a timer: gevent forgets a greenlet that waits without one."""
+    """A queue that always waits with a timeout: gevent forgets a greenlet that waits without one."""
 
     def __init__(self) -> None:
         self._items: deque[Any] = deque()
@@ -95,18 +95,18 @@ WorkQueue: TypeAlias = "queue.SimpleQueue[Any] | _GreenletQueue"
 
 
 def runs_in_another(loop: asyncio.AbstractEventLoop) -> bool:
-    """Tell whether *loop*, which asyncio takes for the running one here, runs in another greenlet of this thread."""
+    """Return whether *loop*, the running one for asyncio, runs in another greenlet of this thread."""
     return is_patched("threading") and internals.thread_of_loop(loop) not in (0, threading.get_ident())
 
 
 def run_on_real_thread(job: Any) -> None:
-    """Start a thread of the system that runs *job* and reports, whatever ``threading`` starts."""
-    # Both threads need a hub; made by both at the same time, each would wait for what the other imports.
+    """Start a system thread, also under the patch, that runs *job* and reports."""
+    # Both threads need a hub. If both made one concurrently, each would wait for an import of the other.
     sys.modules["gevent"].get_hub()
     sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")(_run_with_hub, (job,))
 
 
-def _run_with_hub(job: Any) -> None:  # pragma: no cover: nothing measures a thread that threading did not start
+def _run_with_hub(job: Any) -> None:  # pragma: no cover: coverage measures only threads of threading
     this = object()
     _real_threads.add(this)
     hub = sys.modules["gevent"].get_hub()
@@ -114,16 +114,16 @@ def _run_with_hub(job: Any) -> None:  # pragma: no cover: nothing measures a thr
         job.run()
         job.report()
         del job
-        hub.join()  # with the greenlets that have been started here
+        hub.join()  # waits for the greenlets that were started here
     finally:
         hub.destroy(destroy_loop=True)
         _real_threads.discard(this)
 
 
 def wait_for_real_threads() -> None:
-    """Let real threads come to their end before the interpreter does: one that is within gevent then would abort it.
+    """Wait for real threads at the end of the interpreter, which a thread inside gevent would abort.
 
-    One that has started a worker stays as long as that does, and is not waited for.
+    A thread that has started a worker lives as long as the worker, and is not waited for.
     """
     deadline = time.monotonic() + LONGEST_END
     while _real_threads and time.monotonic() < deadline:

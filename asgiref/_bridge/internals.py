@@ -1,13 +1,12 @@
-"""Everything that the library knows of the private parts of Python and asyncio.
+"""All uses of undocumented parts of Python and asyncio.
 
-Each function here uses something that is not documented API, and nothing else in the
-package does, except that a thread-critical ``Local`` asks ``asyncio`` for ``_get_running_loop``
-by itself. Its decorator says on which Pythons the part was seen, and what the library
-loses without it: speed, or one ability. Where the part is absent, as on an event loop of
-another make, the function returns what its ``absent`` function returns, and the bridge
-works without it.
+Each function here uses something that is not documented API. Nothing else in the package
+does, except that a thread-critical ``Local`` calls ``asyncio._get_running_loop`` itself. The
+decorator says which Pythons have the part, and what the library loses without it: speed,
+or one ability. If the part is absent, for example on event loops of other packages, the
+function returns the result of its ``absent`` function, and the bridge works without it.
 
-One of them, ``running_loop``, is the function of asyncio itself where there is one.
+One of them, ``running_loop``, is asyncio's own function if it exists.
 
 This module imports no other of the package.
 """
@@ -70,12 +69,12 @@ except ImportError:  # pragma: no cover: not CPython
 CPYTHON = "CPython 3.11 to 3.15"
 EVERYWHERE = f"{CPYTHON}, PyPy 3.11"
 
-# Looking through a longer queue would take longer than an iteration of the loop. A guess.
+# A guess: searching a longer queue takes longer than an event loop iteration.
 LONGEST_QUEUE = 100
 
 
-class Part:  # a NamedTuple takes longer to make than all else that is imported here
-    """One private part: where it was seen, what is lost without it, and what its function returns then."""
+class Part:  # not a NamedTuple, whose creation takes longer than all other imports here
+    """One undocumented part: where it was seen, what is lost without it, and the fallback for its function."""
 
     __slots__ = ("absent", "lost", "name", "seen")
 
@@ -83,7 +82,7 @@ class Part:  # a NamedTuple takes longer to make than all else that is imported 
         self.name, self.seen, self.lost, self.absent = name, seen, lost, absent
 
 
-# By the name of the function; what the tests, and a reader, go through.
+# By the name of the function; for tests and readers.
 PARTS: dict[str, Part] = {}
 
 
@@ -105,7 +104,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-# The loop that runs in this thread, or None. By the documented function, an answer of None costs an exception.
+# Returns the running loop of this thread, or None. The documented function raises an exception for None, which is slow.
 running_loop: Callable[[], asyncio.AbstractEventLoop | None] = getattr(asyncio, "_get_running_loop", _running_loop)
 PARTS["running_loop"] = Part(
     "asyncio._get_running_loop",
@@ -121,7 +120,7 @@ PARTS["running_loop"] = Part(
     lost="async_to_sync below sync_to_async in an atexit handler where Python starts no threads any more",
 )
 def leave_loop(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> None:
-    """Let this thread look as if *loop*, which runs its *task* here, did not run."""
+    """Make asyncio believe that *loop*, which is running *task* on this thread, is not running."""
     if task is not None:
         asyncio._leave_task(loop, task)
     asyncio._set_running_loop(None)
@@ -142,9 +141,9 @@ def enter_loop(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) 
     absent=lambda loop: False,
 )
 def has_nothing_left(loop: asyncio.AbstractEventLoop) -> bool:
-    """Tell whether a loop without tasks can be closed without another run.
+    """Return whether a loop without tasks can be closed without another run.
 
-    A transport that has just been closed is among the callbacks.
+    A transport that has just been closed still has a callback.
     """
     return not any(getattr(loop, name, True) for name in ("_ready", "_asyncgens", "_default_executor"))
 
@@ -156,7 +155,7 @@ def has_nothing_left(loop: asyncio.AbstractEventLoop) -> bool:
     absent=lambda future, loop: False,
 )
 def needs_no_run(future: Any, loop: Any) -> bool:
-    """Tell whether *future* is a coroutine that shuts down what *loop* does not have, and nothing else is to happen.
+    """Return whether *future* shuts down something that *loop* does not have, and the loop has nothing else to do.
 
     Such a coroutine awaits nothing.
     """
@@ -164,7 +163,7 @@ def needs_no_run(future: Any, loop: Any) -> bool:
     if getattr(future, "cr_code", None) not in _SHUTS_DOWN or any(getattr(loop, name, True) for name in names):
         return False
     selector = getattr(loop, "_selector", None)
-    return selector is not None and len(selector.get_map()) == 1  # what other threads wake the loop by
+    return selector is not None and len(selector.get_map()) == 1  # the socket by which other threads wake the loop
 
 
 _SHUTS_DOWN = [
@@ -193,12 +192,12 @@ def main_task_of(handler: Any, loop: asyncio.AbstractEventLoop) -> Any:
     lost="speed: async_to_sync below sync_to_async takes one more iteration of the loop, a tenth of a call",
 )
 def make_first_step(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) -> None:
-    """Have *task*, just made, begin in this iteration of the loop in place of the next.
+    """Start *task*, just created, in this event loop iteration instead of the next.
 
-    Only where the queue of the loop is to be seen, and short. The tasks of a factory may
-    have begun; in debug mode asyncio is to tell which task is slow. An eager task would
-    begin here too, but in the midst of its making: its exit would look like a fault of
-    the loop, and asking one that has ended for its coroutine crashes Python 3.12.1.
+    Only if the queue of the loop is accessible and short. Not with a task factory, whose
+    tasks may have started already, and not in debug mode, in which asyncio logs slow tasks.
+    Not by an eager task: that starts during its creation, so its exit would look like an
+    error of the loop, and asking an ended one for its coroutine crashes Python 3.12.1.
     """
     queue: Any = getattr(loop, "_ready", None)
     if (
@@ -211,7 +210,7 @@ def make_first_step(task: asyncio.Task[Any], loop: asyncio.AbstractEventLoop) ->
         if getattr(getattr(handle, "_callback", None), "__self__", None) is task:  # else another thread was faster
             try:
                 queue.remove(handle)
-            except (ValueError, IndexError):  # other threads change the queue meanwhile
+            except (ValueError, IndexError):  # other threads have changed the queue meanwhile
                 return
             handle._run()
 
@@ -247,7 +246,7 @@ def callbacks_of(future: Any) -> Any:
     lost="bridge_calls() does not see which task waits for which",
 )
 def waited_for_by(task: Any) -> Any:
-    """Return the future for which *task* waits, or None."""
+    """Return the future that *task* waits for, or None."""
     return getattr(task, "_fut_waiter", None)
 
 
@@ -257,7 +256,7 @@ def waited_for_by(task: Any) -> Any:
     lost="a message in the log more, of a task that was pending when its ThreadSensitiveEventLoop was stopped",
 )
 def be_quiet_if_destroyed(task: Any) -> None:
-    """Have *task*, whose loop may be stopped before it is done, not complain of that when it is freed."""
+    """Prevent asyncio's log message "Task was destroyed but it is pending" for *task*."""
     if hasattr(task, "_log_destroy_pending"):
         task._log_destroy_pending = False
 
@@ -268,7 +267,7 @@ def be_quiet_if_destroyed(task: Any) -> None:
     lost="bridge_calls() does not see that a task waits for those of its TaskGroup",
 )
 def future_of_task_group(group: asyncio.TaskGroup) -> Any:
-    """Return the future that ends when the last task of *group* has, or None."""
+    """Return the future that is done when the last task of *group* has ended, or None."""
     return getattr(group, "_on_completed_fut", None)
 
 
@@ -279,7 +278,7 @@ def future_of_task_group(group: asyncio.TaskGroup) -> Any:
     absent=list,
 )
 def all_task_registries() -> list[Any]:
-    """Return the sets in which asyncio, up to Python 3.13, notes the tasks of all loops."""
+    """Return the sets in which asyncio, up to Python 3.13, keeps the tasks of all loops."""
     return [getattr(asyncio.tasks, name, ()) for name in ("_all_tasks", "_scheduled_tasks", "_eager_tasks")]
 
 
@@ -290,7 +289,7 @@ def all_task_registries() -> list[Any]:
     absent=lambda future: False,
 )
 def is_finished(future: Future[Any]) -> bool:
-    """Tell whether *future* is done, without its lock, for which ``done()`` waits."""
+    """Return whether *future* is done, without waiting for its lock as ``done()`` does."""
     return getattr(future, "_state", None) == "FINISHED"
 
 
@@ -301,11 +300,11 @@ def is_finished(future: Future[Any]) -> bool:
     absent=lambda future: False,
 )
 def is_waited_for(future: Future[Any]) -> bool:
-    """Tell whether a thread waits in ``result()`` or ``exception()`` of *future*."""
+    """Return whether a thread is waiting in ``result()`` or ``exception()`` of *future*."""
     return bool(getattr(getattr(future, "_condition", None), "_waiters", None))
 
 
-# What marks a function, in its __dict__, as one whose call gives an awaitable.
+# Attributes that mark a function as one that returns an awaitable.
 COROUTINE_MARKS = ("_is_coroutine_marker", "_is_coroutine")
 
 
@@ -317,7 +316,7 @@ COROUTINE_MARKS = ("_is_coroutine_marker", "_is_coroutine")
     absent=lambda function: function,
 )
 def mark_as_coroutine_function(function: F) -> F:
-    """Mark *function* so that ``asyncio.iscoroutinefunction`` tells that calling it gives an awaitable; return it."""
+    """Mark *function* for ``asyncio.iscoroutinefunction`` as a coroutine function; return it."""
     function._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)  # type: ignore[attr-defined]
     return function
 
@@ -332,7 +331,7 @@ def mark_as_coroutine_function(function: F) -> F:
     "the threads of the default executor are known only by the bridged calls that they run",
 )
 def default_executor_of(loop: asyncio.AbstractEventLoop) -> Any:
-    """Return the default executor of *loop*, or None where the loop has none yet or does not show it."""
+    """Return the default executor of *loop*, or None if the loop has none yet or does not show it."""
     return getattr(loop, "_default_executor", None)
 
 
@@ -354,7 +353,7 @@ def threads_of(executor: Any) -> Any:
     absent=lambda executor: contextlib.nullcontext(),
 )
 def starting_lock_of(executor: Any) -> AbstractContextManager[Any]:
-    """Return the lock that *executor* holds while it starts a thread and, after that, notes it in ``threads_of``."""
+    """Return the lock that *executor* holds while it starts a thread and adds it to ``threads_of``."""
     return getattr(executor, "_shutdown_lock", None) or contextlib.nullcontext()
 
 
@@ -364,7 +363,7 @@ def starting_lock_of(executor: Any) -> AbstractContextManager[Any]:
     lost="see threads_of",
 )
 def thread_limit_of(executor: Any) -> int | None:
-    """Return the number of threads that *executor* may have at most, or None."""
+    """Return the maximum number of threads of *executor*, or None."""
     limit = getattr(executor, "_max_workers", None)
     return limit if isinstance(limit, int) else None
 
@@ -375,7 +374,7 @@ def thread_limit_of(executor: Any) -> int | None:
     lost="a blocked thread of the default executor of uvloop does not run what it waits for",
 )
 def reference_to_executor_above(frame: FrameType | None) -> Callable[[], Any] | None:
-    """Return a weak reference to the executor whose thread runs *frame*, found by its outermost frames, or None."""
+    """Return a weak reference to the executor of the thread of *frame*, found in its outermost frames, or None."""
     worker = getattr(getattr(concurrent.futures.thread, "_worker", None), "__code__", None)
     while frame is not None and frame.f_code is not worker:
         frame = frame.f_back
@@ -392,7 +391,7 @@ def reference_to_executor_above(frame: FrameType | None) -> Callable[[], Any] | 
     absent=lambda thread: False,
 )
 def says_always_that_it_lives(thread: threading.Thread) -> bool:
-    """Tell whether *thread* is one that was not started by ``threading``, whose object knows nothing of its end."""
+    """Return whether ``threading`` has not started *thread*; then the object does not show the end of the thread."""
     return isinstance(thread, getattr(threading, "_DummyThread", ()))
 
 
@@ -406,7 +405,7 @@ def says_always_that_it_lives(thread: threading.Thread) -> bool:
     absent=queue.SimpleQueue,
 )
 def simple_queue() -> queue.SimpleQueue[Any]:
-    """Return a queue of the standard library, whatever stands in its place in ``queue``."""
+    """Return a queue of the standard library, even if ``queue.SimpleQueue`` is replaced."""
     return _SimpleQueue()
 
 
@@ -420,10 +419,9 @@ def simple_queue() -> queue.SimpleQueue[Any]:
     absent=lambda: False,
 )
 def pools_refuse_work() -> bool:
-    """Tell whether every ``ThreadPoolExecutor`` refuses work, because the interpreter has begun to end.
+    """Return whether every ``ThreadPoolExecutor`` refuses work, because the interpreter is ending.
 
-    That is before the calls that their threads run are waited for, and so well before the
-    main thread has ended.
+    They refuse work before their threads are joined, and so well before the main thread ends.
     """
     return bool(getattr(concurrent.futures.thread, "_shutdown", False))
 
@@ -435,5 +433,5 @@ def pools_refuse_work() -> bool:
     absent=lambda error: False,
 )
 def interpreter_ends(error: RuntimeError) -> bool:
-    """Tell whether *error*, of starting a thread, says that Python starts none any more."""
+    """Return whether *error*, raised on starting a thread, says that Python no longer starts threads."""
     return str(error).endswith("at interpreter shutdown")

@@ -1,11 +1,11 @@
-"""A blocked thread lends itself to work that its own call waits for.
+"""A blocked thread of a thread pool runs a call that it waits for.
 
-The threads of an executor may all be blocked in ``async_to_sync`` while what they wait for
-has yet to run in that same executor. So a call with ``thread_sensitive=False`` is offered to
-the blocked threads that it comes from, those among them that belong to its executor: it
-runs where it was meant to run, and never on the main thread. That happens only when all
-threads of the executor have been seen blocked so. A thread that lends itself no longer runs
-what its call sends to it, so as long as another can come to the work, that one is waited for.
+All threads of an executor may be blocked in ``async_to_sync`` while the calls that they wait
+for are queued in the same executor: a deadlock. So a call with ``thread_sensitive=False`` is
+offered to the blocked threads above it that belong to its executor. It runs in the right
+pool, and never on the main thread. This happens only if all threads of the executor are
+blocked in this way. A thread that runs such a call does not serve its mailbox meanwhile, so
+as long as another thread can take the call, the bridge waits for that thread.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ __all__ = ["LendingExecutor", "blocked_above", "lending_executor", "note_executo
 
 R = TypeVar("R")
 
-# ``pool``: what ``pool_here`` has found.
+# ``pool``: the result of ``pool_here``.
 _of_thread = threading.local()
 
-# Seconds between two looks at whether a call is left waiting, at first and at most. Guesses:
-# longer than a free thread takes to come to a call, short beside what a program takes that blocks so.
+# Seconds between checks whether a call is still queued: the first and the longest interval. Guesses:
+# longer than a free thread needs to take a call, and short for a program that blocks like this.
 FIRST_LOOK, LAST_LOOK = 0.005, 0.1
 
 
 def note_executor(mailbox: CurrentThreadExecutor, inner_calls: Any) -> None:
-    """Note which executor this thread belongs to, that of *mailbox*, where only the call that it runs tells."""
+    """Record the executor of this thread in its *mailbox*, if only the running call shows it."""
     mailbox.lends_to = getattr(inner_calls, "default_executor_of", None)
     if mailbox.lends_to is not None:
         mailbox.pool = pool_here()
@@ -53,7 +53,7 @@ def blocked_above(ancestor: Any, context: Any) -> list[CurrentThreadExecutor]:
     Args:
         ancestor: The mailbox of the innermost ``async_to_sync`` call above, finished or not, or None.
         context: The enclosing ``ThreadSensitiveContext``, or None. One with an executor hides
-            from thread-sensitive code what is above it.
+            the mailboxes above it from thread-sensitive code.
     """
     blocked = []
     while isinstance(ancestor, CurrentThreadExecutor):
@@ -67,20 +67,20 @@ def blocked_above(ancestor: Any, context: Any) -> list[CurrentThreadExecutor]:
 def lending_executor(
     executor: Any, loop: asyncio.AbstractEventLoop, blocked: list[CurrentThreadExecutor], *, default: bool
 ) -> LendingExecutor | None:
-    """Return what stands for *executor* in a call from below its own threads; None where no such thread is blocked.
+    """Return a replacement for *executor* in a call from below its own threads; None if none of them is blocked.
 
     Args:
-        executor: May be None for the default one, where the loop does not show it (uvloop's do not).
-        loop: The running loop.
-        blocked: What ``blocked_above`` returns.
-        default: Whether it is the loop's default executor. Where that does not show its threads,
-            one is known to belong to it by the bridged call that it runs.
+        executor: None for the default executor of a loop that does not show it, such as uvloop's.
+        loop: The running event loop.
+        blocked: The result of ``blocked_above``.
+        default: Whether it is the loop's default executor. If that does not show its threads,
+            a thread belongs to it if the bridged call that it runs says so.
     """
     if not blocked:
         return None
     owners: set[int | None] = set()
     if (threads := threads_of(executor)) is not None:
-        with contextlib.suppress(TypeError), starting_lock_of(executor):  # of an executor that calls something else so
+        with contextlib.suppress(TypeError), starting_lock_of(executor):  # if these attributes have another meaning
             owners = {getattr(thread, "ident", None) for thread in list(threads)}
     elif default:
         owners = {mailbox.owner for mailbox in blocked if mailbox.lends_to is not None and mailbox.lends_to() is loop}
@@ -91,11 +91,11 @@ def lending_executor(
 
 
 class LendingExecutor:
-    """Stands for an executor in one call of a coroutine of *loop* for which threads of that executor wait.
+    """Replaces an executor in one call, made by a coroutine of *loop* that threads of the executor wait for.
 
     Args:
         executor: The executor, or None for the loop's default one.
-        mailboxes: Of the threads that may lend themselves.
+        mailboxes: The mailboxes of the threads that may run the call.
     """
 
     def __init__(self, executor: Any, loop: asyncio.AbstractEventLoop, mailboxes: list[CurrentThreadExecutor]) -> None:
@@ -110,7 +110,7 @@ class LendingExecutor:
         else:
             accepted = self._executor.submit(offered)
         accepted.add_done_callback(offered.turned_down)
-        # By reference: the timer keeps nothing of a call that is long done.
+        # A weak reference, so that the timer does not keep a finished call alive.
         self._look_later(weakref.ref(offered), FIRST_LOOK, False)
         return future
 
@@ -122,19 +122,19 @@ class LendingExecutor:
         if offered is None or not offered.untaken:
             return
         starved = is_starved(self._mailboxes[-1].pool() if self._executor is None else self._executor)
-        # Twice, since between two jobs each thread looks blocked for a moment.
+        # Two checks in a row, because each thread looks blocked for a moment between two jobs.
         if not (starved and starved_before):
             self._look_later(reference, FIRST_LOOK if starved else min(2 * pause, LAST_LOOK), starved)
             return
-        # To all of them, since any may be held up by another job that it runs.
+        # Post to all of them, because any of them may be busy with another job.
         for mailbox in self._mailboxes:
             mailbox.post(_LentTime(reference, mailbox))
 
 
 def is_starved(executor: Any) -> bool:
-    """Tell whether no thread of *executor* can come to its queue, because each of them serves a mailbox and waits.
+    """Return whether all threads of *executor* are waiting in mailboxes, so that none can take a job of its queue.
 
-    Where the executor does not show its threads as a ``ThreadPoolExecutor`` does, the answer is no.
+    False if the executor does not show its threads as a ``ThreadPoolExecutor`` does.
     """
     threads, limit = threads_of(executor), thread_limit_of(executor)
     if not threads or limit is None or len(threads) < limit:
@@ -143,10 +143,10 @@ def is_starved(executor: Any) -> bool:
 
 
 def pool_here() -> Callable[[], Any]:
-    """Return a function that gives the executor for which this thread works, as its outermost frames know it, or None.
+    """Return a function that returns the executor of this thread, found by its outermost frames, or None.
 
-    Asked on the thread itself, since frames of other threads cannot be read without the interpreter's lock; and once
-    for each thread, which belongs to one executor all its life.
+    Called on the thread itself, because free-threaded builds cannot read frames of other threads. Called once for each
+    thread, because its executor never changes.
     """
     try:
         return _of_thread.pool  # type: ignore[no-any-return]
@@ -160,14 +160,14 @@ def _no_pool() -> None: ...
 
 
 class _OfferedCall(functools.partial[Any]):
-    """A call that an executor and some mailboxes have; the first thread that comes to it runs it.
+    """A call in the queues of an executor and of some mailboxes; the first thread that takes it runs it.
 
-    A ``partial``, because instruments look for the wrapped function in what an executor is given.
+    A ``partial``, because instrumentation looks for the wrapped function in the executor's argument.
     """
 
     def __init__(self, call: Callable[[], Any]) -> None:
-        # A list of one, since pop() is atomic: one thread gets the call. Nothing else here keeps
-        # it, or an exception's traceback would lead back to itself by way of the executor's frames.
+        # A list of one item. pop() is atomic: exactly one thread gets the call. No other reference to it here:
+        # else a traceback, which refers to the executor's frames, would be in a reference cycle.
         self.untaken = [SubmittedCall(call, (), {})]
 
     def __call__(self) -> None:
@@ -180,7 +180,7 @@ class _OfferedCall(functools.partial[Any]):
         del taken
 
     def turned_down(self, accepted: Future[Any] | asyncio.Future[Any]) -> None:
-        """Note that the executor is done with the call, which it may have been without running it."""
+        """Settle the call if the executor has cancelled or refused it instead of running it."""
         with contextlib.suppress(IndexError):
             untaken = self.untaken.pop()
             if accepted.cancelled() or (error := accepted.exception()) is None:
@@ -190,14 +190,14 @@ class _OfferedCall(functools.partial[Any]):
 
 
 class _LentTime:
-    """A job: run an offered call, if nobody has, while the thread would only wait."""
+    """A job: run an offered call that no thread has taken yet, on a thread that is waiting anyway."""
 
     def __init__(self, reference: weakref.ref[_OfferedCall], mailbox: CurrentThreadExecutor) -> None:
         self._reference, self._mailbox = reference, mailbox
 
     def run(self) -> None:
         offered = self._reference()
-        # A thread that no longer waits leaves the call to its executor, which has a free thread with that.
+        # If this thread no longer waits, its executor has a free thread for the call.
         if offered is not None and self._mailbox.serving:
             offered()
 

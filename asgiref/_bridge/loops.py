@@ -1,4 +1,4 @@
-"""Event loops that the library owns: a fresh one for each call, or one that is kept for a block."""
+"""Event loops of the library: a new one for each call, or one that is kept for a block."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["FreshLoop", "KeptLoop", "Mailboxes"]
 
-# Which mailbox does the thread serve that is blocked on this loop?
+# For each loop: the mailbox of the thread that is blocked on it.
 Mailboxes = dict[asyncio.AbstractEventLoop, "CurrentThreadExecutor"]
 
 
 class FreshLoop:
-    """A job: run one call on a loop of its own, as ``asyncio.run`` does, and end the loop before the call."""
+    """A job: run one call on a new loop, as ``asyncio.run`` does, and close the loop before the call ends."""
 
     def __init__(
         self, call: LoopCall, outcome: AwaitedOutcome[Any], mailbox: CurrentThreadExecutor, mailboxes: Mailboxes
@@ -33,7 +33,7 @@ class FreshLoop:
     def run(self) -> None:
         if self._mailbox.belongs_to_this_thread:
             self._mailbox.run_in_place = workers.run_in_place
-        self._outcome.thread_goes_on = None  # not before the loop has ended, in report()
+        self._outcome.thread_goes_on = None  # only after the end of the loop, in report()
         loop = None
         try:
             loop = asyncio.new_event_loop()
@@ -43,17 +43,17 @@ class FreshLoop:
                 if task is not None:
                     loop.run_until_complete(task)
                     if not self._outcome.settled:
-                        raise RuntimeError("what replaces AsyncToSync.main_wrap() ended without calling it")
+                        raise RuntimeError("a replacement of AsyncToSync.main_wrap() has not called it; it must")
             except BaseException as error:
-                # Cancelled before its first step, or broken off by a SystemExit of another task.
+                # Cancelled before its first step, or interrupted by a SystemExit of another task.
                 self._outcome.set_exception(error)
             _end(loop)
-        except BaseException as error:  # of ending the loop: what asyncio.run would raise
+        except BaseException as error:  # from closing the loop; asyncio.run would raise it
             self._outcome.set_exception(error)
         finally:
             if loop is not None:
                 self._mailboxes.pop(loop, None)
-            # What a finalizer of the user's does has to happen before the worker is idle.
+            # Finalizers of the user must run before the worker is idle.
             del self._call, self._outcome
 
     def report(self) -> None:
@@ -66,13 +66,13 @@ class FreshLoop:
 def _end(loop: asyncio.AbstractEventLoop) -> None:
     """End *loop* as ``asyncio.run`` does."""
     if asyncio.all_tasks(loop):
-        # Closing the runner cancels and awaits them.
+        # Closing the runner cancels the tasks and awaits them.
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             runner.get_loop()
         return
     try:
         if not has_nothing_left(loop):
-            # In one run of the loop where a runner makes two.
+            # One run of the loop; a runner needs two.
             loop.run_until_complete(_shut_down(loop))
     finally:
         loop.close()
@@ -83,8 +83,8 @@ async def _shut_down(loop: asyncio.AbstractEventLoop) -> None:
     await loop.shutdown_default_executor()
 
 
-# Guards what concerns kept loops: starting one, giving it work, closing it. Reentrant, because
-# a signal handler may bridge on a thread that holds it; a forked child gets a new one.
+# Guards kept loops: starting one, giving it work, closing it. Reentrant, because a signal handler
+# may bridge on a thread that holds it. A forked child gets a new one.
 lock = threading.RLock()
 
 
@@ -100,7 +100,7 @@ class KeptLoop:
     loop: asyncio.AbstractEventLoop
 
     def __init__(self, mailboxes: Mailboxes) -> None:
-        # A selector of gevent's belongs to the thread that makes it.
+        # A gevent selector belongs to the thread that creates it.
         self._loop_made = threading.Event() if greenlets.is_patched("select") else None
         if self._loop_made is None:
             self.loop = asyncio.new_event_loop()
@@ -113,7 +113,7 @@ class KeptLoop:
 
     @classmethod
     def start(cls, mailboxes: Mailboxes) -> KeptLoop | None:
-        """Return a loop that runs, or None where Python starts no thread any more."""
+        """Return a running loop, or None if Python no longer starts threads."""
         kept = cls(mailboxes)
         executor = workers.KeptLoopExecutor()
         try:
@@ -123,7 +123,7 @@ class KeptLoop:
             kept._close_unused_loop()
             raise
         except BaseException:
-            # Whether a worker has got it is not known after an interrupt; if so, it ends at once.
+            # After an interrupt, a worker may or may not have the loop; if it has, the loop ends at once.
             kept.close(None)
             raise
         if not accepted:
@@ -131,7 +131,7 @@ class KeptLoop:
             return None
         if kept._loop_made is not None:
             while not kept._loop_made.wait(1):  # without a limit, gevent would say that it blocks for ever
-                pass  # pragma: no cover: it takes no second
+                pass  # pragma: no cover: it takes less than a second
         return kept
 
     def _close_unused_loop(self) -> None:
@@ -143,16 +143,16 @@ class KeptLoop:
         return not self._closing and self._generation is forks.generation
 
     def post(self, call: LoopCall, mailbox: CurrentThreadExecutor) -> bool:
-        """Have the loop start *call*, whose thread serves *mailbox*; return False where the loop is closing."""
+        """Start *call* on the loop; its thread serves *mailbox*. Return False if the loop is closing."""
         with lock:
             if not self.usable:
                 return False
             try:
                 self._enter(mailbox)
                 call.asked = self.loop
-                # Ahead of the callback that ends the loop, so whatever was accepted is started.
+                # Before the callback that ends the loop, so every accepted call is started.
                 self.loop.call_soon_threadsafe(call.start, self.loop, context=contextvars.Context())
-            except BaseException:  # an interrupt: the caller will not know which loop to leave
+            except BaseException:  # an interrupt: the caller does not learn which loop to leave
                 self.leave(mailbox)
                 raise
         return True
@@ -162,9 +162,9 @@ class KeptLoop:
         self._mailboxes[self.loop] = mailbox
 
     def leave(self, mailbox: CurrentThreadExecutor) -> None:
-        """Note that the thread of *mailbox* is no longer blocked."""
+        """Record that the thread of *mailbox* is no longer blocked."""
         with lock:
-            # Along with those whose threads were interrupted on the way here.
+            # Also remove mailboxes whose threads were interrupted before they called this.
             self._blocked = [each for each in self._blocked if each is not mailbox and each.serving]
             if self._blocked and not self._end.settled:
                 self._mailboxes[self.loop] = self._blocked[-1]
@@ -172,9 +172,9 @@ class KeptLoop:
                 self._mailboxes.pop(self.loop, None)
 
     def close(self, mailbox: CurrentThreadExecutor | None) -> None:
-        """Cancel what still runs and end the loop; stop *mailbox* when that is done.
+        """Cancel running tasks and end the loop; stop *mailbox* afterwards.
 
-        After an interrupt this can be done again.
+        After an interrupt, this can be called again.
         """
         if self._generation is not forks.generation:
             return
@@ -183,16 +183,16 @@ class KeptLoop:
             self._waits_for_end = mailbox
             if mailbox is not None:
                 self._enter(mailbox)
-        with contextlib.suppress(RuntimeError, AttributeError):  # it is closed already, or not made
+        with contextlib.suppress(RuntimeError, AttributeError):  # closed already, or not created
             self.loop.call_soon_threadsafe(self._end_loop, context=contextvars.Context())
-        # It may have ended by an error of its own. Its worker settles the end, takes the lock, and looks for a mailbox
-        # then, so that one of the two sees what the other did.
+        # An error may have ended the loop. Its worker settles the end, takes the lock, and then looks for a mailbox, so
+        # at least one of the two sees what the other has done.
         if mailbox is not None and self._end.settled:
             self.leave(mailbox)
             mailbox.stop()
 
     def _end_loop(self) -> None:
-        if not self._ended:  # told twice, after an interrupt: the second would break off the tasks' cleanup
+        if not self._ended:  # a second stop, after an interrupt, would cut the tasks' cleanup short
             self._ended = True
             self.loop.stop()
 
@@ -206,12 +206,12 @@ class KeptLoop:
             with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
                 loop = runner.get_loop()
                 while not self._ended:
-                    # Neither an exit of one task nor a stray stop() ends the others' loop.
+                    # The loop is shared: neither an exit of one task nor a stray stop() ends it.
                     try:
                         loop.run_forever()
                     except (KeyboardInterrupt, SystemExit) as error:
                         self._pass_on(error)
-        except BaseException as error:  # of ending the loop: what asyncio.run would raise
+        except BaseException as error:  # from closing the loop; asyncio.run would raise it
             self._closing = True
             self._end.set_exception(error)
         else:
@@ -220,7 +220,7 @@ class KeptLoop:
             self._mailboxes.pop(self.loop, None)
 
     def _pass_on(self, error: BaseException) -> None:
-        """Raise *error*, which a task let out, in a blocked thread: best in the main thread, whose Ctrl-C it may be."""
+        """Raise *error*, from a task, in a blocked thread; preferably the main thread, because it may be Ctrl-C."""
         main = threading.main_thread().ident
         with lock:
             of_main = [mailbox for mailbox in self._blocked if mailbox.owner == main]
@@ -240,7 +240,7 @@ class KeptLoop:
 
 
 class _Interruption(Outcome[None]):
-    """A job that interrupts the thread which runs it."""
+    """A job that interrupts its thread with an exception."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()

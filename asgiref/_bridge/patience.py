@@ -1,9 +1,9 @@
-"""A loop that others own: does it still run, and is a call that it was given lost?
+"""Waiting for a call on an event loop of the user, which may be stopped.
 
-Programs stop their loops for a while: a GUI runs one in ticks, a prompt runs one for each line
-that is typed. So a loop that does not run at this moment is no reason to give up. Whether it runs
-is found out by what it does: a callback, the probe, is called when it runs again. A call is lost
-when its loop cannot run again, or has not run for longer than the patience of its caller.
+Programs stop their loops temporarily: a GUI runs one in short intervals, a prompt runs one for
+each line of input. So a stopped loop is no reason to give up. A callback, the probe, detects
+when the loop runs again. A call is lost when its loop cannot run again, or has not run for
+longer than the patience of the caller.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ __all__ = ["LoopWait", "Patience", "cannot_run_again"]
 
 logger = logging.getLogger("asgiref.sync")
 
-# Seconds after which a wait is logged. A guess: longer than any tick, soon enough for a person who wonders.
+# Seconds after which a wait is logged. A guess: longer than pauses of a GUI, soon enough for a person.
 LOGGED_AFTER = 2.0
 
 
 def cannot_run_again(loop: asyncio.AbstractEventLoop, thread: threading.Thread | None) -> bool:
-    """Tell whether *loop*, which does not run now, never will.
+    """Return whether *loop*, which is not running, can never run again.
 
     Args:
-        thread: The thread that ran the loop last, or None where that is not known.
+        thread: The thread that ran the loop last, or None if not known.
     """
     if loop.is_closed():
         return True
     if thread is None:
         return _interpreter_ends()
-    # A worker runs a loop again only if the thread does that had it run there.
+    # A worker runs the loop again only on behalf of the thread that uses it.
     caller: threading.Thread | None = getattr(thread, "runs_for", None)
     thread = thread if caller is None else caller
     if thread is threading.current_thread() or _has_ended(thread):
@@ -57,12 +57,12 @@ def _has_ended(thread: threading.Thread) -> bool:
 
 
 def _interpreter_ends() -> bool:
-    # Pools refuse work from then on, and their threads are waited for before the main thread counts as ended.
+    # Thread pools refuse work before their threads are joined, and the main thread counts as ended only after that.
     return pools_refuse_work() or not threading.main_thread().is_alive()
 
 
 class _Probe:
-    """A callback that tells that its loop has run, and in which thread."""
+    """A callback that records that its loop has run, and on which thread."""
 
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
@@ -71,14 +71,14 @@ class _Probe:
         self.thread = threading.current_thread()
 
 
-class Patience:  # no NamedTuple, which takes a fifth of a millisecond of the package's import
-    """For how many seconds may a loop not run that has a call?"""
+class Patience:  # not a NamedTuple, which adds a fifth of a millisecond to the import of the package
+    """How many seconds the loop of a call may be stopped: with the call *begun*, and with the call *not_begun*."""
 
     __slots__ = ("begun", "not_begun")
 
     def __init__(self, begun: float, not_begun: float) -> None:
         self.begun = begun
-        # Another loop can have the call then.
+        # Another loop can run the call afterwards.
         self.not_begun = not_begun
 
 
@@ -86,17 +86,17 @@ class LoopWait:
     """The wait of one thread for *call*, which it gave to *loop*.
 
     Args:
-        outcome: What the call settles.
-        circumstances: Returns the ``Patience`` with *loop*, and the thread that ran it when this
-            thread was given its work, if that is known. Asked with the first look, not with each call.
+        outcome: The outcome of the call.
+        circumstances: Returns the ``Patience`` for *loop*, and the thread that ran it when this
+            thread was given its work, if known. Called at the first check, not for each call.
     """
 
-    # Since when the loop has not been seen to run, and for how long that is borne.
+    # Since when the loop has not been seen running, and how long that is tolerated.
     _stopped_at: float | None = None
     _patience: Patience
-    # A probe that the loop has not come to. There is one at a time, and none is sent to a loop that runs.
+    # The pending probe: at most one, and none for a running loop.
     _probe: _Probe | None = None
-    # The thread that ran the loop last, as far as is known, and whether it was then seen to have begun the call.
+    # The thread that ran the loop last, if known, and whether the call was seen to have started there.
     _thread: threading.Thread | None = None
     _begun = False
     _logged = False
@@ -112,9 +112,9 @@ class LoopWait:
         self._circumstances: Callable[[], tuple[Patience, threading.Thread | None]] | None = circumstances
 
     def is_lost(self) -> bool:
-        """Tell whether to wait no longer: the outcome is there, the call was taken back for another loop, or it failed.
+        """Return whether to stop waiting: the outcome is known, the call was taken back for another loop, or it failed.
 
-        The waiting thread asks now and then.
+        The waiting thread calls this at intervals.
         """
         call, loop, outcome = self._call, self._loop, self._outcome
         if self._circumstances is not None:
@@ -128,7 +128,7 @@ class LoopWait:
             self._begun, self._thread = True, call.thread
         if loop.is_running():
             self._stopped_at = None
-            if self._thread is not None and _has_ended(self._thread):  # so another one runs it now
+            if self._thread is not None and _has_ended(self._thread):  # another thread runs the loop now
                 self._thread = None
             return False
         if outcome.settled:
@@ -145,40 +145,40 @@ class LoopWait:
                 self._log(begun, now - self._stopped_at)
             if now < self._stopped_at + patience and self._send_probe():
                 return False
-        # The second, where an earlier look took it back and was interrupted then: a loop that has it, has noted that.
+        # The second condition: an earlier check took it back and was interrupted. A loop that has it sets call.thread.
         if call.take_back() or call.thread is None:
             return True
-        if not begun:  # the loop has begun the coroutine meanwhile
+        if not begun:  # the loop has started the coroutine meanwhile
             return False
-        call.cancel()  # in case somebody runs the loop again after all
+        call.cancel()  # in case the loop is run again after all
         outcome.set_exception(
             RuntimeError(
-                f"the event loop {loop!r} was stopped or closed while it ran a coroutine for async_to_sync; "
-                "let what the loop runs wait for its threads before it ends, or, if the loop is to run again later, "
-                "raise asgiref.sync.stopped_loop_patience"
+                f"async_to_sync lost its coroutine: the event loop {loop!r} was stopped or closed while it ran it; let "
+                "the main coroutine wait for its threads before it ends, or, if the loop will run again later, "
+                "increase asgiref.sync.stopped_loop_patience"
             )
         )
         return True
 
     def _send_probe(self) -> bool:
-        """Have the loop tell when it runs again; return False where it is closed."""
+        """Send a probe to the loop, unless one is pending; return False if the loop is closed."""
         if self._probe is None:
             probe = _Probe()
             try:
                 self._loop.call_soon_threadsafe(probe, context=contextvars.Context())
             except RuntimeError:
                 return False
-            self._probe = probe  # after an interrupt before this, another one is sent
+            self._probe = probe  # if interrupted before this, another one will be sent
         return True
 
     def _log(self, begun: bool, seconds: float) -> None:
         self._logged = True
         logger.warning(
-            "async_to_sync has waited for %.0f seconds for the event loop %r, which does not run; %s",
+            "async_to_sync has waited for %.0f seconds for the event loop %r, which is not running; %s",
             seconds,
             self._loop,
             f"the call fails after {self._patience.begun} seconds (asgiref.sync.stopped_loop_patience)"
             if begun
-            else f"the coroutine has not started, and gets another loop after {self._patience.not_begun} seconds "
+            else f"the coroutine has not started, and runs on another loop after {self._patience.not_begun} seconds "
             "(asgiref.sync.stopped_loop_start_patience)",
         )

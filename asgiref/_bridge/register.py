@@ -1,10 +1,11 @@
-"""The calls in flight, noted down where frames of other threads must not be read.
+"""The register of calls in flight, for free-threaded builds.
 
-``bridge_calls`` finds calls by their frames. On a free-threaded build that may crash, so the calls
-note there what it would look for: each thread the functions of the bridge that it runs, and each
-thread of a loop the calls that its tasks await. Elsewhere, nothing of this is called.
+``bridge_calls`` finds calls by their frames. Reading frames of other threads may crash a
+free-threaded build, so calls are registered there: for each thread, the running functions of the
+bridge, and for the thread of a loop, the calls that its tasks await. On other builds, nothing of
+this is called.
 
-Only the thread itself changes what is noted of it, but for a coroutine that is closed elsewhere.
+Only the thread itself changes its entries, unless a coroutine is closed on another thread.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ if TYPE_CHECKING:
 
 __all__ = ["KEPT", "NOTED", "Place", "here", "noted", "threads"]
 
-# Whether calls note themselves; read at each call.
+# Whether calls register themselves; read at each call.
 KEPT = builds.FREE_THREADED
 
 
-# The functions that note themselves, by their full names: their roles.
+# The functions that register themselves, by their full names: their roles.
 NOTED: dict[str, Callable[..., Any]] = {}
 
 
 def noted(function: F) -> F:
-    """Have looks recognize *function*, which enters the register when it is called."""
+    """Let looks recognize *function*, which registers itself when it is called."""
     NOTED[f"{function.__module__}.{function.__qualname__}"] = function
     return function
 
 
 class Place:
-    """A function of the bridge that a thread runs, and those of its variables that a look asks for."""
+    """A running function of the bridge, and the variables of it that a look needs."""
 
     __slots__ = ("role", "variables")
 
@@ -48,7 +49,7 @@ class Place:
 
 
 class Awaited:
-    """A ``sync_to_async`` call that a task awaits, by reference: the task may be what keeps all of it."""
+    """A ``sync_to_async`` call that a task awaits; weak references, so that it ends with its task."""
 
     __slots__ = ("call", "inner_calls", "wrapper")
 
@@ -57,7 +58,7 @@ class Awaited:
 
 
 class _Thread:
-    """What is noted of one thread."""
+    """The entries of one thread."""
 
     def __init__(self) -> None:
         self.generation = forks.generation
@@ -67,15 +68,15 @@ class _Thread:
         self.awaited: dict[int, Awaited] = {}
 
     def ending(self) -> Callable[[], None]:
-        """Return what a function, about to note itself, calls when it ends, interrupted at any moment or not."""
+        """Return a function that removes the entry made next; it works after an interrupt at any moment."""
         return functools.partial(self.places.__delitem__, slice(len(self.places), None))
 
     def enter(self, role: str, /, **variables: Any) -> None:
-        """Note that the function *role* of the bridge begins here."""
+        """Register that the function *role* of the bridge starts here."""
         self.places.append(Place(role, variables))
 
     def note_awaited(self, call: Any, wrapper: Any, inner_calls: Any) -> dict[int, Awaited]:
-        """Note that a task of a loop of this thread awaits *call*; return from what to take it when that ends."""
+        """Register that a task on this thread awaits *call*; return the dict from which to remove it at the end."""
         self.awaited[id(call)] = Awaited(weakref.ref(call), weakref.ref(wrapper), weakref.ref(inner_calls))
         return self.awaited
 
@@ -87,7 +88,7 @@ _of_this_thread = threading.local()
 
 
 def here() -> _Thread:
-    """Return what is noted of this thread."""
+    """Return the entries of this thread."""
     own: _Thread | None = getattr(_of_this_thread, "own", None)
     if own is None or own.generation is not forks.generation:
         own = _of_this_thread.own = threads[threading.get_ident()] = _Thread()

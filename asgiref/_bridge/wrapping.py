@@ -1,9 +1,9 @@
-"""What a wrapper takes over from the callable that it wraps: its description, and the marks of frameworks.
+"""The metadata of wrappers: name, signature and framework marks of the wrapped callable.
 
-The outcome is that of ``functools.update_wrapper``, with one difference: no attribute of the
-callable replaces an attribute of the wrapper or of its class, so none changes how the wrapper
-works. Frameworks make wrappers for each request, so the description is not copied: class
-attributes read it from the callable when somebody asks for it.
+The result is like that of ``functools.update_wrapper``, with one difference: no attribute of
+the callable replaces an attribute of the wrapper or of its class, so none changes how the
+wrapper works. Frameworks make wrappers for each request, so most metadata is not copied:
+class attributes read it from the callable on access.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ R = TypeVar("R")
 _MISSING: Any = object()
 _CO_COROUTINE = inspect.CO_COROUTINE
 
-# The marks say that calling the function gives an awaitable, which need not be true of its wrapper.
-# inspect.markcoroutinefunction(wrapper) would follow ``__func__`` and mark the user's function.
+# These marks say that the function returns an awaitable, which may be false for its wrapper.
+# With ``__func__``, inspect.markcoroutinefunction(wrapper) would mark the user's function.
 _NEVER_COPIED = {*COROUTINE_MARKS, "__func__"}
 
 
 class OfWrapped:
-    """An attribute of a class that its objects read from their ``__wrapped__``, unless they have their own.
+    """An attribute that instances read from their ``__wrapped__``, unless they have their own.
 
     Args:
-        name: Of the attribute.
-        of_class: What the class itself has; without it, the class has no such attribute.
+        name: The name of the attribute.
+        of_class: The value for the class itself; without it, the class has no such attribute.
     """
 
     def __init__(self, name: str, of_class: Any = _MISSING) -> None:
@@ -49,14 +49,14 @@ class OfWrapped:
 
 
 class _AnnotationsOfWrapped(dict[str, Any]):
-    """``OfWrapped("__annotations__")``; a dict, because ``inspect`` and ``typing`` look into that of the class."""
+    """``OfWrapped("__annotations__")``; a dict, because ``inspect`` and ``typing`` read that of the class."""
 
     def __get__(self, wrapper: Any, owner: Any = None) -> Any:
         return self if wrapper is None else wrapper.__wrapped__.__annotations__
 
 
 class _TypeParamsOfWrapped(tuple[Any, ...]):
-    """``OfWrapped("__type_params__")``; a tuple, because ``typing`` asks each class for its own."""
+    """``OfWrapped("__type_params__")``; a tuple, because ``typing`` reads that of the class."""
 
     def __get__(self, wrapper: Any, owner: Any = None) -> Any:
         return self if wrapper is None else wrapper.__wrapped__.__type_params__
@@ -69,13 +69,13 @@ if TYPE_CHECKING:
 else:
 
     class _OfCallable:
-        """What ``Generic`` is to type checkers, at a fifth of its cost for the import of the package."""
+        """A replacement for ``Generic`` at run time, at a fifth of its cost in the import of the package."""
 
         __class_getitem__ = classmethod(GenericAlias)
 
 
 class Wrapper(_OfCallable[P, R]):
-    """An object that is described as its ``__wrapped__`` is."""
+    """An object with the metadata of its ``__wrapped__``."""
 
     if TYPE_CHECKING:
         __name__: str
@@ -103,14 +103,14 @@ class Wrapper(_OfCallable[P, R]):
 def take_over(wrapper: Any, wrapped: Any) -> bool | None:
     """Copy the marks of *wrapped* to *wrapper*, and its ``__module__`` and ``__qualname__``.
 
-    Those two of a class can be nothing but strings, so no class attribute can read them from *wrapped*.
+    These two must be strings on a class, so a class attribute cannot read them from *wrapped*.
 
     Args:
-        wrapper: A ``Wrapper``, with all that its constructor sets.
+        wrapper: A ``Wrapper`` whose constructor has set all its attributes.
         wrapped: The callable.
 
     Returns:
-        Whether *wrapped* is a coroutine function, where that is plain to see, else None.
+        Whether *wrapped* is a coroutine function, or None if this needs a closer look.
     """
     function: Any = wrapped.__func__ if type(wrapped) is MethodType else wrapped
     if type(function) is FunctionType:
