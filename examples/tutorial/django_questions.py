@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from django.contrib.auth.models import Group
 from django.core.exceptions import SynchronousOnlyOperation
@@ -35,10 +36,8 @@ async def gathered(request: HttpRequest) -> HttpResponse:
 async def evaluated(request: HttpRequest) -> HttpResponse:
     """A lazy queryset: made anywhere, evaluated with ``async for`` or on the thread."""
     groups = Group.objects.order_by("name")  # no query yet
-    try:
-        list(groups)
-    except SynchronousOnlyOperation:
-        pass
+    with suppress(SynchronousOnlyOperation):
+        list(groups)  # refused: the query would block the event loop
     names = [group.name async for group in groups]
     assert names == [group.name for group in await sync_to_async(list)(groups)]
     return HttpResponse(", ".join(names))
