@@ -106,7 +106,8 @@ def no_garbage() -> Iterator[None]:
         gc.set_debug(flags)
         gc.garbage.clear()
         gc.enable()
-    assert [] == garbage
+    shown = [(type(each).__name__, repr(each)[:200]) for each in garbage]
+    assert not garbage, f"only the cycle collector could free {shown}"
 
 
 def run_python(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:

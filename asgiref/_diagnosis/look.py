@@ -405,7 +405,16 @@ def all_loops() -> set[Any]:
     types: list[type] = [asyncio.AbstractEventLoop]
     for each in types:
         types += each.__subclasses__()
-    return {each for each in gc.get_referrers(*types) if issubclass(type(each), asyncio.AbstractEventLoop)}
+    found = {each for each in gc.get_referrers(*types) if issubclass(type(each), asyncio.AbstractEventLoop)}
+    return {loop for loop in found if _is_made(loop)}
+
+
+def _is_made(loop: Any) -> bool:
+    try:
+        loop.is_running()
+    except (AttributeError, NotImplementedError):  # its __init__ still runs, or it does not tell
+        return False
+    return True
 
 
 def _again(function: Callable[[Any], Iterable[Any]], items: Any) -> Iterable[Any]:

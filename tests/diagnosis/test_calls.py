@@ -656,6 +656,19 @@ def test_other_threads_go_on_meanwhile() -> None:
     assert texts
 
 
+def test_loop_that_is_being_made_is_passed_by() -> None:
+    """A thread looks while another one is at the first line of the loop's ``__init__``."""
+    found: list[list[BridgeCall]] = []
+
+    class Loop(asyncio.SelectorEventLoop):
+        def __init__(self) -> None:
+            Thread(lambda: found.append(bridge_calls())).get()
+            super().__init__()
+
+    Loop().close()
+    assert [[]] == found
+
+
 def test_set_that_changes_meanwhile_is_read_again() -> None:
     attempts: list[Any] = []
 

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from asgiref._bridge.builds import FREE_THREADED
 from asgiref.sync import AsyncSingleThreadContext, async_to_sync, sync_to_async
 
 from ..conftest import LOOP_FACTORIES, LoopFactory
@@ -87,7 +88,8 @@ each_fork = pytest.mark.parametrize(
         pytest.param(
             FORK_IN_C,
             marks=pytest.mark.skipif(
-                sys.implementation.name != "cpython" or sys.platform == "darwin", reason="only CPython survives that"
+                sys.implementation.name != "cpython" or sys.platform == "darwin" or FREE_THREADED,
+                reason="only CPython survives that, and a free-threaded build does not",
             ),
         ),
     ],
