@@ -1,4 +1,4 @@
-"""From a thread to a loop and back."""
+"""Calls from a thread to an event loop."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The registry of what is measured.
+"""The registry of measured operations.
 
-A *row* is one operation, such as a call from a loop to a thread and back. Its *ways* are the
-functions that do it: with this package, with upstream's, with what others offer, or with no
-more than the operation needs, which is the limit. Each module of ``MODULES`` holds a family
-of rows, and imports ``asgiref`` as a user does; which one that is depends on the interpreter.
+A *row* is one operation, such as a call from an event loop to a thread and back. Its *ways*
+are the functions that do it: with this package, with upstream's, with other packages, or with
+only the minimum that the operation needs, as the limit. Each module of ``MODULES`` has a family
+of rows and imports ``asgiref`` as a user does; the interpreter determines which one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ F = TypeVar("F", bound=Function)
 
 @dataclass
 class Row:
-    """One operation, and the ways to do it."""
+    """One operation and the ways to do it."""
 
     name: str
     family: str
@@ -44,16 +44,16 @@ class Row:
 
 
 ROWS: dict[str, Row] = {}
-# Per way, the module that it needs besides the standard library.
+# For each way, the module that it needs in addition to the standard library.
 needs: dict[str, str] = {}
 
 
 def case(name: str, *ways: str, unit: str = "us", batch: int = 1, needing: str | None = None) -> Callable[[F], F]:
-    """Register a function as *ways*, by default with this package and with upstream's, to do what *name* says.
+    """Register a function as *ways* of the row *name*, by default with this package and with upstream's.
 
-    It is given a number, and does the operation that often; with *batch*, that many times as
-    often. It is timed, unless it returns the cost of one operation itself, in *unit*. An
-    asynchronous one runs on a loop that its process keeps, another one on the main thread.
+    Its argument is how often to do the operation; with *batch*, it does it that many times as
+    often. It is timed, unless it returns the cost of one operation itself, in *unit*. A
+    coroutine function runs on an event loop of its process, other functions on the main thread.
     """
 
     def register(function: F) -> F:
@@ -70,7 +70,7 @@ def case(name: str, *ways: str, unit: str = "us", batch: int = 1, needing: str |
 
 
 def load() -> dict[str, Row]:
-    """Return all rows by name, family after family."""
+    """Return all rows by name, ordered by family."""
     for module in MODULES.values():
         importlib.import_module(f"{__package__}.{module}")
     return {row.name: row for family in MODULES for row in ROWS.values() if row.family == family}

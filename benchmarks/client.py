@@ -1,4 +1,4 @@
-"""A client that keeps connections busy, for where ``wrk`` is not installed: ``client.py URL CONNECTIONS SECONDS BODY``.
+"""A replacement for ``wrk``, if it is not installed: ``client.py URL CONNECTIONS SECONDS BODY``.
 
 It prints the number of answers, the seconds and the number of errors as JSON.
 """
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 
 class Client:
-    """The connections, each with a thread of its own, and what came of them."""
+    """The connections, each on its own thread, and the results."""
 
     def __init__(self, url: str, connections: int, seconds: float, body: int) -> None:
         self._url = urlsplit(url)

@@ -1,4 +1,4 @@
-"""Blocks that have a thread of their own for thread-sensitive code."""
+"""``ThreadSensitiveContext``: blocks with their own thread."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def one(n: int) -> None:
 
 @case(ONE, NO_BLOCK)
 async def no_block(n: int) -> None:
-    """The same call, without a block and without a lease."""
+    """The same call without a block, and so without a lease."""
     for _ in range(n):
         await sensitive()
 
@@ -50,7 +50,7 @@ async def empty(n: int) -> None:
 
 
 async def request() -> None:
-    """A request to Django with its default middleware, as far as the bridge goes."""
+    """The bridged calls of a request to Django with its default middleware."""
     async with ThreadSensitiveContext():
         for _ in range(16):
             await sync_to_async(middleware.process, thread_sensitive=True)()

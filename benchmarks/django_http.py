@@ -1,4 +1,4 @@
-"""Django under an ASGI and a WSGI server, each with its usual way to run synchronous views."""
+"""Django under an ASGI server and a WSGI server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Django site with no more than the views that are measured, as the project template sets it up but for applications.
+"""A Django site with the measured views, set up by the project template but without applications.
 
 ``BENCHMARK_MIDDLEWARE`` is a list, separated by spaces.
 """

@@ -1,4 +1,4 @@
-"""What a call costs while there are many of them."""
+"""The cost of a call among many concurrent calls."""
 
 from __future__ import annotations
 

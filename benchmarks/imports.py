@@ -1,6 +1,6 @@
-"""How long it takes to start Python and to import the bridge.
+"""The time to start Python and import the bridge.
 
-Without ``site``, since what that does depends on what else is installed.
+Without ``site``, whose work depends on the installed packages.
 """
 
 from __future__ import annotations

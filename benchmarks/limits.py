@@ -1,4 +1,4 @@
-"""The least that a call to another thread needs, as the limit: a queue each way, and the wake-up of a loop."""
+"""The minimum for a call to another thread: a queue in each direction, and one wake-up of the event loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 class Hop:
-    """A thread that answers a loop."""
+    """A thread that answers an event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -42,7 +42,7 @@ def hop() -> Iterator[Hop]:
 
 
 def ping_pong(n: int) -> None:
-    """Pass something to another thread and back, *n* times."""
+    """Pass an object to another thread and back, *n* times."""
     there: queue.SimpleQueue[bool] = queue.SimpleQueue()
     back: queue.SimpleQueue[bool] = queue.SimpleQueue()
 

@@ -1,6 +1,6 @@
-"""``Local``, against ``threading.local``.
+"""``Local`` compared with ``threading.local``.
 
-Each statement stands ten times in the loop that repeats it, so that the loop itself counts for little.
+The loop repeats each statement ten times, so that its own cost hardly counts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ variable = contextvars.ContextVar("variable", default=NOTHING)
 
 
 class Least:
-    """What a context variable costs behind Python methods that do nothing else: there can be only one such object."""
+    """The minimum: Python methods that only use one context variable; there can be only one such object."""
 
     def __getattribute__(self, name: str) -> Any:
         try:
@@ -48,7 +48,7 @@ class Least:
 
 
 class LeastOfLoop:
-    """The same, where each running loop has values of its own."""
+    """The same, with separate values for each running loop."""
 
     def __getattribute__(self, name: str) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""How much Python's allocators hold for a call that waits for a thread."""
+"""The memory of Python's allocators for a call that waits for a thread."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .sync_to_async import TO_THREAD, insensitive, sensitive, to_thread
 WAITING = 10_000
 SENSITIVE = "10,000 waiting calls"
 INSENSITIVE = "10,000 waiting calls, thread_sensitive=False"
-THREADS = 64  # more than any default executor has on a machine of some CPUs, which all have to be busy
+THREADS = 64  # more than a default executor has on a machine of some CPUs; all of them must be busy
 
 
 async def bytes_of_each(call: Callable[[], Awaitable[object]], block: Callable[[], Awaitable[object]]) -> float:
-    """Return what a *call* holds that waits behind others, which *block* until told."""
-    import tracemalloc  # PyPy has none, where the other families run
+    """Return the memory of a *call* that is queued behind others, which *block* until told."""
+    import tracemalloc  # not on PyPy, where the other families run
 
     busy = [asyncio.ensure_future(block()) for _ in range(THREADS)]
     await asyncio.sleep(0)

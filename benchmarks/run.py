@@ -1,4 +1,4 @@
-"""One run of the benchmarks: what was measured, where, and with what."""
+"""One run of the benchmarks: the results, the machine and the versions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DISTRIBUTIONS = (
 
 @dataclass
 class Result:
-    """What the ways of a row cost, in *unit*, and why some could not be measured."""
+    """The costs of the ways of a row, in *unit*, and reasons for those not measured."""
 
     unit: str
     costs: dict[str, Cost] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Result:
 
 @dataclass
 class Run:
-    """Results by family and row, and the machine and the versions that they are from."""
+    """Results by family and row, with the machine and the versions."""
 
     facts: dict[str, str] = field(default_factory=lambda: environment())
     families: dict[str, dict[str, Result]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Run:
         return {name: result.costs for rows in self.families.values() for name, result in rows.items()}
 
     def failures(self) -> list[str]:
-        """Return why something of this package could not be measured; others may fail, or not be installed."""
+        """Return reasons for rows of this package that were not measured; other ways may fail or be missing."""
         return [
             f"{name}: {result.failed[HERE]}"
             for rows in self.families.values()
@@ -94,11 +94,11 @@ def environment() -> dict[str, str]:
 
 @dataclass
 class Options:
-    """What to compare with, and for how long to measure."""
+    """The comparison and the duration."""
 
     upstream: str | None
     quick: bool
-    # Whether only upstream is compared with.
+    # Whether to compare with upstream only.
     check: bool = False
 
     def ways(self) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ def measure(chosen: Iterable[AnyRow], options: Options, advance: Callable[[str],
             advance(row.name)
             results = run.families.get(row.family)
             if results is None:
-                processes.close()  # each family has processes of its own
+                processes.close()  # new processes for each family
                 results = run.families[row.family] = {}
             if isinstance(row, Row):
                 measured = _measure_in_turns(row, processes, options)

@@ -1,10 +1,10 @@
-"""How much more do two threads do than one? For free-threaded builds.
+"""How much faster two threads are than one, on free-threaded builds.
 
     python -m benchmarks.scaling [--upstream FOLDER] [--repeat N]
 
-FOLDER has upstream's package, as ``pip install --no-deps --target FOLDER asgiref`` puts it there. Each figure is the
-best of N; the packages and the control, which is plain threads that compute, take turns. Prints, for one and two
-threads, how many a second, and by how much the second thread adds to that.
+FOLDER has upstream's package; ``pip install --no-deps --target FOLDER asgiref`` installs it there. Each figure is the
+best of N. The packages and the control (plain threads that compute) take turns. The output gives the rate per second
+for one and two threads, and their ratio.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def rounds_in(seconds: float) -> int:
 
 
 def rate(threads: int, count: int, work: Callable[[int], object]) -> float:
-    """Return how many a second *threads* threads do together, each of which does *count* by ``work(count)``."""
+    """Return the total rate per second of *threads* threads that each call ``work(count)``."""
     ready = threading.Barrier(threads + 1)
 
     def run() -> None:
@@ -65,7 +65,7 @@ def on_a_loop(main: Callable[[int], Coroutine[Any, Any, None]]) -> Callable[[int
 
 
 def cases(short: int, long: int) -> dict[str, Callable[[int], float]]:
-    """Return what gives the rate of each case for a number of threads."""
+    """Return, for each case, a function from the number of threads to the rate."""
     from asgiref.local import Local
     from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
     from asgiref.wsgi import WsgiToAsgi
@@ -134,7 +134,7 @@ def cases(short: int, long: int) -> dict[str, Callable[[int], float]]:
 
 
 def measure() -> dict[str, list[float]]:
-    """Return the rates with one and two threads, in this process."""
+    """Return the rates with one and with two threads, measured in this process."""
     short = rounds_in(200e-6)
     return {name: [rate_of(1), rate_of(2)] for name, rate_of in cases(short, 10 * short).items()}
 

@@ -1,8 +1,8 @@
-"""Real servers under load: all ways of a row live at once, and have 32 connections in turns, for some rounds.
+"""Real servers under load: the servers of a row run concurrently and take turns to serve 32 connections.
 
-The servers share one CPU and ``wrk``, or where that is not installed a client written in
-Python, has another. The cost of a request is the time in which the server answers one; its
-CPU time is that of the server's processes, as ``/proc`` tells.
+The servers share one CPU. ``wrk``, or a Python client if it is not installed, runs on another.
+The cost of a request is the average time between answers. Its CPU time is that of the server's
+processes, from ``/proc``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TURN = 1  # seconds; wrk has none that is shorter
 
 @dataclass(frozen=True)
 class ServerWay:
-    """How to start a server: an argument list, the environment, and the modules that it needs."""
+    """How to start a server: arguments, environment, and the modules that it needs."""
 
     command: tuple[str, ...]
     environment: dict[str, str]
@@ -42,7 +42,7 @@ class ServerWay:
 
 @dataclass
 class ServedRow:
-    """What servers are asked, and have to answer."""
+    """A request, and the expected answer."""
 
     name: str
     family: str
@@ -65,17 +65,17 @@ class Plan:
     client_cpu: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        # There, the benchmarks can be imported, but not the package beside them.
+        # There, the benchmarks can be imported, but not the package of this checkout.
         (self.directory / "benchmarks").symlink_to(ROOT / "benchmarks", target_is_directory=True)
         if hasattr(os, "sched_getaffinity") and len(cpus := sorted(os.sched_getaffinity(0))) > 1:
             self.server_cpu, self.client_cpu = cpus[:2]
 
 
 class ServerFailed(Failed):
-    """A server did not start, or did not answer as it should."""
+    """A server did not start or gave a wrong answer."""
 
 
-# What wrk found, as JSON on its last line of output.
+# Makes wrk print its results as JSON on the last line.
 LUA = """
 done = function(summary, latency, requests)
   local errors = summary.errors
@@ -86,7 +86,7 @@ end
 
 
 class Server:
-    """A server in a process group of its own."""
+    """A server in its own process group."""
 
     def __init__(self, name: str, server: ServerWay, port: int, plan: Plan) -> None:
         self.name = name
@@ -112,7 +112,7 @@ class Server:
         raise ServerFailed(f"did not start: {self._last_words()}")
 
     def check(self, row: ServedRow) -> None:
-        """Ask once, and see that the answer is the right one."""
+        """Send one request and check the answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request("POST" if row.body else "GET", row.path, b"x" * row.body or None)
@@ -130,7 +130,7 @@ class Server:
         return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
     def cpu_time(self) -> float:
-        """Return the seconds of CPU time that the processes of the group have used."""
+        """Return the CPU time of the processes of the group, in seconds."""
         ticks = 0
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -142,7 +142,7 @@ class Server:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def settle(self) -> None:
-        """Wait until what was asked last no longer keeps the server busy, and so takes nothing from the next one."""
+        """Wait until the server is idle, so that it takes no CPU time from the next one."""
         end = time.monotonic() + SETTLE_TIMEOUT
         before, now = -1.0, self.cpu_time()
         while now - before > 0.01 and time.monotonic() < end:
@@ -150,7 +150,7 @@ class Server:
             before, now = now, self.cpu_time()
 
     def memory(self, field: str) -> float:
-        """Return ``VmRSS`` or ``VmHWM``, its highest value so far, in MiB."""
+        """Return ``VmRSS``, or ``VmHWM``, its peak, in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return next(int(line.split()[1]) / 1024 for line in status.split("\n") if line.startswith(f"{field}:"))
 
@@ -159,7 +159,7 @@ class Server:
             Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
     def ended(self) -> bool:
-        """Tell whether the process has ended; its id is not given up, and so stays that of the group."""
+        """Return whether the process has ended, without reaping it: its id remains that of the group."""
         return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -169,7 +169,7 @@ class Server:
 
 @contextlib.contextmanager
 def running() -> Iterator[list[Server]]:
-    """Give a list; whichever servers are put into it are ended at the end."""
+    """Yield a list; at the end, end all servers in it."""
     servers: list[Server] = []
     try:
         yield servers
@@ -188,7 +188,7 @@ def running() -> Iterator[list[Server]]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM until the end, so that no server is forgotten between its start and its record."""
+    """Delay Ctrl-C and SIGTERM until the end, so that every started server is recorded."""
     held: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = [signal.signal(number, lambda number, _: held.append(number)) for number in numbers]
@@ -203,7 +203,7 @@ def uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def pinned(cpu: int | None) -> Iterator[None]:
-    """Have processes that start meanwhile run on *cpu* only."""
+    """Let processes that start in the block run on *cpu* only."""
     before = os.sched_getaffinity(0)
     try:
         if cpu is not None:
@@ -222,7 +222,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def missing(needs: Sequence[str], python: str) -> list[str]:
-    """Return those modules that *python* does not have."""
+    """Return the modules that *python* does not have."""
     code = "import importlib.util, sys; print(*[name for name in sys.argv[1:] if not importlib.util.find_spec(name)])"
     output = subprocess.run([python, "-P", "-c", code, *needs], check=True, stdout=subprocess.PIPE, text=True).stdout
     return output.split()
@@ -240,7 +240,7 @@ def load_with_python(url: str, row: ServedRow, plan: Plan) -> list[str]:
 
 
 def load(server: Server, row: ServedRow, plan: Plan) -> tuple[float, float]:
-    """Return the microseconds, and those of CPU time, in which *server* answers a request."""
+    """Return the time and the CPU time of a request to *server*, in microseconds."""
     command = (load_with_wrk if shutil.which("wrk") else load_with_python)(
         f"http://127.0.0.1:{server.port}{row.path}", row, plan
     )
@@ -261,7 +261,7 @@ def load(server: Server, row: ServedRow, plan: Plan) -> tuple[float, float]:
 
 
 def choose(possible: Mapping[str, ServerWay], plan: Plan) -> tuple[list[str], dict[str, str]]:
-    """Return the ways that can be measured here, and why others cannot."""
+    """Return the ways that can be measured, and reasons for the others."""
     ways, failed = [], {}
     for name, way in possible.items():
         if name == UPSTREAM and plan.upstream is None:
@@ -275,7 +275,7 @@ def choose(possible: Mapping[str, ServerWay], plan: Plan) -> tuple[list[str], di
 
 
 def measure(row: ServedRow, plan: Plan) -> tuple[dict[str, Cost], dict[str, str]]:
-    """Let the servers take turns; return what a request costs each of them, and why some could not be measured."""
+    """Let the servers take turns; return the cost of a request for each, and reasons for those not measured."""
     ways, failed = choose(row.ways, plan)
     rounds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     with running() as servers:

@@ -13,7 +13,7 @@ from .cases import case
 
 
 class EchoServer(StatelessServer):
-    """Gives messages to applications that send each back."""
+    """Sends messages to applications, which send them back."""
 
     def __init__(self) -> None:
         super().__init__(echo)
@@ -22,8 +22,8 @@ class EchoServer(StatelessServer):
         self.left = 0
 
     async def pass_on(self, scope_ids: Iterable[int]) -> None:
-        """Give a message to each of *scope_ids*, a hundred at a time, and wait until these have come back."""
-        if self.checker is None:  # as arun does, which leaves no instance for the next turn
+        """Send a message to each of *scope_ids*, a hundred at a time, and wait for the answers."""
+        if self.checker is None:  # as arun does, so that the next turn starts without instances
             self.checker = asyncio.create_task(self.application_checker())
         self.all_came = asyncio.Event()
         for scope_id in scope_ids:

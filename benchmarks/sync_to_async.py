@@ -1,4 +1,4 @@
-"""From a loop to a thread and back."""
+"""Calls from an event loop to a thread."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ async def return_at_once() -> None:
 
 @case(MANY, ALONE, batch=100)
 async def tasks_alone(n: int) -> None:
-    """What ``gather`` and its tasks cost without anything to wait for."""
+    """The cost of ``gather`` and its tasks alone."""
     await all_at_once(return_at_once, 100, n)
 
 

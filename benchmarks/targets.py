@@ -1,4 +1,4 @@
-"""What is aimed at. Each target compares this package with another way of the same row, in the same rounds."""
+"""Targets. Each compares this package with another way of the same row, in the same rounds."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from . import async_to_sync, contexts, django_http, imports, local, memory, sync
 from .cases import UPSTREAM
 from .turns import Cost
 
-# A ratio to upstream's may fall to this part of its target, or of what was equal, before it is called a regression.
+# A ratio to upstream below this part of its target, or of 1 without a target, is a regression.
 MARGIN = 0.6
 
 
 @dataclass(frozen=True)
 class Target:
-    """One of: that many *times* as fast as *way*, *within* so many times its cost, or no more than *more* above it.
+    """One of: *times* as fast as *way*; *within* this many times its cost; at most *more* microseconds above it.
 
-    *within* 1 is met by what cannot be told from it: if 1 is in the 95 % confidence interval of the median.
+    *within* 1 is met if 1 is in the 95 % confidence interval of the median.
     """
 
     row: str
@@ -97,7 +97,7 @@ TARGETS = [
 
 
 def regressions(results: Mapping[str, Mapping[str, Cost]]) -> list[str]:
-    """Return a line for each row of *results* that is much slower than upstream's, or than the target asks for."""
+    """Return a line for each row of *results* that is much slower than its target, or than upstream."""
     least = {target.row: target.times for target in TARGETS if target.way == UPSTREAM and target.times is not None}
     lines = []
     for row, costs in results.items():

@@ -1,4 +1,4 @@
-"""Rounds in which all ways of a row take turns, so that whatever else happens on the machine happens to all of them."""
+"""Rounds in which all ways of a row take turns, so that other load on the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .cases import HERE, UPSTREAM, Row
 ROOT = Path(__file__).parent.parent
 TURN = 0.008  # seconds
 LEAST_ROUNDS = 5
-# This package is found last, so that an interpreter which has an asgiref installed uses that.
+# The checkout is last on the path: an interpreter with an installed asgiref uses that one.
 START = f"import sys; sys.path.append({str(ROOT)!r}); from benchmarks.worker import main; main()"
 
 
@@ -35,7 +35,7 @@ def python_for(way: str, upstream: str | None) -> str:
 
 
 def environment_for(way: str) -> dict[str, str]:
-    """Return the environment in which *way* imports the ``asgiref`` that it is meant to."""
+    """Return the environment in which *way* imports its ``asgiref``."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if way != UPSTREAM:
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
@@ -43,7 +43,7 @@ def environment_for(way: str) -> dict[str, str]:
 
 
 def version_of(way: str, upstream: str | None) -> str:
-    """Return the version of the ``asgiref`` that *way* imports; see that it is the one it is meant to."""
+    """Return the version of the ``asgiref`` that *way* imports; check that it is the right one."""
     code = "import asgiref; print(asgiref.__version__, asgiref.__file__)"
     command = [python_for(way, upstream), "-P", "-c", code]
     output = subprocess.run(command, env=environment_for(way), check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -67,7 +67,7 @@ class Process:
         )
 
     def measure(self, row: Row, count: int) -> tuple[float, float, float]:
-        """Return the cost of an operation, its CPU time, both in the row's unit, and the seconds that all took."""
+        """Return the cost and the CPU time of an operation, in the row's unit, and the total time in seconds."""
         assert self._process.stdin is not None
         print(json.dumps([row.name, self._way, count]), file=self._process.stdin, flush=True)
         cost, wall, cpu = self._answer()
@@ -87,7 +87,7 @@ class Process:
 
 
 class Processes(dict[str, Process]):
-    """Processes by way, started when they are first asked for."""
+    """Processes by way, started on first access."""
 
     def __init__(self, upstream: str | None) -> None:
         super().__init__()
@@ -114,12 +114,12 @@ def processes(upstream: str | None) -> Iterator[Processes]:
 
 @dataclass
 class Cost:
-    """What an operation costs one way: medians over the rounds, and how this package compares in the same rounds."""
+    """The cost of an operation in one way: medians over the rounds, and ratios to this package in the same rounds."""
 
     median: float
     cpu: float
-    times: list[float]  # that way's cost by this package's: first quartile, median, third quartile
-    more: float  # this package's cost less that way's
+    times: list[float]  # the cost divided by this package's: first quartile, median, third quartile
+    more: float  # this package's cost minus that of this way
     rounds: int
 
 
@@ -140,11 +140,11 @@ def costs(rounds: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Cost
 
 
 def measure(row: Row, ways: Sequence[str], running: Processes, seconds: float) -> dict[str, Cost]:
-    """Let *ways* take turns for *seconds* each, or for the least number of rounds if that takes longer."""
+    """Let *ways* take turns for *seconds* each, or for the minimum number of rounds if that takes longer."""
     counts = {}
     for way in ways:
         counts[way] = 1
-        # Twice, since the first time something may be imported, and at any time something may come in between.
+        # Twice: the first time may include an import, and any time may be disturbed by other load.
         while min(running[way].measure(row, counts[way])[2] for _ in range(2)) < TURN and counts[way] < 1_000_000:
             counts[way] *= 2
     rounds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
@@ -152,7 +152,7 @@ def measure(row: Row, ways: Sequence[str], running: Processes, seconds: float) -
     number = 0
     while time.monotonic() < end or number < LEAST_ROUNDS:
         for place in range(len(ways)):
-            way = ways[(place + number) % len(ways)]  # nobody is always the first, or always after the same one
+            way = ways[(place + number) % len(ways)]  # rotated: no way is always first
             cost, cpu, _ = running[way].measure(row, counts[way])
             rounds[way].append((cost, cpu))
         number += 1

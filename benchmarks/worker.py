@@ -1,4 +1,4 @@
-"""The process in which ways are measured: it does what its standard input says, and prints how long it took."""
+"""The process that measures ways: it reads commands from standard input and prints the times."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import time
 
 from . import cases
 
-LIMIT = 120  # seconds; who takes longer than that hangs
+LIMIT = 120  # seconds; a way that takes longer hangs
 
 
 def cpu_time() -> float:
-    """Return the seconds of CPU time that this process, and those it has started and waited for, have used."""
+    """Return the CPU time of this process and of its waited-for children, in seconds."""
     try:
         import resource
     except ImportError:  # Windows
@@ -27,7 +27,7 @@ def cpu_time() -> float:
 
 
 def main() -> None:
-    # On two CPUs, a hop between threads costs two or three times more from one moment to the next.
+    # One CPU: with two, the cost of a thread switch varies by a factor of two or three.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     rows = cases.load()
@@ -37,7 +37,7 @@ def main() -> None:
             function = rows[name].ways[way]
             faulthandler.dump_traceback_later(LIMIT, exit=True)
             wall, cpu = time.perf_counter(), cpu_time()
-            context = contextvars.copy_context()  # nothing that one function sets is there for the next
+            context = contextvars.copy_context()  # an empty context, so that no function sees the variables of another
             if inspect.iscoroutinefunction(function):
                 result = runner.run(function(count), context=context)
             else:

@@ -1,7 +1,7 @@
-"""WSGI applications under real servers: ``WsgiToAsgi`` against other ways to serve the same applications.
+"""WSGI applications under real servers: ``WsgiToAsgi`` compared with other ways to serve them.
 
-And by how much a large upload, and a large response to a client that pauses first, make the
-server grow at their peak.
+Also the memory growth of the server, at its peak, for a large upload and for a large response
+to a client that pauses first.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ GUNICORN = (
     "--no-control-socket", "--log-level", "warning",
 )  # fmt: skip
 
-# Where a2wsgi is installed, uvicorn uses that for --interface wsgi, in place of what it has itself.
+# If a2wsgi is installed, uvicorn uses it for --interface wsgi instead of its own adapter.
 UVICORN_ALONE = "import sys; sys.modules['a2wsgi'] = None; from uvicorn.main import main; main()"
 
 
 def ways(application: str) -> dict[str, ServerWay]:
-    """Return the ways to serve *application*: an adapter for it, and a server."""
+    """Return the ways to serve *application*: combinations of an adapter and a server."""
     uvicorn = ("-m", "uvicorn", APPLICATION, *UVICORN), ("uvicorn", "uvloop", "httptools")
     asgi: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         "uvicorn": uvicorn,
@@ -78,7 +78,7 @@ ROWS = [
 
 @dataclass
 class TransferRow:
-    """One large transfer, whose cost is the memory that the server takes for it at the peak."""
+    """One large transfer; its cost is the peak memory growth of the server."""
 
     name: str
     transfer: Callable[[int, int], None]

@@ -1,8 +1,7 @@
-"""What the servers of ``benchmarks.wsgi`` serve: one WSGI application, as it is or adapted, or its ASGI counterpart.
+"""The applications for ``benchmarks.wsgi``: a WSGI application, plain or adapted, or its ASGI counterpart.
 
-The environment variable ``BENCHMARK_APPLICATION`` says which, so that a server imports
-nothing that another one needs: an adapter (or ``WSGI``, or ``ASGI`` for the counterpart)
-and the name of the application.
+The environment variable ``BENCHMARK_APPLICATION`` has an adapter (or ``WSGI``, or ``ASGI`` for
+the counterpart) and the name of the application. So a server imports only what it needs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A real server for the examples: uvicorn, on a thread of its own."""
+"""A real server for the examples: uvicorn, on a separate thread."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["client_of"]
 
 @contextlib.contextmanager
 def client_of(app: Any, *, lifespan: Literal["on", "off"]) -> Iterator[httpx.Client]:
-    """Serve *app* for the block, and give a client of it."""
+    """Serve *app* during the block; yield an HTTP client for it."""
     with socket.create_server(("127.0.0.1", 0)) as listening:  # port 0: any free one
         config = uvicorn.Config(app, lifespan=lifespan, log_level="warning", timeout_graceful_shutdown=5)
         server = uvicorn.Server(config)
@@ -24,7 +24,7 @@ def client_of(app: Any, *, lifespan: Literal["on", "off"]) -> Iterator[httpx.Cli
         thread.start()
         try:
             base_url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-            # The environment's proxies, if any, have no business here.
+            # Ignore proxies of the environment.
             with httpx.Client(base_url=base_url, timeout=20, trust_env=False) as client:
                 yield client
         finally:

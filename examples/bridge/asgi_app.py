@@ -1,4 +1,4 @@
-"""The asynchronous half: an ASGI app, which answers ``/async`` itself and has Flask answer the rest.
+"""The asynchronous half: an ASGI app that answers ``/async`` itself and calls Flask for other paths.
 
 ``environ_for`` and ``call_wsgi`` are a small WSGI adapter, enough for GET requests.
 """
@@ -36,7 +36,7 @@ async def app(
     scope: dict[str, Any], receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
 ) -> None:
     request.steps = []
-    # Each request has a thread of its own for its synchronous code.
+    # The synchronous code of each request runs on its own thread.
     async with ThreadSensitiveContext():
         if scope["path"] == "/async":
             response = await view(scope)
@@ -50,13 +50,13 @@ async def app(
 async def view(scope: dict[str, Any]) -> Response:
     note("async view")
     inner = await sync_to_async(call_wsgi)(flask_app.app, environ_for(scope, "/flask"))
-    note("async view, goes on")
+    note("async view, continues")
     body = json.dumps(request.steps).encode()
     return Response(inner.status, [("content-type", "application/json"), ("content-length", str(len(body)))], body)
 
 
 def environ_for(scope: dict[str, Any], path: str) -> dict[str, Any]:
-    """Return a WSGI environ for a GET request of *path* with the rest of *scope*."""
+    """Return a WSGI environ for a GET request of *path*, with the other values of *scope*."""
     host, port = scope["server"]
     environ: dict[str, Any] = {
         "REQUEST_METHOD": "GET",

@@ -1,4 +1,4 @@
-"""Serve the two apps with uvicorn, ask them over one kept-alive connection, and check where each piece ran."""
+"""Serve the two apps with uvicorn, send requests over one connection, and check the threads and event loops."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def ask(client: httpx.Client) -> None:
-    """Get the *PATHS* one after the other; check and print what the responses tell."""
+    """Get the *PATHS* one after the other; check and print the steps in the responses."""
     connections, sync_threads, loops = set(), set(), set()
     for number, path in enumerate(PATHS):
         response = client.get(path)
@@ -43,19 +43,19 @@ def ask(client: httpx.Client) -> None:
         loops |= {(step["thread"], step["loop"]) for step in steps if step["is_async"]}
     assert len(connections) == 1, f"more than one connection: {connections}"
     assert len(loops) == 1, f"async code ran on {loops}"
-    assert not sync_threads & {thread for thread, _ in loops}, "sync code held up the loop"
+    assert not sync_threads & {thread for thread, _ in loops}, "sync code blocked the event loop"
     print(f"Checked: {len(PATHS)} requests on one connection all succeeded;")
-    print("  in each, sync code came back to one thread, however deep sync and async were nested;")
-    print("  all async code ran on the server's one loop, which no sync code held up.")
+    print("  in each, all sync code ran on one thread, at any depth of nesting;")
+    print("  all async code ran on the server's event loop, which no sync code blocked.")
     print()
 
 
 def without_a_server() -> None:
-    """Call the same async code from a plain thread: it gets a loop of its own, and its sync code comes back here."""
+    """Call the same async code from a plain thread: it runs on a new loop, and its sync code on this thread."""
     request.steps = []
     note("main program")
     async_to_sync(flask_app.fetch)()
-    note("main program, goes on")
+    note("main program, continues")
     steps: list[Step] = request.steps
     show("Without a server", steps)
     assert {step["thread"] for step in steps if not step["is_async"]} == {steps[0]["thread"]}

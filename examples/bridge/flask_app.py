@@ -17,18 +17,18 @@ app = Flask(__name__)
 def view() -> list[Step]:
     note("Flask view")
     async_to_sync(fetch)()
-    note("Flask view, goes on")
+    note("Flask view, continues")
     steps: list[Step] = request.steps
     return steps
 
 
 async def fetch() -> None:
-    """Stand for code that exists only as async: it runs on the server's loop, while the view's thread waits."""
+    """An example of async-only code: it runs on the server's event loop while the view's thread waits."""
     note("  async function called by it")
     await sync_to_async(query)()
-    note("  async function, goes on")
+    note("  async function, continues")
 
 
 def query() -> None:
-    """Stand for code that depends on its thread, as a database connection does: it comes back to the view's."""
+    """An example of code that depends on its thread, like a database connection: it runs on the view's thread."""
     note("    sync function called by that")

@@ -1,4 +1,4 @@
-"""Who ran where: each piece of the example notes the thread and the event loop that it ran on."""
+"""A record of threads: each step of the example records the thread and the event loop that ran it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from asgiref.local import Local
 
 __all__ = ["Step", "note", "request"]
 
-# The values of the request that is being answered, the same on both sides of the bridge:
-# ``steps`` is the list of its steps.
+# The values of the current request, the same on both sides of the bridge. ``steps`` is the list
+# of its steps.
 request = Local()
 
 
@@ -23,11 +23,11 @@ class Step(TypedDict):
 
 
 def note(piece: str) -> None:
-    """Add a step to the request's: *piece* runs here and now."""
+    """Add a step to the current request: *piece*, on this thread."""
     try:
         loop = f"loop {id(asyncio.get_running_loop()) >> 4 & 0xFFFF:04x}"
     except RuntimeError:
         loop = ""
-    # Workers share one name, so the number that the system gave the thread tells them apart.
+    # Workers have the same name; the native id identifies the thread.
     thread = f"{threading.current_thread().name} {threading.get_native_id()}"
     request.steps.append(Step(piece=piece, is_async=bool(loop), thread=thread, loop=loop or "no loop"))

@@ -1,4 +1,4 @@
-"""Run the bot: by itself with a chat room to try it in, or on a real IRC server."""
+"""Run the bot with a chat room of its own, or on a real IRC server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ and "/{nick} list" for its ears alone. The notes are kept in {database}. Ctrl-C 
 
 
 class BotWithRoom(Bot):
-    """The bot, and the room to which it connects: that opens first and closes last."""
+    """The bot and its chat room, which opens first and closes last."""
 
     listening: socket.socket
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.irc is not None:
         host, port = options.irc
         tls = ssl.create_default_context() if options.tls else None
-        # Not an option: everybody on this machine can read those.
+        # Not an option: all users of this machine can read options.
         password = os.environ.get("IRC_PASSWORD")
         connect = functools.partial(irc.connect, host, port, options.nick, password=password, tls=tls)
         bot = Bot(notebook(store), store, connect, channel=options.channel, grace=options.grace, pace=options.pace)
@@ -99,7 +99,7 @@ def address(text: str) -> tuple[str, int]:
 
 
 def word(text: str) -> str:
-    """Return *text* if it can be a parameter in a line of IRC."""
+    """Return *text* if it is valid as a parameter in IRC."""
     irc.encode("NICK", text, "")
     return text
 

@@ -1,18 +1,17 @@
-"""The ASGI app: one running instance for each person, which keeps that person's notes.
+"""The ASGI app: one instance for each person; it keeps that person's notes.
 
-The protocol ``chat`` is this example's own:
+The protocol ``chat`` is defined by this example:
 
 - The scope is ``{"type": "chat", "person": str}``.
-- ``chat.message``, to the app: a person has said something. ``id`` (int) names the message, ``text`` (str)
-  is what was said.
-- ``chat.answered``, from the app: the message ``id`` (int) is settled, its answer is in the store.
+- ``chat.message``, to the app: a message of the person, with its ``id`` (int) and ``text`` (str).
+- ``chat.answered``, from the app: the message ``id`` (int) is settled; its answer is in the store.
 
-The event carries no text, because the answer is written where the change is: both in one
-transaction, so that none can be lost without the other. A server may hand over a message
-again when it does not know whether it was settled; that changes nothing.
+The event has no text, because the answer is stored together with the change, in one
+transaction. Neither can be lost without the other. If a server does not know whether a
+message was settled, it may send it again; that changes nothing.
 
-An instance lives as long as the server likes. What is in its variables is for the moment, here
-the question "Which one?"; what must be kept is in the store.
+The server may end an instance at any time. Variables hold short-lived state, here the
+question "Which one?"; everything else is in the store.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Application = Callable[[dict[str, Any], Callable[[], Awaitable[Event]], Callable
 
 HELP = 'Say "remember ..." and I keep it, "list" to see what I keep, "forget" to have me drop something.'
 
-# What one person may keep.
+# Limits for one person.
 MOST_NOTES = 20
 LONGEST_NOTE = 200  # characters
 
@@ -45,7 +44,7 @@ def notebook(store: Store) -> Application:
     ) -> None:
         if scope["type"] != "chat":
             raise NotImplementedError(f"this app is for chat, not for {scope['type']}")
-        which_one = False  # whether that was the last thing I asked
+        which_one = False  # whether this was the previous answer
         while True:
             message = await receive()
             command, _, rest = message["text"].strip().partition(" ")
@@ -54,7 +53,7 @@ def notebook(store: Store) -> Application:
                 command, rest = "forget", command
             which_one = (command, rest) == ("forget", "")
             react = functools.partial(answer, store, scope["person"], command, rest)
-            # On the store's one thread, while this loop serves others.
+            # On the thread of the store; the event loop serves other people meanwhile.
             await sync_to_async(store.settle)(message["id"], react)
             await send({"type": "chat.answered", "id": message["id"]})
 
@@ -62,7 +61,7 @@ def notebook(store: Store) -> Application:
 
 
 def answer(store: Store, person: str, command: str, rest: str) -> str:
-    """Do what *person* asks for, and return what to say; called in the transaction of ``store.settle``."""
+    """Execute the command of *person* and return the answer; called in the transaction of ``store.settle``."""
     notes = store.notes(person)
     number = int(rest) if rest.isdecimal() and len(rest) < 9 else 0
     match command:

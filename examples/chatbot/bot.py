@@ -1,23 +1,24 @@
-"""The server: it sits on IRC, and has an application instance for each person who talks to it.
+"""The server: one IRC connection, and an application instance for each person.
 
-A message is *in work* from when its line has been read until its answer has been written to
-the connection. The rules:
+A message is *in progress* from reading its line until its answer is written to the connection.
+The rules:
 
-- *At least once.* A message is recorded before it is in work, and settled in one transaction with
-  its answer (see ``store``). IRC acknowledges nothing, so a PING follows the answers, and
-  its PONG confirms them: a server takes the lines of a client in order. What is not confirmed
-  when the connection or the bot dies is sent again, what is not settled is handed to the
-  application again. So an answer can come twice, when the connection dies between the
-  answer and its PONG. An answer to somebody who has left is dropped by the server.
-- *Bounded.* At most ``max_applications`` messages are in work. Then the bot stops reading, and in the
-  end the chat server stops taking lines or shuts the bot out. It comes back.
-- *Nobody is interrupted.* To make room for another person's instance, one of a person without any
-  message in work is cancelled. There is one: a message that is about to be in work is not
-  counted yet, so fewer than ``max_applications`` persons have one in work.
-- *Nothing is retried for ever.* A message on which the application fails is settled with an apology.
+- *At least once.* A message is recorded before it is in progress, and settled in one transaction
+  with its answer (see ``store``). IRC has no acknowledgements, so the bot sends a PING after the
+  answers, and the PONG confirms them: a server handles the lines of a client in order. After a
+  lost connection or a crash, unconfirmed answers are sent again, and unsettled messages are
+  given to the application again. So an answer can be sent twice, if the connection is lost
+  between the answer and its PONG. The server drops answers to people who have left.
+- *Bounded.* At most ``max_applications`` messages are in progress. Then the bot stops reading, and
+  eventually the chat server stops reading or disconnects the bot, which reconnects.
+- *No interruption.* To make room for another instance, an instance without a message in progress
+  is cancelled. There always is one: the next message is not in progress yet, so fewer than
+  ``max_applications`` people have one.
+- *No endless retries.* A message on which the application fails is settled with an apology.
 
-The scope id is the person's nick, folded as the server compares nicks. That is enough for notes,
-not for secrets: whoever takes a nick has its scope. Where accounts exist, use the ``account`` tag of IRCv3.
+The scope id is the person's nick, normalized as the server does. This is enough for notes, but not
+for secrets: anybody who takes over a nick gets its scope. If the server has accounts, use the
+``account`` tag of IRCv3.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ APOLOGY = "Sorry, something went wrong with that. It is noted, and you need not 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0
 
-# How many answers are read from the store, and confirmed with one PING.
+# Number of answers that are read from the store and confirmed with one PING.
 BATCH = 20
 
 
-# What can be the target of an answer, and of one only; servers allow less.
+# A nick to which an answer can be sent; servers allow less.
 NICK = re.compile(r"[^\s:,!@#&+*?$]{1,64}")
 
 # The token of a PING after answers: the id of the last one.
@@ -60,24 +61,24 @@ SAID = re.compile(r"said-([0-9]{1,18})")
 
 @dataclass
 class Work:
-    """A message in work: whose it is, and whether only the sending is left."""
+    """A message in progress: the person, and whether only the answer has to be sent."""
 
     person: str
     settled: bool = False
 
 
 class Bot(StatelessServer):
-    """Talks to everybody who talks to it, in private or in a channel (``name: ...``).
+    """Answers everybody who writes to it, in private or in a channel (``name: ...``).
 
     Args:
         application: The app (see ``app`` for its protocol).
-        store: The database; it is opened and closed by ``arun``.
-        connect: Returns a new connection, registered.
-        channel: The channel to be in; None for none.
-        max_applications: How many instances there are at once, and how many messages in work.
-        grace: How long the end waits for what is in work, in seconds.
+        store: The database; ``arun`` opens and closes it.
+        connect: Returns a new, registered connection.
+        channel: The channel to join, or None.
+        max_applications: Maximum number of instances and of messages in progress.
+        grace: Seconds to wait for messages in progress at the end.
         pace: The seconds that the server charges for a line; see ``Pace``.
-        pause: Waits for as many seconds, before the next attempt to connect.
+        pause: Waits for a number of seconds before the next attempt to connect.
     """
 
     def __init__(
@@ -95,17 +96,17 @@ class Bot(StatelessServer):
         super().__init__(application, max_applications)
         self.store, self.connect, self.channel = store, connect, channel
         self.grace, self.pace, self.pause = grace, pace, pause
-        # By the ids of messages. Only what listens to the one connection adds to it.
+        # By message id. Only listen() adds to it.
         self.in_work: dict[int, Work] = {}
-        # The highest id among the answers written to this connection, and whether its PONG is awaited.
+        # The highest id of the answers written to this connection, and whether a PONG is expected.
         self.sent = 0
         self.unconfirmed = False
         self.stopping = False
-        # Set when there may be an answer to send; when less is in work or unconfirmed.
+        # Set when there may be an answer to send; set when less is in progress or unconfirmed.
         self.settled = asyncio.Event()
         self.progress = asyncio.Event()
 
-    # Life.
+    # Running.
 
     async def arun(self) -> None:
         self.stopping = False
@@ -113,16 +114,16 @@ class Bot(StatelessServer):
         try:
             await super().arun()
         finally:
-            # Not at the end of handle(): the applications live a little longer.
+            # Not at the end of handle(): the applications end later.
             await sync_to_async(self.store.close)()
 
     async def handle(self) -> None:
         presence = asyncio.create_task(self.stay_connected())
         try:
             await asyncio.wait({presence})
-        except asyncio.CancelledError:  # Ctrl-C, SIGTERM: finish what is in work, which needs the connection
+        except asyncio.CancelledError:  # Ctrl-C, SIGTERM: finish messages in progress, which needs the connection
             self.stopping = True
-            logger.info("Stopping; what is in work has %g s.", self.grace)
+            logger.info("Stopping; messages in progress have %g s.", self.grace)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.grace):
                     await self.all_is_said()
@@ -130,7 +131,7 @@ class Bot(StatelessServer):
         finally:
             presence.cancel()
             await asyncio.wait({presence})
-            self.in_work.clear()  # the store has what is left of it
+            self.in_work.clear()  # the rest is in the store
         presence.result()
 
     async def stay_connected(self) -> None:
@@ -147,7 +148,7 @@ class Bot(StatelessServer):
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def attend(self, connection: Connection) -> None:
-        """Listen and speak on *connection* until it ends, with an ``OSError`` in a group."""
+        """Receive and send on *connection* until it ends with an ``OSError`` in an exception group."""
         try:
             if self.channel is not None:
                 await connection.send("JOIN", self.channel)
@@ -166,7 +167,7 @@ class Bot(StatelessServer):
     # From people to applications.
 
     async def listen(self, connection: Connection) -> None:
-        # What an earlier connection, or an earlier process, has left.
+        # Messages of an earlier connection or process.
         for message in await sync_to_async(self.store.unanswered)():
             if message.id not in self.in_work:
                 await self.room_for_work()
@@ -179,17 +180,17 @@ class Bot(StatelessServer):
                 logger.warning("The server says %r.", " ".join(line.params))
             elif (said := self.said_to_me(connection, line)) is not None and not self.stopping:
                 await self.room_for_work()
-                # From here on it is not lost, whatever happens.
+                # Once recorded, it cannot be lost.
                 self.hand_over(await sync_to_async(self.store.accept)(*said))
 
     def said_to_me(self, connection: Connection, line: Line) -> tuple[str, str, str, str] | None:
-        """Return person, target, address and text if *line* is said to the bot by a person."""
-        # No NOTICE: those are from other bots, and servers; two bots would go on for ever.
+        """Return person, target, address and text if *line* is a message of a person to the bot."""
+        # Ignore NOTICE, which other bots and servers send: two bots would answer each other for ever.
         if line.command != "PRIVMSG" or len(line.params) != 2 or not NICK.fullmatch(line.nick):
             return None
         me, person = connection.fold(connection.nick), connection.fold(line.nick)
         target, text = line.params
-        if person == me or text.startswith("\1"):  # its own echo; CTCP, which is for clients
+        if person == me or text.startswith("\1"):  # its own message; CTCP, a protocol between clients
             return None
         if connection.fold(target) == me:
             return person, line.nick, "", text
@@ -219,15 +220,15 @@ class Bot(StatelessServer):
     async def application_send(self, scope: Any, message: Any) -> None:
         if message["type"] != "chat.answered":
             raise ValueError(f"the protocol chat has no event {message['type']!r}")
-        # It is gone if the answer has been found and sent already, or handle() has ended.
+        # None if the answer has already been sent, or if handle() has ended.
         if (work := self.in_work.get(message["id"])) is not None:
             work.settled = True
             self.settled.set()
 
     async def application_exception(self, exception: BaseException, application_details: ApplicationInstance) -> None:
-        await super().application_exception(exception, application_details)  # it logs
+        await super().application_exception(exception, application_details)  # logs the exception
         scope, queue = application_details["scope"], application_details["input_queue"]
-        # The application takes its messages in order, so it has failed on the first one that is not settled.
+        # The application handles messages in order, so it has failed on the first unsettled one.
         mine = (number for number, work in self.in_work.items() if work.person == scope["person"] and not work.settled)
         if (failed := next(mine, None)) is None:
             return
@@ -237,7 +238,7 @@ class Bot(StatelessServer):
         await self.application_send(scope, {"type": "chat.answered", "id": failed})
 
     async def speak(self, connection: Connection) -> None:
-        # Beginning at 0: what has been sent, but not confirmed, on an earlier connection is sent again.
+        # Start at 0: answers that were not confirmed on an earlier connection are sent again.
         self.sent = 0
         pace = Pace(self.pace)
         while True:
@@ -250,7 +251,7 @@ class Bot(StatelessServer):
             for answer in answers:
                 for text in split(answer.text, connection.room("NOTICE", answer.target)):
                     await pace.wait()
-                    # The reply of an automaton is a NOTICE, which no other one answers (RFC 2812, section 3.3.2).
+                    # Bots answer with a NOTICE, which other bots ignore (RFC 2812, section 3.3.2).
                     await connection.send("NOTICE", answer.target, text)
                 self.sent = answer.id
                 self.in_work.pop(answer.message, None)

@@ -1,13 +1,13 @@
-"""A chat server of one room, so that the bot can be tried without any set-up.
+"""A chat server with one room, for trying the bot without any setup.
 
-People need no client but ``nc``: they are asked for a name, and then each line is said to the
-room or, as ``/NAME ...``, to one person. Who begins like an IRC client is treated as one, with
-the part of IRC that a bot needs; so the bot meets here what it meets on a real server.
+People join with ``nc``. They are asked for a name; then each line goes to the room or, as
+``/NAME ...``, to one person. A client that starts with IRC commands is treated as an IRC
+client, with the commands that a bot needs. So the bot uses IRC here as on a real server.
 
-It is for one machine, but it is not defenceless: names, lines, the number of people, and what is
-kept for those who do not read are bounded, and control characters are dropped, as they could do
-harm to somebody's terminal. Somebody who reads slowly slows down those who talk, for
-``PATIENCE`` seconds at most, and is then shown out.
+The server is for one machine, but it has limits: for names, lines, the number of people, and
+unread output. Control characters are dropped, because they could disturb a terminal. A person
+who reads slowly slows down those who write, for at most ``PATIENCE`` seconds, and is then
+disconnected.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ SERVER = "chatroom"
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,15}")
 MOST_PEOPLE = 100
 LONGEST_LINE = 2048  # bytes
-PIECE = 380  # bytes of text in a line of IRC, which has 512 with all that goes before the text
+PIECE = 380  # bytes of text in a line of IRC, which has 512 with its prefix
 
-# In seconds: how long somebody may take to give a name, and to read what is said.
+# Timeouts in seconds: for entering a name, and for reading.
 NAME_PATIENCE = 60.0
 PATIENCE = 5.0
 
 
 class Member:
-    """Somebody with a connection."""
+    """A connected person or IRC client."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self.writer = writer
@@ -53,7 +53,7 @@ class Member:
             self.writer.write(f":{source} ".encode() + encode(*irc))
 
     async def wait_for_reading(self) -> None:
-        """Wait until they have read most of what they were told; who does not is shown out."""
+        """Wait until the member has read most of the output; disconnect after a timeout."""
         try:
             async with asyncio.timeout(PATIENCE):
                 await self.writer.drain()
@@ -65,15 +65,15 @@ class ChatRoom:
     """An asynchronous context manager: the room is open in the block.
 
     Args:
-        listening: The socket to accept people from. It is closed in the end.
+        listening: The listening socket. It is closed at the end.
     """
 
     def __init__(self, listening: socket.socket) -> None:
-        # Lines are short, and each is to be there at once; connections inherit this.
+        # Send short lines without delay; connections inherit this option.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._listening = listening
         self._visits: set[asyncio.Task[None]] = set()
-        # Those who have given a name, by its folded form.
+        # Members with a name, by its normalized form.
         self._members: dict[str, Member] = {}
 
     async def __aenter__(self) -> ChatRoom:
@@ -87,9 +87,9 @@ class ChatRoom:
         for visit in self._visits:
             visit.cancel()
         if self._visits:
-            await asyncio.wait(self._visits)  # each has a limit of its own
+            await asyncio.wait(self._visits)  # each has a timeout
 
-    # A visit.
+    # One visit.
 
     def _begin_visit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         is_full = len(self._visits) >= MOST_PEOPLE
@@ -110,18 +110,18 @@ class ChatRoom:
                         break
                 else:
                     self._take_plain(member, printable(data.decode("utf-8", "replace")))
-                # Whoever talks waits for those who listen.
+                # The writer waits for the readers.
                 for listener in [*self._members.values()]:
                     await listener.wait_for_reading()
         except OSError:
-            pass  # gone, or did not give a name
+            pass  # disconnected, or did not enter a name
         finally:
             self._leave(member)
             await hang_up(member.writer)
 
     async def _enter(self, reader: asyncio.StreamReader, member: Member) -> bool:
         """Ask for a name until there is one; return whether there is."""
-        member.tell("What is your name?")  # to an IRC client a line like any that it does not know
+        member.tell("What is your name?")  # IRC clients ignore unknown lines
         nick, user = "", False
         while (data := await read_line(reader)) is not None:
             member.speaks_irc |= data.startswith((b"CAP ", b"NICK ", b"PASS ", b"USER "))
@@ -169,7 +169,7 @@ class ChatRoom:
             del self._members[fold(member.name, "ascii")]
             self._announce(member, f"* {member.name} has left", "QUIT", "has left")
 
-    # What members say.
+    # Messages of members.
 
     def _take_plain(self, member: Member, text: str) -> None:
         if not text.strip():
@@ -181,7 +181,7 @@ class ChatRoom:
             member.tell(f"There is no {name} here.")
 
     def _take_irc(self, member: Member, line: Line) -> bool:
-        """Do what an IRC client asks for; return whether it stays."""
+        """Execute a command of an IRC client; return whether it stays connected."""
         match line:
             case Line(command="PRIVMSG" | "NOTICE", params=[target, text]):
                 if not self._pass_on(member, line.command, target, printable(text)):
@@ -199,7 +199,7 @@ class ChatRoom:
         return True
 
     def _pass_on(self, member: Member, command: str, target: str, text: str) -> bool:
-        """Say *text* to the room or to one member; return whether that is there."""
+        """Send *text* to the room or to one member; return whether the target exists."""
         if fold(target, "ascii") == ROOM:
             listeners = [other for other in self._members.values() if other.in_room and other is not member]
             form, to = "<{}> {}", ROOM

@@ -1,11 +1,11 @@
-"""The client side of IRC, as much as a bot needs: lines, names, and one connection.
+"""The parts of an IRC client that a bot needs: lines, names, and one connection.
 
-Nothing here knows of applications or of a database. All that comes in is bounded: a line
-that is longer than any that IRC allows is dropped while it is read, and what is not UTF-8 is
-replaced. All that goes out is one line, whatever a parameter contains.
+Nothing here depends on applications or on a database. Input is bounded: lines beyond the
+limit of IRC are dropped while they are read, and bytes that are not UTF-8 are replaced.
+Output is always one line, regardless of the parameters.
 
-The rules are those of RFC 1459 and RFC 2812; what servers have agreed upon since then is
-collected at https://modern.ircdocs.horse.
+The rules are from RFC 1459 and RFC 2812. https://modern.ircdocs.horse describes later
+conventions.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ __all__ = [
     "split",
 ]
 
-# In bytes, with CR LF: a line, and the tags that a server may put before it.
+# In bytes, with CR LF: a line, and a line with tags.
 LINE_LIMIT = 512
 READ_LIMIT = 8191 + LINE_LIMIT
 
-# What a server adds when it passes on a line, beside the nick: ":nick!user@host " with a user
-# of 11 bytes and a host of 63 at most.
+# Bytes that a server adds to a line, except the nick: ":nick!user@host " with a user of at most
+# 11 bytes and a host of at most 63.
 PREFIX_ALLOWANCE = len(":!@ ") + 11 + 63
 
-# In seconds: how long the server may take to let us in, or to take what we send, and how long
-# it may be silent before it is asked whether it is alive.
+# In seconds: the timeout for registering and for sending, and the silence after which we send a
+# PING.
 PATIENCE = 30.0
 SILENCE = 120.0
 
-# How many nicks are tried.
+# Maximum number of nicks to try.
 NICKS = 9
 
-# How names are compared, by the server's own word for it. What is one name there must be one
-# here, and what is two must be two: else one person could read another's notes.
+# How names are compared, by the server's CASEMAPPING. Our comparison must be the same as the
+# server's: else one person could read another's notes.
 FOLDS = {
     "ascii": str.maketrans(string.ascii_uppercase, string.ascii_lowercase),
     "rfc1459": str.maketrans(string.ascii_uppercase + "[]\\~", string.ascii_lowercase + "{}|^"),
@@ -56,7 +56,7 @@ LINE_ENDS = str.maketrans("\r\n\0", "   ")
 
 
 class Refused(ConnectionError):
-    """The server does not let us in."""
+    """The server has refused the registration."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Line:
     """One line of IRC.
 
     Attributes:
-        source: Who it is from, as ``nick!user@host`` or the name of a server; ``""`` if it does not tell.
+        source: The sender, as ``nick!user@host`` or the name of a server; ``""`` if missing.
         command: A word in upper case, or three digits.
         params: The parameters, the last one without its colon.
     """
@@ -75,40 +75,40 @@ class Line:
 
     @property
     def nick(self) -> str:
-        """The nick of the person whom it is from; ``""`` if that is a server."""
+        """The nick of the sender; ``""`` if it is a server."""
         nick, mark, _ = self.source.partition("!")
         return nick if mark else ""
 
 
 def parse(data: bytes) -> Line:
-    """Read a line, without its end. What makes no sense gives a command that nobody knows."""
+    """Parse a line without its end. An invalid line results in an unknown command."""
     text = data.decode("utf-8", "replace").translate(LINE_ENDS).strip(" ")
-    if text.startswith("@"):  # tags, for which we have not asked
+    if text.startswith("@"):  # tags, which we have not requested
         text = text.partition(" ")[2].lstrip(" ")
     source = ""
     if text.startswith(":"):
         source, _, text = text[1:].partition(" ")
     text, colon, last = text.partition(" :")
-    # Not split(): to IRC, other kinds of space are parts of a word.
+    # Not split(): in IRC, only the space character separates words.
     command, *params = [word for word in text.split(" ") if word] or [""]
     return Line(source, command.upper(), [*params, last] if colon else params)
 
 
 def encode(command: str, *params: str) -> bytes:
-    """Return a line, with CR LF. The last parameter may be any text; it cannot begin another line.
+    """Return a line, with CR LF. The last parameter may be any text; it cannot start another line.
 
     Raises:
-        ValueError: if another parameter is empty, has a space or a line end, or begins with a colon.
+        ValueError: if another parameter is empty, has a space or a line end, or starts with a colon.
     """
     *words, last = params
     for word in words:
         if not word or " " in word.translate(LINE_ENDS) or word.startswith(":"):
-            raise ValueError(f"{word!r} can only be the last parameter")
+            raise ValueError(f"{word!r} can only be the last parameter of a line of IRC")
     return " ".join([command, *words, ":" + last.translate(LINE_ENDS)]).encode() + b"\r\n"
 
 
 def split(text: str, limit: int) -> list[str]:
-    """Cut *text* into pieces of up to *limit* bytes of UTF-8, at spaces where that is possible."""
+    """Split *text* into pieces of up to *limit* bytes of UTF-8, preferably at spaces."""
     data = text.translate(LINE_ENDS).encode()
     pieces = []
     while len(data) > limit:
@@ -123,12 +123,12 @@ def split(text: str, limit: int) -> list[str]:
 
 
 def fold(name: str, mapping: str = "rfc1459") -> str:
-    """Return the form of a nick or channel in which equal names are equal, as *mapping* has it."""
+    """Return the normalized form of a nick or channel by *mapping*, for comparisons."""
     return name.translate(FOLDS.get(mapping, FOLDS["ascii"]))
 
 
 async def read_line(reader: asyncio.StreamReader) -> bytes | None:
-    """Return the next line without its end, None when there is none. Lines beyond the reader's limit are dropped."""
+    """Return the next line without its end, or None at the end. Lines beyond the reader's limit are dropped."""
     too_long = False
     while True:
         try:
@@ -136,7 +136,7 @@ async def read_line(reader: asyncio.StreamReader) -> bytes | None:
         except asyncio.LimitOverrunError as error:
             await reader.readexactly(error.consumed)
             too_long = True
-        except asyncio.IncompleteReadError:  # half a line is none
+        except asyncio.IncompleteReadError:  # an incomplete line is dropped
             return None
         else:
             if not too_long:
@@ -145,14 +145,14 @@ async def read_line(reader: asyncio.StreamReader) -> bytes | None:
 
 
 class Pace:
-    """Keeps to the rate at which servers take lines.
+    """Limits the rate of lines as servers require.
 
-    Servers charge a client two seconds for each line, and let it be ten seconds in debt
-    (RFC 1459, section 8.10). Some of them, ngIRCd for one, just read more slowly then;
-    others throw the client out.
+    Servers charge a client two seconds for each line and allow a debt of ten seconds (RFC
+    1459, section 8.10). Beyond it, some of them, such as ngIRCd, read more slowly; others
+    disconnect the client.
 
     Args:
-        seconds: For each line; 0 for a server that has no such rule.
+        seconds: The charge for each line; 0 for a server without this rule.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -160,33 +160,33 @@ class Pace:
         self._paid_until = 0.0
 
     async def wait(self) -> None:
-        """Wait until one more line may be sent."""
+        """Wait until another line may be sent."""
         if self.seconds:
             now = asyncio.get_running_loop().time()
             self._paid_until = max(self._paid_until, now) + self.seconds
-            await asyncio.sleep(self._paid_until - now - 5 * self.seconds)  # at once if that is negative
+            await asyncio.sleep(self._paid_until - now - 5 * self.seconds)  # a negative delay means none
 
 
 class Connection:
-    """A connection to a server, made by ``connect``. It ends with an ``OSError`` from any method.
+    """A connection to a server, made by ``connect``. At its end, methods raise an ``OSError``.
 
     Attributes:
-        nick: The bot's own, as the server has it.
+        nick: The bot's nick, as the server knows it.
         mapping: How the server compares names.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self.nick = ""
-        self.mapping = "rfc1459"  # what holds if the server does not tell
+        self.mapping = "rfc1459"  # the default of IRC
 
     def fold(self, name: str) -> str:
         return fold(name, self.mapping)
 
     def room(self, command: str, target: str) -> int:
-        """Return how many bytes of text a line may have, so that others get it whole."""
+        """Return the maximum size of text in a line, in bytes, that the server does not cut."""
         own = len(f"{command} {target} :\r\n".encode()) + len(self.nick.encode())
-        return max(LINE_LIMIT - PREFIX_ALLOWANCE - own, 64)  # whatever the server lets people call themselves
+        return max(LINE_LIMIT - PREFIX_ALLOWANCE - own, 64)  # also for very long names
 
     async def register(self, nick: str, password: str | None) -> None:
         if password is not None:
@@ -198,17 +198,17 @@ class Connection:
             line = await self.receive()
             match line:
                 case Line(command="001", params=[nick, *_]):
-                    self.nick = nick  # the server may have cut it
+                    self.nick = nick  # the server may have shortened it
                     return
                 case Line(command="433" | "436" | "437") if attempts < NICKS:  # in use, or not free yet
                     attempts += 1
-                    # Old servers take nine characters.
+                    # Old servers accept nine characters.
                     await self.send("NICK", f"{nick[:8]}{attempts}")
                 case Line(command="431" | "432" | "433" | "436" | "437" | "463" | "464" | "465"):
                     raise Refused(f"the server says {' '.join(line.params[1:])!r}")
 
     async def receive(self) -> Line:
-        """Return the next line. Those that keep the connection alive are answered on the way."""
+        """Return the next line. Answers each PING on the way."""
         asked = False
         while True:
             try:
@@ -237,27 +237,27 @@ class Connection:
             return line
 
     async def send(self, command: str, *params: str) -> None:
-        if self._writer.is_closing():  # some loops do not take it then
+        if self._writer.is_closing():  # some event loops do not raise an error themselves
             raise ConnectionResetError("the connection is lost")
         self._writer.write(encode(command, *params))
         async with asyncio.timeout(PATIENCE):
             await self._writer.drain()
 
     async def close(self) -> None:
-        """Say good-bye, if there is still somebody to hear it, and close."""
+        """Send QUIT, if the connection is still open, and close."""
         if not self._writer.is_closing():
             self._writer.write(encode("QUIT", "good-bye"))
         await hang_up(self._writer)
 
 
 async def hang_up(writer: asyncio.StreamWriter) -> None:
-    """Close a connection; what has been written is given a second to get there."""
+    """Close a connection; wait up to a second for pending output."""
     writer.close()
     try:
         async with asyncio.timeout(1):
             await writer.wait_closed()
     except OSError:
-        pass  # that is an end, too
+        pass  # it has ended, too
     finally:
         writer.transport.abort()
 
@@ -265,10 +265,10 @@ async def hang_up(writer: asyncio.StreamWriter) -> None:
 async def connect(
     host: str, port: int, nick: str, *, password: str | None = None, tls: ssl.SSLContext | None = None
 ) -> Connection:
-    """Connect and register. If *nick* is taken, the connection has another one.
+    """Connect and register. If *nick* is in use, try similar ones.
 
     Raises:
-        OSError: if that fails in any way, or takes too long; ``Refused`` if the server does not want us.
+        OSError: if this fails or takes too long; ``Refused`` if the server refuses the registration.
     """
     async with asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection(host, port, ssl=tls, limit=READ_LIMIT)

@@ -1,13 +1,13 @@
-"""What must survive a crash: the messages that the bot owes an answer, the answers on their way, and the notes.
+"""The database, which survives a crash: unanswered messages, unconfirmed answers, and notes.
 
-A message is accepted by a row in ``inbox``. ``settle`` swaps that row, in one transaction with
-what the message changes, for an answer in ``outbox``; settling again changes nothing. The
-answer stays until ``confirm``. Whenever the process dies, each message is in one of the two
-tables, or has been answered.
+An accepted message is a row in ``inbox``. ``settle`` replaces that row by an answer in
+``outbox``, in one transaction with the changes that the message causes; settling again
+changes nothing. The answer stays until ``confirm``. If the process dies at any moment, each
+message is in one of the two tables, or has been answered.
 
-All of it is synchronous, and belongs to the thread that opened it: SQLite's connection insists
-on that. ``sync_to_async`` gives it that thread, since each thread-sensitive call runs on the same
-one. So there is no lock here, no pool of connections and no ``check_same_thread=False``.
+The code is synchronous, and SQLite allows a connection only on the thread that opened it.
+``sync_to_async`` is thread-sensitive, so all calls run on the same thread. No lock, no
+connection pool and no ``check_same_thread=False`` is needed.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pathlib import Path
 
 __all__ = ["Answer", "Message", "Store"]
 
-# One bot for one file: two would both send each answer. With a write-ahead log, a commit waits
-# for the disk once, and is then safe from a power cut.
+# One bot for each file, because two would both send each answer. With a write-ahead log, a commit
+# waits for the disk once and then survives a power failure.
 SETTINGS = """
 PRAGMA locking_mode = EXCLUSIVE;
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
 """
 
-# AUTOINCREMENT: the id of a message that is done is never given to another one.
+# AUTOINCREMENT: ids are never reused.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS inbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, person TEXT NOT NULL, target TEXT NOT NULL, address TEXT NOT NULL,
@@ -43,12 +43,12 @@ CREATE INDEX IF NOT EXISTS notes_of_person ON notes (person, id);
 
 @dataclass(frozen=True)
 class Message:
-    """What a person has said to the bot.
+    """A message of a person to the bot.
 
     Attributes:
         id: Its number in the inbox.
-        person: Who said it; the scope id.
-        text: What was said.
+        person: The author; the scope id.
+        text: The text.
     """
 
     id: int
@@ -58,13 +58,13 @@ class Message:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the bot has to say.
+    """An answer of the bot.
 
     Attributes:
         id: Its number in the outbox.
         message: The id of the message that it answers.
-        target: Where to say it: a nick or a channel.
-        text: What to say.
+        target: The receiver: a nick or a channel.
+        text: The text.
     """
 
     id: int
@@ -74,7 +74,7 @@ class Answer:
 
 
 class Store:
-    """The database. Every method is to be called on one and the same thread.
+    """The database. Call all methods on the same thread.
 
     Args:
         path: The file; ``":memory:"`` for none.
@@ -84,12 +84,12 @@ class Store:
         self.path = path
 
     def open(self) -> None:
-        """Connect; the calling thread is the one from now on.
+        """Connect. All other methods must be called on this thread.
 
         Raises:
-            sqlite3.Error: if the file cannot be used, or another process does.
+            sqlite3.Error: if the file cannot be used, or another process uses it.
         """
-        # isolation_level=None: this module says itself where a transaction begins.
+        # isolation_level=None: this module begins transactions explicitly.
         self._connection = sqlite3.connect(self.path, timeout=1, isolation_level=None)
         try:
             self._connection.executescript(f"{SETTINGS} BEGIN IMMEDIATE; {SCHEMA} COMMIT")
@@ -103,13 +103,13 @@ class Store:
     # The inbox and the outbox.
 
     def accept(self, person: str, target: str, address: str, text: str) -> Message:
-        """Record what *person* has said: from now on it will be answered.
+        """Record a message of *person*. From now on, it is certain to be answered.
 
         Args:
             person: The scope id.
-            target: Where the answer has to be said.
-            address: What to put before the answer, such as ``"ada: "`` in a channel.
-            text: What was said.
+            target: The receiver of the answer.
+            address: A prefix for the answer, such as ``"ada: "`` in a channel.
+            text: The text.
         """
         number = self._connection.execute(
             "INSERT INTO inbox (person, target, address, text) VALUES (?, ?, ?, ?)", (person, target, address, text)
@@ -118,10 +118,10 @@ class Store:
         return Message(number, person, text)
 
     def settle(self, message: int, react: Callable[[], str]) -> None:
-        """Answer a message, once: call *react*, and swap the message for the answer that it returns.
+        """Answer a message once: call *react*, and replace the message by the answer that it returns.
 
-        All that *react* changes in this store is one transaction with that. If it raises,
-        nothing has changed. If the message is settled already, it is not called.
+        Changes that *react* makes in this store are part of the same transaction. If it raises
+        an exception, nothing changes. If the message is settled already, it is not called.
         """
         with self._connection:  # commits, or rolls back
             self._connection.execute("BEGIN IMMEDIATE")
@@ -133,19 +133,19 @@ class Store:
                 self._connection.execute("DELETE FROM inbox WHERE id = ?", (message,))
 
     def unanswered(self) -> list[Message]:
-        """Return the messages that nobody has settled, the oldest first."""
+        """Return the messages that are not settled, the oldest first."""
         return [Message(*row) for row in self._connection.execute("SELECT id, person, text FROM inbox ORDER BY id")]
 
     def answers(self, after: int, limit: int) -> list[Answer]:
-        """Return up to *limit* answers whose ids are above *after*, in the order in which they came to be."""
+        """Return up to *limit* answers whose ids are above *after*, the oldest first."""
         query = "SELECT id, message, target, text FROM outbox WHERE id > ? ORDER BY id LIMIT ?"
         return [Answer(*row) for row in self._connection.execute(query, (after, limit))]
 
     def confirm(self, up_to: int) -> None:
-        """Forget the answers with ids up to *up_to*: the chat server has them."""
+        """Delete the answers with ids up to *up_to*: the chat server has received them."""
         self._connection.execute("DELETE FROM outbox WHERE id <= ?", (up_to,))
 
-    # The notes, to be changed by a ``react``.
+    # The notes; a ``react`` changes them.
 
     def notes(self, person: str) -> list[str]:
         """Return the notes of *person*, the oldest first."""
@@ -156,6 +156,6 @@ class Store:
         self._connection.execute("INSERT INTO notes (person, text) VALUES (?, ?)", (person, text))
 
     def remove_note(self, person: str, number: int) -> None:
-        """Remove the note at place *number* of ``notes(person)``, counted from 1."""
+        """Remove the note at position *number* of ``notes(person)``, counted from 1."""
         place = "SELECT id FROM notes WHERE person = ? ORDER BY id LIMIT 1 OFFSET ?"
         self._connection.execute(f"DELETE FROM notes WHERE id = ({place})", (person, number - 1))

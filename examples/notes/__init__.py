@@ -1,4 +1,4 @@
 """A Django site with asynchronous tests: ``python -m pytest`` in this directory.
 
-The two lines in ``conftest.py`` are what the tests need: without them most of them fail.
+The tests need the two lines in ``conftest.py``: without them, most tests fail.
 """

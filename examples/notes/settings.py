@@ -1,4 +1,4 @@
-"""The settings of the site. ``NOTES_DATABASE`` names the database: ``memory``, a file, or the directory of a socket."""
+"""The settings of the site. ``NOTES_DATABASE`` is the database: ``memory``, a file, or the directory of a socket."""
 
 import os
 from pathlib import Path

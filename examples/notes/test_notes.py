@@ -1,7 +1,7 @@
 # Django has no types.
 # mypy: disable-error-code="import-not-found, import-untyped, misc, untyped-decorator"
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
-"""Asynchronous and synchronous tests, fixtures and views, which all use the connection of the main thread."""
+"""Async and sync tests, fixtures and views, which all use the database connection of the main thread."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_commits_are_undone(transactional_db: None) -> None:
 
 
 class NoteTests(TestCase):
-    """Django's own way, by async_to_sync."""
+    """With Django's own test class, which uses async_to_sync."""
 
     @classmethod
     def setUpTestData(cls) -> None:

@@ -1,1 +1,1 @@
-"""A Flask app behind ``WsgiToAsgi``: an upload that is read as it comes, and a response that streams."""
+"""A Flask app behind ``WsgiToAsgi``: a streamed upload and a streamed response."""

@@ -1,4 +1,4 @@
-"""Serve the app with uvicorn, be its client, and check what comes back."""
+"""Serve the app with uvicorn, send requests, and check the responses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ask(client: httpx.Client) -> None:
     digest = client.post("/digest", content=upload())
     expected = hashlib.sha256(b"".join(upload())).hexdigest()
     assert (200, expected + "\n") == (digest.status_code, digest.text)
-    print(f"  POST /digest  {len(PIECE) * 64 // 1024} KiB, hashed as they came: {expected[:16]}...")
+    print(f"  POST /digest  {len(PIECE) * 64 // 1024} KiB, hashed while they arrived: {expected[:16]}...")
 
     begin = time.monotonic()
     with client.stream("GET", "/ticks") as response:

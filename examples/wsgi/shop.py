@@ -1,4 +1,4 @@
-"""The app, to be served by any ASGI server: ``uvicorn examples.wsgi.shop:app``."""
+"""The app, for any ASGI server: ``uvicorn examples.wsgi.shop:app``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asgiref.wsgi import WsgiToAsgi
 __all__ = ["app"]
 
 flask_app = Flask(__name__)
-# No view runs on the thread of the event loop, so this one may block for as long as it likes.
+# Views run on worker threads, so they may block.
 app = WsgiToAsgi(flask_app, max_body_size=1 << 30)
 
 
@@ -24,7 +24,7 @@ def hello() -> str:
 
 @flask_app.post("/digest")
 def digest() -> str:
-    """Read an upload of any size piece by piece; the client is held back meanwhile."""
+    """Read an upload of any size piece by piece; the client cannot send faster than this."""
     found = hashlib.sha256()
     while piece := request.stream.read(64 * 1024):
         found.update(piece)
@@ -33,7 +33,7 @@ def digest() -> str:
 
 @flask_app.get("/ticks")
 def ticks() -> Iterator[str]:
-    """Stream a line each tenth of a second; each is sent at once. A client that leaves ends it."""
+    """Stream a line every tenth of a second. If the client disconnects, this ends."""
     for number in range(5):
         yield f"tick {number}\n"
         time.sleep(0.1)

@@ -99,7 +99,7 @@ def test_the_program_ends_in_order(path: Path, number: signal.Signals) -> None:
             process.send_signal(number)
             assert "* notes has left\n" in ada.rest()
             output, _ = process.communicate(timeout=LIMIT)
-            assert (0, "Stopping; what is in work has 5 s.\nEnded.\n") == (process.returncode, output)
+            assert (0, "Stopping; messages in progress have 5 s.\nEnded.\n") == (process.returncode, output)
     assert [path.name] == [file.name for file in path.parent.iterdir()]
 
 

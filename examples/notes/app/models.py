@@ -1,6 +1,6 @@
 # Django has no types.
 # mypy: disable-error-code="import-untyped, misc"
-"""What the site keeps."""
+"""The model of the site."""
 
 from __future__ import annotations
 

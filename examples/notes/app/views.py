@@ -1,7 +1,7 @@
 # Django has no types.
 # mypy: disable-error-code="import-untyped"
 # pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
-"""One view in asynchronous code, and one in synchronous code."""
+"""An async view and a sync view."""
 
 from __future__ import annotations
 
