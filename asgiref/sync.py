@@ -33,7 +33,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from . import local
-from ._bridge import forks, greenlets, internals, jobs, lending, loops, register, routing, workers
+from ._bridge import cancellation, forks, greenlets, internals, jobs, lending, loops, register, routing, workers
 from ._bridge.carry import ExceptionMarks, changes_since
 from ._bridge.internals import running_loop
 from ._bridge.jobs import AwaitedOutcome, InnerCalls, JobExecutor, LoopCall, ThreadCall, WouldDeadlock
@@ -64,6 +64,7 @@ __all__ = [
     "ThreadSensitiveEventLoop",
     "async_to_sync",
     "bridge_calls",
+    "check_cancelled",
     "iscoroutinefunction",
     "markcoroutinefunction",
     "print_bridge_calls",
@@ -1007,6 +1008,53 @@ def sync_to_async(
     if func is None:
         return lambda func: SyncToAsync(func, thread_sensitive=thread_sensitive, executor=executor, context=context)
     return SyncToAsync(func, thread_sensitive, executor, context)
+
+
+def check_cancelled() -> None:
+    """Raise ``CancelledError`` if the task that awaits this synchronous code was cancelled.
+
+    Equivalent to the ``await`` at which a coroutine would hear of the cancellation. A thread cannot be stopped from
+    outside, so call this between pieces of work that takes long.
+
+    Thread and loop:
+        It has an effect in a function that ``sync_to_async`` has called, on the thread of that call: nested calls, the
+        steps of ``sync_to_async_iterator`` and ``sync_to_async_context_manager``, and WSGI applications too. Anywhere
+        else it does nothing: in a coroutine, in a thread that the function has started, outside of any call.
+
+    Cancellation:
+        Once the task was cancelled, this raises each time, also where a coroutine for which the function waited has
+        caught the cancellation. A call that begins later is not affected, nor is one under ``asyncio.shield``. It never
+        raises in the ``close()`` or ``__exit__()`` that ends an iteration or a block, nor in that of a WSGI response.
+
+        In a WSGI application that ``WsgiToAsgi`` runs, a client that has disconnected counts as a cancellation. There,
+        the first call asks the server on its event loop, and waits for the answer. When the application lets that
+        ``CancelledError`` out, the adapter ends without an error.
+
+    Raises:
+        asyncio.CancelledError: with the message of the cancellation, if it has one.
+
+    >>> import asyncio, threading
+    >>> stopped = threading.Event()
+    >>> def work():
+    ...     try:
+    ...         while True:
+    ...             check_cancelled()  # and then a piece of the work
+    ...     finally:
+    ...         stopped.set()
+    >>> async def main():
+    ...     try:
+    ...         async with asyncio.timeout(0.05):
+    ...             await sync_to_async(work)()
+    ...     except TimeoutError:
+    ...         print("too long")
+    >>> asyncio.run(main())
+    too long
+    >>> stopped.wait(20)
+    True
+    """
+    inner_calls: Any = SyncToAsync.threadlocal.__dict__.get("task_context")
+    if getattr(inner_calls, "may_be_cancelled", False):  # a plain list, which others may put there, has no such thing
+        cancellation.raise_if_cancelled(inner_calls)
 
 
 def bridge_calls() -> list[BridgeCall]:

@@ -18,6 +18,7 @@ import threading
 import traceback
 from typing import TYPE_CHECKING, Any
 
+from ._bridge import cancellation
 from ._bridge.workers import WorkerPool
 from ._wsgi.connection import ClientDisconnected, Connection, RequestBody
 from ._wsgi.environ import BadRequest, content_length_of, environ_for, states_length
@@ -94,7 +95,9 @@ class WsgiToAsgi:
         If the client disconnects, the iteration ends early, and reads and ``write()`` raise
         an ``OSError``. A cancelled request task has the same effect, and raises
         ``asyncio.CancelledError`` in an application that waits for the client. ``close()`` is
-        always called.
+        always called. An application that works without reading or writing can call
+        ``asgiref.sync.check_cancelled``; when it lets that ``CancelledError`` out, the adapter
+        ends without an error.
 
     Raises:
         TypeError: if the application is not callable, if both *threads* and *executor* are
@@ -222,7 +225,7 @@ class WsgiToAsgiInstance:
             await _answer_without_application(scope["type"], receive, send)
             return
         self.scope = scope
-        connection = Connection(receive, send)
+        connection = self._connection = Connection(receive, send)
         response = self._response = Response(connection, scope)
         limit = self.max_body_size
         if isinstance(self.spool_body, int):
@@ -254,9 +257,12 @@ class WsgiToAsgiInstance:
             except asyncio.CancelledError as error:
                 if _is_being_cancelled():
                     raise
-                if response.failed:
-                    await response.finish()
-                raise RuntimeError(f"the application raised {error!r}, but nobody has cancelled its request") from error
+                if not connection.gone:  # else check_cancelled() has raised it
+                    if response.failed:
+                        await response.finish()
+                    raise RuntimeError(
+                        f"the application raised {error!r}, but nobody has cancelled its request"
+                    ) from error
             except Exception:
                 if source is None or not source.too_large or response.started:
                     if response.failed:
@@ -334,7 +340,9 @@ class WsgiToAsgiInstance:
             body: The request body, a binary file.
         """
         __traceback_hide__ = True
-        response, spool = self._response, self._spool
+        response, spool, connection = self._response, self._spool, self._connection
+        inner_calls = SyncToAsync.threadlocal.__dict__.get("task_context")
+        cancellation.learn_from(inner_calls, connection.client_has_gone)
         iterable: Iterable[bytes] | None = None
         if spool is not None:
             spool.hold()
@@ -354,6 +362,8 @@ class WsgiToAsgiInstance:
             try:
                 close = getattr(iterable, "close", None)
                 if close is not None:
+                    if connection.gone or cancellation.is_cancelled(inner_calls):
+                        cancellation.expect_only_cleanup(inner_calls)
                     _call_close(close)
             finally:
                 if spool is not None:

@@ -384,14 +384,16 @@ class ThreadCall(Outcome[R]):
         begun goes on alone, one that has not is never run. Further ones, which may come until
         the task has ended, must not break off the cleanup that the first has caused.
         """
-        if inner_calls.cancelled:
+        if inner_calls.cancelled is not None:
             inner_calls.absorbed = cancellation.args
-        elif any([call.cancel(*cancellation.args) for call in inner_calls.copy()]):
-            inner_calls.cancelled = True
         else:
-            self._take_back()
-            self._forget()
-            return False
+            # Before anything is cancelled: the function may go on at once, on its thread, and ask.
+            inner_calls.cancelled = cancellation.args
+            inner_calls.may_be_cancelled = True
+            if not any([call.cancel(*cancellation.args) for call in inner_calls.copy()]):
+                self._take_back()
+                self._forget()
+                return False
         if self.arrival.cancelled():
             self.arrival = asyncio.Future(loop=self.arrival.get_loop())
             if self._arrived:
@@ -414,9 +416,14 @@ class InnerCalls(list[AwaitedOutcome[Any]]):
     promised_executor: Any = None
     # The loop in whose default executor the call runs, where that does not show its threads.
     default_executor_of: weakref.ref[asyncio.AbstractEventLoop] | None = None
-    # Whether a cancellation of the caller has gone in, and the arguments of the latest one that came after it.
-    cancelled = False
+    # The arguments of the first cancellation of the caller, and of the latest one that came after it.
+    cancelled: tuple[Any, ...] | None = None
     absorbed: tuple[Any, ...] | None = None
+    # For ``cancellation``: whether there is anything to ask; whether only cleanup is left; what else tells that nobody
+    # wants the result any more.
+    may_be_cancelled = False
+    only_cleans_up = False
+    caller_has_gone: Callable[[], bool] | None = None
     # The thread on which the caller's loop ran; set for each call, and so in a slot.
     loop_thread: threading.Thread
 

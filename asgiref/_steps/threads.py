@@ -22,7 +22,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import local
-from .._bridge import forks, internals, routing
+from .._bridge import cancellation, forks, internals, routing
 from .._bridge.carry import changes_between
 from .._bridge.jobs import InnerCalls, JobExecutor
 from .._bridge.workers import WorkerExecutor
@@ -123,8 +123,12 @@ class Steps(SyncToAsync[Any, Any]):
         __traceback_hide__ = True
         self.ending = True
         self.waiting += 1
+        task = asyncio.current_task()
+        # Other libraries may cancel the task again, until it ends.
+        caused_by_cancellation = task is not None and task.cancelling() > 0
+        step = functools.partial(_only_clean_up, function) if caused_by_cancellation else function
         try:
-            result = await self.step(function)
+            result = await self.step(step)
         except BaseException:
             self.waiting -= 1
             self.end_unawaited(function)
@@ -304,6 +308,11 @@ class _Step:
             return function()
         finally:
             self.runs = False
+
+
+def _only_clean_up(function: Callable[[], Any]) -> Any:
+    cancellation.expect_only_cleanup(SyncToAsync.threadlocal.__dict__.get("task_context"))
+    return function()
 
 
 class _Unawaited:

@@ -14,7 +14,7 @@ import contextvars
 import io
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .._bridge import workers
+from .._bridge import cancellation, workers
 from .._bridge.internals import running_loop
 from .._bridge.patience import Patience
 from ..sync import AsyncToSync
@@ -29,6 +29,9 @@ R = TypeVar("R")
 # Maximum number of consecutive empty messages with ``more_body``. A guess: servers send hardly
 # any; a test client without an end sends any number.
 EMPTY_MESSAGES = 100
+
+# How many iterations of the loop a message that is there already may take to come. A guess: servers need one.
+ITERATIONS = 3
 
 
 class ClientDisconnected(OSError):
@@ -64,6 +67,8 @@ class Connection:
     # A message that is received ahead of a reader; and whether a reader is waiting for one itself.
     _receiving: asyncio.Task[Any] | None = None
     _is_read = False
+    # Whether the application has asked for the client, and a message is expected since.
+    _is_watched = False
     _ended = False
     _news: asyncio.Event | None = None
 
@@ -100,7 +105,23 @@ class Connection:
                 raise
             raise ClientDisconnected("the event loop of the server has stopped") from error
 
+    def client_has_gone(self) -> bool:
+        """Tell whether the client has gone. The first call has the loop look, and waits for that."""
+        if not self._is_watched and not self.gone and not cancellation.runs_loop():
+            try:
+                self.wait_for(Connection._watch, self)
+            except ClientDisconnected:
+                return True
+            self._is_watched = True
+        return self.gone
+
     # On the loop:
+
+    async def _watch(self) -> None:
+        self.make_sure_it_is_the_loop()
+        self.expect_message()
+        for _ in range(ITERATIONS):
+            await asyncio.sleep(0)
 
     def make_sure_it_is_the_loop(self) -> None:
         """Raise an error on any other loop: it replaces the server's loop, which has stopped."""

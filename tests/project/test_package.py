@@ -30,6 +30,7 @@ ALLOWED = {
     "_bridge.greenlets": {"_bridge.forks", "_bridge.internals"},
     "_bridge.internals": set[str](),
     "_bridge.threads": set[str](),
+    "_bridge.cancellation": {"_bridge.greenlets", "_bridge.internals", "_bridge.jobs"},
     "_bridge.carry": {"local"},
     "_bridge.register": {"_bridge.builds", "_bridge.forks"},
     "_bridge.jobs": {"_bridge.builds", "_bridge.forks", "_bridge.internals", "_bridge.register", "local"},
@@ -55,7 +56,7 @@ ALLOWED = {
     "_steps": set[str](),
     "_steps.decorating": {"_bridge.wrapping"},
     "_steps.threads": {
-        *(f"_bridge.{room}" for room in ("carry", "forks", "internals", "jobs", "routing", "workers")),
+        *(f"_bridge.{room}" for room in ("cancellation", "carry", "forks", "internals", "jobs", "routing", "workers")),
         *("current_thread_executor", "local", "sync"),
     },
     "_steps.iteration": {"_steps.decorating", "_steps.threads"},
@@ -63,7 +64,10 @@ ALLOWED = {
     "_wsgi": set[str](),
     "_wsgi.dropped": set[str](),
     "_wsgi.environ": {"_wsgi.dropped"},
-    "_wsgi.connection": {"_bridge.internals", "_bridge.patience", "_bridge.workers", "sync"},
+    "_wsgi.connection": {
+        *(f"_bridge.{room}" for room in ("cancellation", "internals", "patience", "workers")),
+        "sync",
+    },
     "_wsgi.response": {"_bridge.jobs", "_wsgi.connection", "_wsgi.dropped"},
     "_wsgi.spool": {"_bridge.workers", "_wsgi.connection", "_wsgi.environ", "sync"},
     "compatibility": {"sync"},
@@ -77,9 +81,10 @@ ALLOWED = {
     "typing": set[str](),
     "wsgi": {
         *(f"_wsgi.{room}" for room in ("connection", "environ", "response", "spool")),
-        *("_bridge.workers", "sync"),
+        *("_bridge.cancellation", "_bridge.workers", "sync"),
     },
     "sync": {
+        "_bridge.cancellation",
         *("_bridge.carry", "_bridge.forks", "_bridge.greenlets", "_bridge.internals", "_bridge.jobs"),
         *("_bridge.lending", "_bridge.loops", "_bridge.patience", "_bridge.register", "_bridge.routing"),
         *("_bridge.workers", "_bridge.wrapping"),
@@ -172,6 +177,7 @@ def test_public_surface() -> None:
         "ThreadSensitiveEventLoop",
         "async_to_sync",
         "bridge_calls",
+        "check_cancelled",
         "iscoroutinefunction",
         "markcoroutinefunction",
         "print_bridge_calls",
