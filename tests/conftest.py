@@ -1,4 +1,4 @@
-"""Every asynchronous test runs on each kind of event loop that there is here."""
+"""Every asynchronous test runs on each available kind of event loop."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import pytest
 from . import WITHOUT_INTERNALS
 from .helpers import LIMIT, idle_workers
 
-# A shell that runs the suite in the background has it ignored, and the programs that tests start would inherit that.
+# A shell that runs the suite in the background ignores SIGINT; programs that tests start would inherit this.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
-# As it is before a test puts another of these in its place.
+# The original: tests replace it.
 _new_event_loop = asyncio.new_event_loop
 
 
 def _debugging_loop() -> asyncio.AbstractEventLoop:
     loop = _new_event_loop()
     loop.set_debug(True)
-    loop.slow_callback_duration = 60  # seconds; slowness is no fault on a shared machine
+    loop.slow_callback_duration = 60  # seconds; a shared machine may be slow
     return loop
 
 
@@ -61,10 +61,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def no_thread_left_behind() -> Iterator[None]:
-    """Nothing of the library or of a test outlives the test, but for idle workers."""
+    """No thread outlives a test, except idle workers."""
     before = set(threading.enumerate())
     yield
     deadline = time.monotonic() + LIMIT
     while left := set(threading.enumerate()) - before - idle_workers():
         assert time.monotonic() < deadline, f"{left} still run"
-        time.sleep(0.001)  # not join(): one that is only being started refuses that
+        time.sleep(0.001)  # not join(), which a thread that is just starting refuses

@@ -1,4 +1,4 @@
-"""What several test modules use."""
+"""Helpers for several test modules."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from asgiref.sync import SyncToAsync
 
 from .soak.run import let_idle_threads_run as let_idle_threads_run
 
-# The limit of each wait, in seconds: far more than it ever takes, and less than faulthandler's.
+# The timeout of each wait, in seconds: far more than needed, and less than that of faulthandler.
 LIMIT = 30.0
 
 ROOT = Path(__file__).parent.parent
 
 
 class Thread(threading.Thread):
-    """A thread whose result, or exception, ``get`` gives."""
+    """A thread; ``get`` returns its result or raises its exception."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         super().__init__(daemon=True)
@@ -58,7 +58,7 @@ class Thread(threading.Thread):
 
 
 def thread_call(loop: Any, function: Callable[[], Any] = int, kind: Any = ThreadCall) -> Any:
-    """Return the call of *function*, made on *loop*, before a thread has got it."""
+    """Return a call of *function* made on *loop*, not yet given to a thread."""
     wrapper = SimpleNamespace(thread_handler=lambda loop, exc_info, inner_calls, run, child: run(child))
     return kind(loop, wrapper, (None, None, None), [], contextvars.Context(), function)
 
@@ -68,12 +68,12 @@ def wait_for(event: threading.Event) -> None:
 
 
 def forget(thread: threading.Thread) -> None:
-    """Take a thread that was not started by ``threading`` from its list, where it may stay for ever."""
+    """Remove a thread that ``threading`` has not started from its list, where it may stay for ever."""
     threading._active.pop(thread.ident, None)  # type: ignore[attr-defined]
 
 
 def idle_workers() -> set[threading.Thread]:
-    """Return the threads in the pool, the one that serves the whole process, and that of debug mode."""
+    """Return the idle threads of the pool, the thread of the whole process, and the thread of debug mode."""
     threads: set[threading.Thread] = {worker.thread for worker in workers._idle}
     threads |= {thread for thread in threading.enumerate() if thread.name == "asgiref watch"}
     executor = SyncToAsync.single_thread_executor
@@ -81,7 +81,7 @@ def idle_workers() -> set[threading.Thread]:
 
 
 def finished(executor: JobExecutor) -> None:
-    """Wait until all that *executor* accepted is done."""
+    """Wait until all accepted jobs of *executor* are done."""
     done = threading.Event()
     executor.submit(done.set)
     wait_for(done)
@@ -92,7 +92,7 @@ def no_garbage() -> Iterator[None]:
     """Fail if the block leaves objects that only the cycle collector can free."""
     if sys.implementation.name != "cpython":
         pytest.skip("counts references")
-    let_idle_threads_run()  # which may still have to free what earlier tests made
+    let_idle_threads_run()  # they may still have to free objects of earlier tests
     gc.collect()
     gc.disable()
     flags = gc.get_debug()
@@ -111,7 +111,7 @@ def no_garbage() -> Iterator[None]:
 
 
 def run_python(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run *code* in a new interpreter, where it has to end by itself."""
+    """Run *code* in a new interpreter; it must end by itself."""
     process = subprocess.Popen(
         [sys.executable, "-X", "faulthandler", *options, "-c", PRELUDE + code],
         env={**os.environ, "PYTHONPATH": str(Path(asgiref.__file__).parent.parent), **environment},
@@ -129,7 +129,7 @@ def run_python(code: str, *options: str, **environment: str) -> subprocess.Compl
 
 
 def output_of(code: str, *options: str, **environment: str) -> list[str]:
-    """Return the lines that *code* prints; it must end well and complain of nothing."""
+    """Return the lines that *code* prints; it must exit with status 0 and print no error."""
     process = run_python(code, *options, **environment)
     assert (process.returncode, process.stderr) == (0, ""), process.stderr + process.stdout
     return process.stdout.splitlines()

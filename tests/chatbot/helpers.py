@@ -1,4 +1,4 @@
-"""What several tests of the chat bot use: a server that does what the test says, and one end of a connection to it."""
+"""Helpers for tests of the chat bot: a server that the test controls, and one end of a connection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Send = Callable[[Event], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def open_store(path: Path) -> AsyncIterator[Store]:
-    """Give a store that belongs to the thread of ``sync_to_async``, as it does in the bot."""
+    """Yield a store on the thread of ``sync_to_async``, as in the bot."""
     store = Store(path)
     await sync_to_async(store.open)()
     try:
@@ -40,7 +40,7 @@ async def open_store(path: Path) -> AsyncIterator[Store]:
 
 
 class Peer:
-    """One end of a connection, which reads and writes lines."""
+    """One end of a connection; reads and writes lines."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -54,7 +54,7 @@ class Peer:
             return (await self.reader.readline()).decode().rstrip("\r\n")
 
     async def until(self, *parts: str) -> str:
-        """Return the first line that has all *parts*; those before it are dropped."""
+        """Return the first line with all *parts*; drop earlier lines."""
         seen = []
         while line := await self.line():
             if all(part in line for part in parts):
@@ -77,7 +77,7 @@ class Peer:
 
 
 class FakeServer:
-    """An asynchronous context manager that lets the test be an IRC server."""
+    """An asynchronous context manager: the test is the IRC server."""
 
     async def __aenter__(self) -> FakeServer:
         self._connections: asyncio.Queue[Peer] = asyncio.Queue()
@@ -103,7 +103,7 @@ class FakeServer:
             return await self._connections.get()
 
     async def welcome(self, mapping: str = "ascii") -> Peer:
-        """Let the bot in: return the next connection, registered."""
+        """Accept the bot: return the next connection, registered."""
         peer = await self.accept()
         nick = (await peer.until("NICK :")).partition(":")[2]
         await peer.until("USER ")
@@ -126,7 +126,7 @@ class FakeServer:
 
 
 class CountingBot(Bot):
-    """Counts how much there is at once, at its peak."""
+    """Counts the peak of a number."""
 
     most_in_work = 0
     most_applications = 0
@@ -139,7 +139,7 @@ class CountingBot(Bot):
 
 @contextlib.asynccontextmanager
 async def running(bot: Bot) -> AsyncIterator[asyncio.Task[None]]:
-    """Run *bot* for the block, and then stop it as Ctrl-C would."""
+    """Run *bot* during the block, then stop it as Ctrl-C does."""
     task = asyncio.create_task(bot.arun())
     try:
         yield task
@@ -152,14 +152,14 @@ async def running(bot: Bot) -> AsyncIterator[asyncio.Task[None]]:
 
 
 async def eventually(fact: Callable[[], bool]) -> None:
-    """Let the loop run until *fact* is true."""
+    """Run the event loop until *fact* is true."""
     async with asyncio.timeout(LIMIT):
-        while not fact():  # noqa: ASYNC110 - nobody sets an event for this
+        while not fact():  # noqa: ASYNC110 - there is no event for this
             await asyncio.sleep(0)
 
 
 async def kept(path: Path) -> tuple[list[str], list[str]]:
-    """Return the texts of the messages and of the answers that a bot has left."""
+    """Return the texts of the unsettled messages and of the unconfirmed answers."""
     async with open_store(path) as store:
         messages, answers = await sync_to_async(store.unanswered)(), await sync_to_async(store.answers)(0, 999)
         return [message.text for message in messages], [given.text for given in answers]

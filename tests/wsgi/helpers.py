@@ -1,4 +1,4 @@
-"""A server with one client, by hand, and applications for it: what the tests of this folder share."""
+"""A fake server with one client, and applications for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def http(**changes: Any) -> dict[str, Any]:
 
 
 def streamed(**changes: Any) -> dict[str, Any]:
-    """Return a scope of a request that tells the length of its body."""
+    """Return the scope of a request with a Content-Length."""
     return http(**{"method": "POST", "headers": [(b"content-length", b"4")], **changes})
 
 
@@ -36,16 +36,16 @@ def request(body: bytes = b"", more_body: bool = False) -> Message:
 
 
 def body_in(*parts: bytes) -> list[Message]:
-    """Return the messages for a request body that comes in *parts*."""
+    """Return the messages of a request body in *parts*."""
     return [request(part, number < len(parts)) for number, part in enumerate(parts, 1)]
 
 
 class Client:
-    """A server with one client: gives *messages*, or raises them, then waits for more; keeps what it is sent."""
+    """A server with one client. It delivers or raises *messages*, then waits for more; it keeps sent messages."""
 
     def __init__(self, *messages: Any, on_send: Callable[[Message], object] | None = None) -> None:
-        # The scope of its request. It tells the length of a body in several messages, as most
-        # clients do, and so that body streams.
+        # The scope of its request. A body of several messages has a Content-Length, as most clients
+        # send it, and so it streams.
         self.scope = (
             streamed() if any([message.get("more_body") for message in messages if type(message) is dict]) else http()
         )
@@ -53,9 +53,9 @@ class Client:
         for message in messages or [request()]:
             self.inputs.put_nowait(message)
         self.receives = 0
-        # Set while receive() has nothing to give.
+        # Set while receive() is waiting for a message.
         self.waiting = asyncio.Event()
-        # Set when receive() has given a message.
+        # Set when receive() has returned a message.
         self.received = asyncio.Event()
         self.sent: list[Message] = []
         self.on_send = on_send
@@ -71,7 +71,7 @@ class Client:
             try:
                 raise message
             finally:
-                del message  # whose traceback leads here
+                del message  # its traceback refers to this frame
         self.received.set()
         return dict(message)
 
@@ -96,17 +96,17 @@ class Client:
 
     @property
     def complete(self) -> bool:
-        """Whether the response came to its end."""
+        """Whether the response is complete."""
         return bool(self.sent) and self.sent[-1].get("more_body") is False
 
 
 class Leaving(Client):
-    """A client that leaves with the first part of the body; the application is told when that has been noticed."""
+    """A client that disconnects after the first part of the body; an event tells when this has been noticed."""
 
     def __init__(self, error: type[Exception]) -> None:
         super().__init__(on_send=self.leave)
         self.error = error
-        # Whether the application is past the check that follows a write, and the failure known on the loop.
+        # Whether the application has passed the check after a write, and the loop knows the failure.
         self.resumed, self.left = threading.Event(), threading.Event()
 
     def leave(self, message: Message) -> None:
@@ -117,7 +117,7 @@ class Leaving(Client):
 
 
 async def serve(application: Any, client: Client | None = None, scope: Any = None, **options: Any) -> Client:
-    """Have *application* answer *client*; nothing may be left over afterwards."""
+    """Let *application* answer *client*; no task may be left afterwards."""
     client = client or Client()
     await run(WsgiToAsgi(application, **options), client, scope)
     return client
@@ -135,12 +135,12 @@ async def on_loop(event: asyncio.Event) -> None:
 
 
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Wait on another thread, so that the loop stays free."""
+    """Wait on another thread, so that the loop is not blocked."""
     return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
 
 
 class Chunks:
-    """A body that notes how much of it was taken, and its end; raises what it has in place of a chunk."""
+    """A body that counts its consumed chunks and records its end; an exception as a chunk is raised."""
 
     def __init__(self, chunks: Iterable[Any]) -> None:
         self.chunks = chunks
@@ -160,7 +160,7 @@ class Chunks:
 
 
 def answers(body: Any = (), status: Any = "200 OK", headers: Any = ()) -> Any:
-    """Return an application that gives this response."""
+    """Return an application with this response."""
 
     def application(environ: Environ, start_response: Any) -> Any:
         start_response(status, headers if not isinstance(headers, tuple) else list(headers))
@@ -170,7 +170,7 @@ def answers(body: Any = (), status: Any = "200 OK", headers: Any = ()) -> Any:
 
 
 def reads(read: Callable[[Any], Any] = lambda body: body.read()) -> Any:
-    """Return an application that answers with what it reads."""
+    """Return an application that responds with the bytes that it reads."""
 
     def application(environ: Environ, start_response: Any) -> list[bytes]:
         body = read(environ["wsgi.input"])
@@ -181,7 +181,7 @@ def reads(read: Callable[[Any], Any] = lambda body: body.read()) -> Any:
 
 
 class Log:
-    """What was logged as ``asgiref.wsgi``."""
+    """The log records of ``asgiref.wsgi``."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self._caplog = caplog
@@ -211,7 +211,7 @@ def scope_with(*extensions: str, **changes: Any) -> dict[str, Any]:
 
 
 def stop_after(number: int, error: type[Exception]) -> Callable[[Message], None]:
-    """Return a function that raises *error* with the message of that number."""
+    """Return a function that raises *error* at the message with this number."""
     count = itertools.count(1)
 
     def stop(message: Message) -> None:
@@ -222,7 +222,7 @@ def stop_after(number: int, error: type[Exception]) -> Callable[[Message], None]
 
 
 async def cancelled(task: asyncio.Task[Any]) -> None:
-    """Cancel *task*, see it end, and nothing left over."""
+    """Cancel *task* and check that it ends and leaves nothing."""
     task.cancel()
     done, _ = await asyncio.wait({task}, timeout=LIMIT)
     assert {task} == done
@@ -231,7 +231,7 @@ async def cancelled(task: asyncio.Task[Any]) -> None:
 
 
 def refused(client: Client, status: int) -> None:
-    """Check that the response is a short one of the adapter's own."""
+    """Check that this is a short response of the adapter itself."""
     assert status == client.status
     assert client.complete
     assert [
