@@ -25,8 +25,8 @@ napoleon_attr_annotations = False
 napoleon_custom_sections = ["Thread and loop", "Cancellation"]
 
 nitpick_ignore_regex = [
-    # A "Raises" section may have a sentence where the name of an exception usually stands.
-    ("py:exc", r".* .*"),
+    # A "Raises" section may begin with a sentence, or with an exception of asyncio, which has no page here.
+    ("py:exc", r".* .*|asyncio\..*"),
     # Types of parameters name classes of the standard library and type variables, which have no page here.
     ("py:class", r".*"),
 ]
