@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from ._diagnosis.calls import BridgeCall
     from ._steps.iteration import sync_to_async_iterator
     from ._steps.managers import sync_to_async_context_manager
+    from ._steps.to_sync_iteration import async_to_sync_iterator
+    from ._steps.to_sync_managers import async_to_sync_context_manager
     from .event_loop import ThreadSensitiveEventLoop, thread_sensitive_loop_factory
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
@@ -63,6 +65,8 @@ __all__ = [
     "ThreadSensitiveContext",
     "ThreadSensitiveEventLoop",
     "async_to_sync",
+    "async_to_sync_context_manager",
+    "async_to_sync_iterator",
     "bridge_calls",
     "check_cancelled",
     "iscoroutinefunction",
@@ -466,9 +470,7 @@ class AsyncToSync(Wrapper[P, R]):
                             if kept is not None:
                                 # It runs until it is closed, but may have yet to start.
                                 check = LoopWait(kept.loop, call, outcome, _endless_patience).is_lost
-                    mailbox.serve(check)
-                    if outcome.settled:
-                        mailbox.close()
+                    self._serve(mailbox, check, outcome)
                     break
                 except BaseException as error:
                     # Not serving: forked, or interrupted while running what was left over.
@@ -486,6 +488,14 @@ class AsyncToSync(Wrapper[P, R]):
             if kept is not None:
                 kept.leave(mailbox)
             del interrupt
+
+    def _serve(
+        self, mailbox: CurrentThreadExecutor, check: Callable[[], bool] | None, outcome: AwaitedOutcome[R]
+    ) -> None:
+        __traceback_hide__ = True
+        mailbox.serve(check)
+        if outcome.settled:
+            mailbox.close()
 
     def _home_loop(self) -> Any:
         """Return the loop from which this thread's bridged call came, if it may run our coroutine, else None."""
@@ -878,7 +888,8 @@ def async_to_sync(awaitable: Any = None, *, force_new_loop: bool = False) -> Any
 
     Args:
         awaitable: The coroutine function, or another callable that returns an awaitable.
-            Without it, a decorator is returned.
+            Without it, a decorator is returned. What an asynchronous generator function returns is none; see
+            ``async_to_sync_iterator``.
         force_new_loop: Never use the loop from which an enclosing bridged call came.
 
     Thread and loop:
@@ -1105,6 +1116,8 @@ def print_bridge_calls(file: SupportsWrite[str] | None = None) -> None:
 _ELSEWHERE = {
     "BridgeCall": "_diagnosis.calls",
     "ThreadSensitiveEventLoop": "event_loop",
+    "async_to_sync_context_manager": "_steps.to_sync_managers",
+    "async_to_sync_iterator": "_steps.to_sync_iteration",
     "sync_to_async_context_manager": "_steps.managers",
     "sync_to_async_iterator": "_steps.iteration",
     "thread_sensitive_loop_factory": "event_loop",

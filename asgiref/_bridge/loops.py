@@ -16,7 +16,7 @@ from .jobs import AwaitedOutcome, LoopCall, Outcome
 if TYPE_CHECKING:
     from ..current_thread_executor import CurrentThreadExecutor
 
-__all__ = ["FreshLoop", "KeptLoop", "Mailboxes"]
+__all__ = ["FreshLoop", "KeptLoop", "Mailboxes", "end"]
 
 # For each loop: the mailbox of the thread that is blocked on it.
 Mailboxes = dict[asyncio.AbstractEventLoop, "CurrentThreadExecutor"]
@@ -47,7 +47,7 @@ class FreshLoop:
             except BaseException as error:
                 # Cancelled before its first step, or interrupted by a SystemExit of another task.
                 self._outcome.set_exception(error)
-            _end(loop)
+            end(loop)
         except BaseException as error:  # from closing the loop; asyncio.run would raise it
             self._outcome.set_exception(error)
         finally:
@@ -63,7 +63,7 @@ class FreshLoop:
         self.report()
 
 
-def _end(loop: asyncio.AbstractEventLoop) -> None:
+def end(loop: asyncio.AbstractEventLoop) -> None:
     """End *loop* as ``asyncio.run`` does."""
     if asyncio.all_tasks(loop):
         # Closing the runner cancels the tasks and awaits them.

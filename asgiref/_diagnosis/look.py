@@ -41,6 +41,8 @@ LOOP_RUNNERS = {
 LOOKS = [f"asgiref._diagnosis.{name}" for name in ("look", "calls", "register_look")]
 # The method of a loop that runs the loop on another thread.
 RUNS_ELSEWHERE = "asgiref.event_loop._ThreadSensitive.__run"
+# What waits for a loop: a call, and a step of an iteration or a block.
+WAITS_FOR_LOOP = ("asgiref.sync.AsyncToSync.__call__", "asgiref._steps.tasks.OneTask.step")
 MAILBOX = "asgiref.current_thread_executor.CurrentThreadExecutor."
 # For coroutines and generators: the prefix of their attributes, and the attribute with the awaited object.
 AWAITED = {"cr": "cr_await", "gi": "gi_yieldfrom", "ag": "ag_await"}
@@ -166,7 +168,7 @@ class Look:
                 outer.job, outer.works_on, outer.place, outer.works_in = job, ident, i, stack[i + 1 :]
                 self.calls.append(outer)
                 begin, job = i + 1, None
-            elif role == "asgiref.sync.AsyncToSync.__call__":
+            elif role in WAITS_FOR_LOOP:
                 outcome = (variables := frame.f_locals).get("outcome")
                 if outcome is None or variables["mailbox"]._generation is not forks.generation:
                     continue

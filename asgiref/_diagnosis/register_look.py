@@ -32,7 +32,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .._bridge import forks, internals, jobs, register, workers
-from .look import LOOKS, Call, Look, Tasks, _again, _role, all_loops, stack_of
+from .look import LOOKS, WAITS_FOR_LOOP, Call, Look, Tasks, _again, _role, all_loops, stack_of
 
 if TYPE_CHECKING:
     from .look import Task
@@ -112,7 +112,7 @@ class RegisterLook(Look):
         super()._read_thread(ident, stack)
         # The register has no entry for serving a mailbox, but one for the call that serves it.
         for i, frame in enumerate(stack):
-            if getattr(frame, "role", "") == "asgiref.sync.AsyncToSync.__call__":
+            if getattr(frame, "role", "") in WAITS_FOR_LOOP:
                 self.mailboxes.append((frame.f_locals["mailbox"], ident, i))
 
     # Tasks:

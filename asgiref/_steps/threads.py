@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from .._bridge.jobs import Job, ThreadCall
 
-__all__ = ["Steps", "StepsExecutor", "check_choice_of_thread"]
+__all__ = ["Steps", "StepsExecutor", "check_choice_of_thread", "post_elsewhere"]
 
 _MISSING: Any = object()
 
@@ -156,7 +156,7 @@ class Steps(SyncToAsync[Any, Any]):
         if not isinstance(kept, JobExecutor):
             _give_to_worker(_Submission(kept, job))
         elif not kept.post(job):
-            self._post_elsewhere(job)
+            post_elsewhere(job, self.kept)
 
     def finish(self) -> None:
         """Note, on the thread, that nothing is open any more."""
@@ -229,17 +229,6 @@ class Steps(SyncToAsync[Any, Any]):
                 raise
             return False
         return True
-
-    def _post_elsewhere(self, job: Job) -> None:
-        """Give *job*, which the thread of the first step does not take any more, to another that is free of a loop."""
-        for mailbox in _outer(self.kept):
-            if mailbox.post(job):
-                return
-        executor = SyncToAsync.single_thread_executor
-        if not isinstance(executor, JobExecutor):
-            _give_to_worker(_Submission(executor, job))
-        elif not executor.post(job):
-            _give_to_worker(job)
 
     # The context:
 
@@ -331,7 +320,7 @@ class _Unawaited:
 
     def abandon(self, error: BaseException) -> None:
         # The thread was interrupted, and runs nothing of what was left over.
-        self._steps._post_elsewhere(self)
+        post_elsewhere(self, self._steps.kept)
 
 
 class _Submission:
@@ -364,6 +353,18 @@ def _give_to_worker(job: Job) -> WorkerExecutor:
     executor.post(job)
     executor.shutdown(wait=False)
     return executor
+
+
+def post_elsewhere(job: Job, executor: Any) -> None:
+    """Give *job*, which *executor* does not take any more, to another thread that is free of a loop."""
+    for mailbox in _outer(executor):
+        if mailbox.post(job):
+            return
+    process_wide = SyncToAsync.single_thread_executor
+    if not isinstance(process_wide, JobExecutor):
+        _give_to_worker(_Submission(process_wide, job))
+    elif not process_wide.post(job):
+        _give_to_worker(job)
 
 
 def _outer(executor: Any) -> Iterator[CurrentThreadExecutor]:

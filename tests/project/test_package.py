@@ -61,6 +61,12 @@ ALLOWED = {
     },
     "_steps.iteration": {"_steps.decorating", "_steps.threads"},
     "_steps.managers": {"_steps.decorating", "_steps.threads"},
+    "_steps.tasks": {
+        *(f"_bridge.{room}" for room in ("forks", "greenlets", "internals", "jobs", "lending", "loops", "patience")),
+        *("_bridge.register", "_bridge.workers", "_steps.threads", "current_thread_executor", "local", "sync"),
+    },
+    "_steps.to_sync_iteration": {"_steps.decorating", "_steps.tasks", "_steps.threads"},
+    "_steps.to_sync_managers": {"_steps.decorating", "_steps.tasks", "sync"},
     "_wsgi": set[str](),
     "_wsgi.dropped": set[str](),
     "_wsgi.environ": {"_wsgi.dropped"},
@@ -90,7 +96,8 @@ ALLOWED = {
         *("_bridge.workers", "_bridge.wrapping"),
         *("_diagnosis.calls", "_diagnosis.watch", "current_thread_executor", "local"),
         "event_loop",  # with the first use of a name that is there: that module imports this one
-        *("_contexts.decorating", "_steps.iteration", "_steps.managers"),
+        "_contexts.decorating",
+        *("_steps.iteration", "_steps.managers", "_steps.to_sync_iteration", "_steps.to_sync_managers"),
     },
 }
 
@@ -176,6 +183,8 @@ def test_public_surface() -> None:
         "ThreadSensitiveContext",
         "ThreadSensitiveEventLoop",
         "async_to_sync",
+        "async_to_sync_context_manager",
+        "async_to_sync_iterator",
         "bridge_calls",
         "check_cancelled",
         "iscoroutinefunction",
@@ -222,6 +231,8 @@ print(threading.active_count(), [name for name in sys.modules if name.startswith
         ],
         "_steps.iteration",
         "_steps.managers",
+        "_steps.to_sync_iteration",
+        "_steps.to_sync_managers",
     ],
 )
 def test_examples_in_docstrings(module: str) -> None:

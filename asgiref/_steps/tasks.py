@@ -1,0 +1,515 @@
+"""One task of one loop for several calls of a thread, and work there that no thread waits for.
+
+An iteration or a block is *open* from its first step until its task has ended. The task waits between the steps. A
+step is a callback on the loop, which tells the task what to await. So a step, the end that a finalizer asks for, and a
+cancellation of the task meet on the thread of the loop, one after the other.
+
+A finalizer runs at any moment, on any thread, which may hold any lock. All that it does is to leave the mailbox and to
+call ``call_soon_threadsafe``, which take no lock that anybody waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from .. import local
+from .._bridge import forks, greenlets, lending, loops, register, workers
+from .._bridge.internals import make_first_step, running_loop
+from .._bridge.jobs import AwaitedOutcome, LoopCall
+from .._bridge.patience import Patience
+from ..current_thread_executor import CurrentThreadExecutor
+from ..sync import AsyncSingleThreadContext, AsyncToSync, SyncToAsync
+from .threads import _apply, _is_same, _open, post_elsewhere
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .. import sync
+
+__all__ = ["OneTask", "TaskEnded"]
+
+
+class TaskEnded(Exception):
+    """A step came too late: the task has ended meanwhile, by a cancellation."""
+
+
+class OneTask(AsyncToSync[Any, Any]):
+    """An ``async_to_sync`` all of whose calls are awaited in one task.
+
+    What is to be awaited between the steps, and in the end, is for subclasses to say.
+
+    Args:
+        name: For errors and ``bridge_calls``.
+    """
+
+    def __init__(self, name: str) -> None:
+        # Not super().__init__(), which asks a function for its description.
+        self.awaitable = self.__wrapped__ = None  # type: ignore[assignment]
+        self.__qualname__ = name
+        self.force_new_loop = False
+        self._generation = forks.generation
+        # Set by the loop with the first step.
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.task: asyncio.Task[None] | None = None
+        # The loop of a block, if it is one; and the block, if it is none of the user's.
+        self._kept: Any = None
+        self._block: AsyncSingleThreadContext | None = None
+        # It is open from the first step to the last: what comes between two steps waits for the second.
+        self._mailbox = _Mailbox(None)
+        # Whether the task has yet to hear of it.
+        self._mailbox_is_new = True
+        # The context of the task, and that of the consumer as it was when a step last ended.
+        self._context = contextvars.Context()
+        self._seen = contextvars.Context()
+        # Of variables that were not set before: who takes such a variable away needs the token.
+        self._tokens_here: dict[Any, contextvars.Token[Any]] = {}
+        self._tokens_there: dict[Any, contextvars.Token[Any]] = {}
+        # On the loop: the step that the task is to make, and what it waits for where there is none.
+        self._current: _Step | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._works = False
+        # Whether the task makes no more steps; whether nobody will ask for one; whether all has been ended.
+        self.over = self.given_up = self.finished = False
+
+    # What subclasses say, all of it on the loop:
+
+    def wants_to_work(self) -> bool:
+        """Whether ``work()`` has something to do while no step is asked for."""
+        return False
+
+    async def work(self) -> None:
+        """Do some of it; let no exception out. It is cancelled where a step hurries."""
+
+    async def interrupted(self, error: asyncio.CancelledError) -> None:
+        """Do what a cancellation between two steps leads to; let no exception out."""
+        raise NotImplementedError
+
+    async def end(self) -> None:
+        """Do what there is to do where nobody waits any more."""
+        raise NotImplementedError
+
+    @property
+    def is_hurried(self) -> bool:
+        """Whether ``work()`` was cancelled for what comes next."""
+        return self.given_up or (self._current is not None and self._current.hurries)
+
+    # On the thread of the consumer:
+
+    @property
+    def begun(self) -> bool:
+        return self.task is not None
+
+    def check_thread(self) -> None:
+        running = running_loop()
+        if running is not None and not greenlets.runs_in_another(running):
+            raise RuntimeError(
+                f"{self.__qualname__} was used through async_to_sync in a thread that runs an event loop, which it "
+                "would block; use it with `async for` or `async with` there"
+            )
+
+    @register.noted
+    def step(self, function: Callable[[], Awaitable[Any]], hurries: bool = False) -> Any:
+        """Have the task await ``function()``, with the context variables that there are here; changes come back.
+
+        Raises:
+            TaskEnded: where the task has ended meanwhile.
+            RuntimeError: where the loop has left, and in a forked child.
+            BaseException: what *function* raises.
+        """
+        __traceback_hide__ = True
+        self.check_thread()
+        end = register.here().ending() if register.KEPT else None
+        inner_calls = SyncToAsync.threadlocal.__dict__.get("task_context")
+        if inner_calls is None:
+            forks.notice()
+        if not self.begun:
+            self._generation = forks.generation
+        elif self._generation is not forks.generation:
+            raise RuntimeError(
+                f"{self.__qualname__} was begun before this process was forked, and its event loop stayed in the "
+                "parent; begin and end it in the same process"
+            )
+        if local.THREADS_INHERIT:
+            local.prepare_hand_over()
+        here = contextvars.copy_context()
+        mailbox = self._take_mailbox(inner_calls)
+        outcome: AwaitedOutcome[Any] = AwaitedOutcome(mailbox.stop)
+        step = _Step(self, function, outcome, hurries, sys.exc_info(), inner_calls)
+        contexts = step.contexts
+        if not self.begun:
+            self._context = here.copy()
+            _open.add(self)
+        elif not _is_same(self._seen, here):
+            step.changes = self._seen.copy(), here.copy()
+        self._seen = here
+        try:
+            if end is not None:
+                register.here().enter("asgiref._steps.tasks.OneTask.step", self=self, outcome=outcome, mailbox=mailbox)
+            self._run_step(step, outcome, mailbox, inner_calls)
+        finally:
+            del step
+            if end is not None:
+                end()
+            if contexts[0] is not None:
+                self.bring_back(contexts[1], contexts[0])
+            if self.begun and not outcome.settled:  # a second interrupt, which waits for nothing
+                self.end_unawaited()
+            elif self.over or not self.begun:
+                try:
+                    self.finish()
+                except Exception as error:  # of ending the loop: what asyncio.run would raise
+                    outcome.set_exception(error)
+        return outcome.take()
+
+    def _take_mailbox(self, inner_calls: Any) -> _Mailbox:
+        """Return the mailbox, which this thread serves from now on."""
+        mailbox = self._mailbox
+        if not self.begun or not mailbox.serving:
+            mailbox = self._mailbox = _Mailbox(local.peek(self.executors, "current"))
+            self._mailbox_is_new = True
+        mailbox.owner = threading.get_ident()
+        mailbox.resume()
+        if inner_calls is not None:
+            lending.note_executor(mailbox, inner_calls)
+        return mailbox
+
+    def _run_step(
+        self, step: _Step, outcome: AwaitedOutcome[Any], mailbox: CurrentThreadExecutor, inner_calls: Any
+    ) -> None:
+        __traceback_hide__ = True
+        home: Any = self._home_loop() if not self.begun else self.loop if self._kept is None else None
+        outcome.call = step
+        if inner_calls is not None:
+            inner_calls.append(outcome)
+        try:
+            while True:
+                self._hand_over_and_serve(step, home, outcome, mailbox)
+                if outcome.settled:
+                    return
+                if self.begun:
+                    outcome.set_exception(self._has_left())
+                    return
+                # That loop left before it began the task, so another one is asked.
+                home = None
+                outcome.call = step = step.again()
+                if outcome.cancelled:
+                    outcome.set_exception(asyncio.CancelledError())
+                    return
+        finally:
+            outcome.call = None
+            if inner_calls is not None:
+                inner_calls.remove(outcome)
+
+    def _serve(
+        self, mailbox: CurrentThreadExecutor, check: Callable[[], bool] | None, outcome: AwaitedOutcome[Any]
+    ) -> None:
+        __traceback_hide__ = True
+        while not outcome.settled:
+            mailbox.serve(check)
+            # It may have been stopped for an earlier step: by who cancelled that, after its outcome was seen here.
+            if outcome.settled or check is None or check():
+                return
+            mailbox.resume()  # type: ignore[attr-defined]
+
+    def _circumstances(self) -> tuple[Patience, threading.Thread | None]:
+        patience, thread = super()._circumstances()
+        # No other loop can have a later step.
+        return (Patience(patience.begun, patience.begun) if self.begun else patience), thread
+
+    def _give_to_own_loop(
+        self, call: LoopCall, outcome: AwaitedOutcome[Any], mailbox: CurrentThreadExecutor
+    ) -> loops.KeptLoop | None:
+        if self.begun:
+            if self._kept is None or not self._kept.post(call, mailbox):
+                outcome.set_exception(self._has_left())
+                return None
+        else:
+            self._kept = self._begin_on_own_loop(call, mailbox)
+        if isinstance(self._kept, loops.KeptLoop):
+            return self._kept
+        return None
+
+    def _begin_on_own_loop(self, call: LoopCall, mailbox: CurrentThreadExecutor) -> Any:
+        block = self.async_single_thread_context.get(None)
+        kept: Any = None if block is None else block.post(call, mailbox, unless_on=None)
+        if kept is None:
+            # Entered in a context of its own: what else is called here is not to run on its loop.
+            block = AsyncSingleThreadContext()
+            contextvars.Context().run(block.__enter__)
+            self._block = block
+            kept = block.post(call, mailbox, unless_on=None)
+        if kept is None:
+            kept = _LoopHere()
+            kept.post(call, mailbox)
+        return kept
+
+    def _has_left(self) -> RuntimeError:
+        return RuntimeError(
+            f"{self.__qualname__} cannot go on: the event loop of its first step, {self.loop!r}, has been stopped or "
+            "closed; use and close it while that loop runs"
+        )
+
+    def bring_back(self, before: contextvars.Context, after: contextvars.Context) -> None:
+        """Make here the changes that lead from *before* to *after*, both of the task."""
+        if _is_same(before, after):
+            return
+        _put_mailbox_into(local.peek(self.executors, "current"), before, after)
+        _apply(before, after, self._tokens_here)
+        self._seen = contextvars.copy_context()
+
+    def finish(self) -> None:
+        """End what was there for the steps alone; wait for the end of the loop, if it is such."""
+        if self.finished:
+            return
+        self.finished = True
+        _open.discard(self)
+        self._mailbox.close()
+        kept, block = self._kept, self._block
+        self._block = None
+        if isinstance(kept, _LoopHere):
+            kept.end()
+        if block is not None:
+            block.__exit__(None, None, None)
+
+    def end_unawaited(self) -> None:
+        """Have the task end what it has begun, and go on. Errors go to the loop's exception handler.
+
+        On any thread, also in a finalizer.
+        """
+        self.given_up = True
+        loop = self.loop
+        if loop is None or self._generation is not forks.generation:
+            # Nothing was begun; or the parent process has begun it, and this one has no part in it.
+            return
+        self._mailbox.leave()
+        try:
+            loop.call_soon_threadsafe(self._give_up, context=contextvars.Context())
+        except RuntimeError:  # it is closed
+            _open.discard(self)
+
+    def wake(self) -> None:
+        """Let the task look again at what there is to do. On any thread."""
+        loop: Any = self.loop
+        with contextlib.suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(self._wake, context=contextvars.Context())
+
+    # On the loop:
+
+    def accept(self, step: _Step, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
+        """Have the task make *step*; begin the task with the first one."""
+        task = self.task
+        if task is None:
+            self._begin(step, loop)
+        elif self.over or task.done():
+            step.outcome.set_exception(TaskEnded())
+        else:
+            self._current = step
+            if step.hurries and self._works:
+                task.cancel()
+            else:
+                self._wake()
+        return self.task
+
+    def _begin(self, step: _Step, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._current = step
+        context = self._context
+        if local.THREADS_INHERIT:
+            local.arrive(context)
+        coroutine = self._make_steps()
+        try:
+            # Not create_task(context=...): task factories of older frameworks do not take it.
+            self.task = context.run(loop.create_task, coroutine)
+        except BaseException as error:  # of a task factory
+            coroutine.close()
+            self.loop = self._current = None
+            step.outcome.set_exception(error)
+        else:
+            if running_loop() is loop:
+                make_first_step(self.task, loop)
+
+    def is_making(self, step: _Step) -> bool:
+        return self._current is step
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _give_up(self) -> None:
+        task: Any = self.task
+        if not task.done():
+            # Also where it makes a step, which an interrupt of the thread has cancelled before.
+            if self._works or self._current is not None:
+                task.cancel()
+            else:
+                self._wake()
+        task.add_done_callback(self._leave, context=contextvars.Context())
+
+    def _leave(self, task: asyncio.Task[None]) -> None:
+        _open.discard(self)
+        block, self._block = self._block, None
+        if block is not None:
+            block.__exit__(None, None, None)
+
+    # In the task:
+
+    async def _make_steps(self) -> None:
+        while True:
+            if self._current is not None:
+                await self._make(self._current)
+            elif self.given_up:
+                await self._end_unheard()
+                return
+            elif self.over:
+                return
+            elif self.wants_to_work():
+                self._works = True
+                await self.work()
+                self._works = False
+            else:
+                await self._wait()
+
+    async def _make(self, step: _Step) -> None:
+        if step.changes is not None:
+            before, after = step.changes
+            _put_mailbox_into(None, before, after)
+            _apply(before, after, self._tokens_there)
+        if self._mailbox_is_new:
+            self._mailbox_is_new = False
+            self.executors.current = self._mailbox
+        outcome, contexts = step.outcome, step.contexts
+        contexts[0] = contexts[1] = contextvars.copy_context()
+        await self.main_wrap(outcome, step.exc_info, step.inner_calls, contexts, step.function())
+        self._current = None
+        if not outcome.settled:
+            outcome.set_exception(RuntimeError("a replacement of AsyncToSync.main_wrap() has not called it; it must"))
+
+    async def _wait(self) -> None:
+        loop: Any = self.loop
+        waiter = self._waiter = loop.create_future()
+        try:
+            await waiter
+        except asyncio.CancelledError as error:
+            self._waiter = None
+            if self._current is None:
+                # Whether anybody will ever serve the mailbox again is not known.
+                self._mailbox.leave()
+            await self.interrupted(error)
+        finally:
+            self._waiter = None
+
+    async def _end_unheard(self) -> None:
+        self.over = True
+        try:
+            await self.end()
+        except asyncio.CancelledError:
+            pass
+        except BaseException as error:
+            loop: Any = self.loop
+            message = f"an error, which nobody awaited, at the end of {self.__qualname__}"
+            loop.call_exception_handler({"message": message, "exception": error, "task": self.task})
+
+
+class _Step(LoopCall):
+    """One step on its way to the loop, where its function takes the place of the coroutine of a call."""
+
+    # What the consumer has changed in its context since the last step: how that was, and how it is.
+    changes: tuple[contextvars.Context, contextvars.Context] | None = None
+
+    def __init__(
+        self,
+        of: OneTask,
+        function: Callable[[], Awaitable[Any]],
+        outcome: AwaitedOutcome[Any],
+        hurries: bool,
+        exc_info: sync.ExcInfo,
+        inner_calls: Any,
+    ) -> None:
+        super().__init__(function, None, outcome)  # type: ignore[arg-type]
+        self._of, self.function, self.outcome = of, function, outcome
+        # Whether work between the steps is cancelled for this one.
+        self.hurries = hurries
+        self.exc_info, self.inner_calls = exc_info, inner_calls
+        # That of the task as it is after the step, and as it was before: set when the task begins the step.
+        self.contexts: list[Any] = [None, None]
+
+    def again(self) -> _Step:
+        """Return the same step, for another loop."""
+        other = _Step(self._of, self.function, self.outcome, self.hurries, self.exc_info, self.inner_calls)
+        other.contexts = self.contexts
+        return other
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
+        self.thread = threading.current_thread()
+        self._loop = loop
+        if self.take_back():  # so that nobody else can
+            self._task = self._of.accept(self, loop)
+        return self._task
+
+    def _cancel_task(self, *message: Any) -> bool:
+        # The step may have ended meanwhile, and the task is not to be cancelled for it.
+        return self._of.is_making(self) and super()._cancel_task(*message)
+
+
+class _Mailbox(CurrentThreadExecutor):
+    """A mailbox whose thread serves it in each step of the same iteration or block."""
+
+    def resume(self) -> None:
+        """Let ``serve`` wait again. Who stops it has settled the outcome before, so look at that after this."""
+        # Without the interpreter's lock, that holds by the lock of this object, which writing takes.
+        self._stopped = False
+
+    def leave(self) -> None:
+        """Accept nothing more; have other threads run what was accepted. On any thread, also in a finalizer."""
+        self._closed = True
+        self._jobs.rotate(0)  # see post()
+        while self._jobs:
+            with contextlib.suppress(IndexError):  # taken back meanwhile
+                post_elsewhere(self._jobs.popleft(), self)
+
+
+class _LoopHere:
+    """A loop on the thread of the steps, for the end of the interpreter, when Python starts no thread any more."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+
+    def post(self, step: LoopCall, mailbox: CurrentThreadExecutor) -> bool:
+        """Have *step* made, and return when that is done."""
+        outcome = step._outcome
+        mailbox.run_in_place = workers.run_in_place
+        stop_mailbox, outcome.thread_goes_on = outcome.thread_goes_on, self._stop
+        mailboxes = AsyncToSync.loop_thread_executors
+        with workers.loop_suspended():
+            mailboxes[self.loop] = mailbox
+            try:
+                self.loop.call_soon(step.start, self.loop, context=contextvars.Context())
+                self.loop.run_forever()
+            except BaseException as error:  # as on a fresh loop
+                outcome.set_exception(error)
+            finally:
+                del mailboxes[self.loop]
+        if stop_mailbox is not None:
+            stop_mailbox()
+        return True
+
+    def _stop(self) -> None:
+        if self.loop.is_running():
+            self.loop.stop()
+
+    def end(self) -> None:
+        with workers.loop_suspended():
+            loops.end(self.loop)
+
+
+def _put_mailbox_into(mailbox: Any, *contexts: contextvars.Context) -> None:
+    """Make *mailbox* that of these contexts, so that it is no change from one to the other; use them on this thread."""
+    for context in contexts:
+        if local.THREADS_INHERIT:
+            local.arrive(context)
+        context.run(setattr, AsyncToSync.executors, "current", mailbox)

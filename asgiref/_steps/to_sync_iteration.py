@@ -1,0 +1,410 @@
+"""``async_to_sync_iterator``: an iterable of asynchronous code, for ``for``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from .decorating import Decorated, name_of
+from .tasks import OneTask, TaskEnded
+from .threads import _is_same
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, Callable
+
+__all__ = ["AsyncToSyncIterator", "async_to_sync_iterator"]
+
+P = ParamSpec("P")
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+_END: Any = object()
+_LOOK_AGAIN: Any = object()
+_NOTHING: Any = object()
+
+
+class AsyncToSyncIterator(Generic[T_co]):
+    """An iterator whose steps run in one task of an event loop; ``async_to_sync_iterator`` makes it.
+
+    It can be iterated once, like a generator. Close it with ``close()``, best by ``contextlib.closing``.
+    """
+
+    def __init__(self, iteration: _Iteration) -> None:
+        self._iteration = iteration
+        # To delete an attribute is one step, and an error the second time: one thread at a time takes a step.
+        self._is_free = True
+
+    def __iter__(self) -> AsyncToSyncIterator[T_co]:
+        return self
+
+    def __next__(self) -> T_co:
+        """Return the next item, made in the task; meanwhile, this thread serves its mailbox.
+
+        Raises:
+            RuntimeError: where the step of another caller is not over, the iterated generator included; in a thread
+                that runs an event loop; where the loop of the first step has left; and in a forked child.
+            CancelledError: where the task was cancelled since the last step, and the generator let that out.
+        """
+        __traceback_hide__ = True
+        iteration = self._iteration
+        iteration.check_thread()
+        try:
+            del self._is_free
+        except AttributeError:
+            raise self._is_in_use() from None
+        try:
+            while True:
+                if iteration.items:
+                    item = iteration.take()
+                elif iteration.over or iteration.given_up:
+                    item = _END
+                    if not iteration.finished:
+                        iteration.finish()
+                else:
+                    try:
+                        item = iteration.step(iteration.next)
+                    except TaskEnded:
+                        continue
+                if item is _END:
+                    raise StopIteration
+                if item is not _LOOK_AGAIN:
+                    return item  # type: ignore[no-any-return]
+        finally:
+            self._is_free = True
+
+    def close(self) -> None:
+        """Close the iterator in its task, and wait for that; do nothing the second time.
+
+        Raises:
+            RuntimeError: as for a step.
+            BaseException: whatever its ``aclose()`` raises.
+        """
+        __traceback_hide__ = True
+        iteration = self._iteration
+        iteration.check_thread()
+        try:
+            del self._is_free
+        except AttributeError:
+            raise self._is_in_use() from None
+        try:
+            iteration.close_from_here()
+        finally:
+            self._is_free = True
+
+    def _is_in_use(self) -> RuntimeError:
+        return RuntimeError(
+            f"{self._iteration.name}: an item was asked for, or close() was called, while an item is being made, by "
+            "another thread or by the iterated code itself; let one thread iterate, or guard the iterator with a lock"
+        )
+
+    # When the interpreter is torn down, there is no loop that could close anything, and globals of modules are None.
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():  # pragma: no cover: nothing measures that late
+            return
+        iteration = getattr(self, "_iteration", None)  # none where the constructor failed
+        if iteration is not None and iteration.begun and not iteration.finished:
+            iteration.end_unawaited()
+
+
+class _Iteration(OneTask):
+    """What the loop has of an iteration. It refers to no ``AsyncToSyncIterator``, which may be dropped."""
+
+    def __init__(self, iterable: Any, make: Callable[[], Any] | None, name: str, read_ahead: int) -> None:
+        super().__init__(name)
+        self.name = name
+        self._read_ahead = read_ahead
+        # One of the two, until the first step has taken it.
+        self._iterable, self._make_iterable = iterable, make
+        self._iterator: Any = None
+        # What was made before it was asked for: an item or an error, and the context of the task before and after,
+        # where they differ.
+        self.items: deque[tuple[Any, BaseException | None, Any, Any]] = deque()
+        # Whether nothing is read ahead: not before the first step, nor after an error.
+        self._pauses = True
+        # Whether the task has read ahead enough, and waits.
+        self._sleeps = False
+        self._closes = False
+        # What a cancellation that came between steps, or for the sake of the closing, led to.
+        self._error: BaseException | None = None
+
+    # On the thread of the consumer:
+
+    def take(self) -> Any:
+        """Return an item that was made before, or raise what was raised then."""
+        __traceback_hide__ = True
+        item, error, before, after = self.items.popleft()
+        if before is not None:
+            self.bring_back(before, after)
+        if item is _END or (error is not None and self.over):
+            self.finish()
+        if error is not None:
+            self._error = None
+            try:
+                raise error
+            finally:
+                del error
+        # Not for each item, which would cost as much as a step. Where the task is about to sleep, and this comes too
+        # early to see that, the next item that is taken, or asked for, wakes it.
+        if self._sleeps and len(self.items) <= self._read_ahead // 2:
+            self._sleeps = False
+            self.wake()
+        return item
+
+    def close_from_here(self) -> None:
+        __traceback_hide__ = True
+        if not self.begun and not (hasattr(type(self._iterable), "__anext__") and hasattr(self._iterable, "aclose")):
+            self.over = True
+        elif not self.over and not self.given_up:
+            try:
+                self.step(self.close, hurries=True)
+            except TaskEnded:
+                pass
+        self.items.clear()
+        if not self.finished:
+            self.finish()
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+
+    # In the task:
+
+    async def next(self) -> Any:
+        """Return the next item, ``_END``, or ``_LOOK_AGAIN`` where there is something to take."""
+        __traceback_hide__ = True
+        if self.items:
+            return _LOOK_AGAIN
+        if self._closes:
+            return _END
+        self._pauses = False
+        return await self._advance()
+
+    async def _advance(self) -> Any:
+        __traceback_hide__ = True
+        iterator = self._iterator
+        if iterator is None:
+            iterator = self._iterator = await self._begin_iteration()
+        try:
+            return await anext(iterator)
+        except StopAsyncIteration:
+            await self._close()
+            return _END
+        except BaseException as error:
+            await self._note_error(error)
+            raise
+
+    async def _begin_iteration(self) -> Any:
+        try:
+            iterable: Any = self._iterable
+            make = self._make_iterable
+            self._iterable = self._make_iterable = None
+            if make is not None:
+                iterable = make()
+                if not hasattr(type(iterable), "__aiter__"):
+                    raise _not_iterable(iterable, f"what {self.name} returned")
+            return aiter(iterable)
+        except BaseException as error:
+            self._closes = self.over = True
+            if isinstance(error, StopAsyncIteration):  # it would look like the end of the iteration
+                raise RuntimeError(f"{self.name} raised {error!r}") from error
+            raise
+
+    async def _note_error(self, error: BaseException) -> None:
+        self._pauses = True
+        if isinstance(error, GeneratorExit):  # the loop has gone, and with it whoever could wait for the closing
+            self._closes = self.over = True
+        # A generator has ended with any error; other iterators may go on, but not after a cancellation.
+        elif isinstance(error, asyncio.CancelledError) or getattr(self._iterator, "ag_frame", self) is None:
+            await self._close()
+
+    def wants_to_work(self) -> bool:
+        if self._pauses or len(self.items) >= self._read_ahead:
+            self._sleeps = not self._pauses
+            return False
+        return True
+
+    async def work(self) -> None:
+        """Make an item ahead."""
+        before = contextvars.copy_context()
+        try:
+            self._note(await self._advance(), None, before)
+        except BaseException as error:
+            self._note(_NOTHING, error, before)
+
+    def _note(self, item: Any, error: BaseException | None, before: contextvars.Context) -> None:
+        """Keep what nobody has asked for yet."""
+        if item is _END:
+            self._pauses = True
+        after = contextvars.copy_context()
+        if self.is_hurried:
+            if error is not None and not isinstance(error, asyncio.CancelledError):
+                self._error = error
+        elif _is_same(before, after):
+            self.items.append((item, error, None, None))
+        else:
+            self.items.append((item, error, before, after))
+
+    async def interrupted(self, error: asyncio.CancelledError) -> None:
+        """Have the generator get the cancellation, at its ``yield``."""
+        self._pauses = True
+        before = contextvars.copy_context()
+        athrow = getattr(self._iterator, "athrow", None)
+        try:
+            if athrow is None:
+                raise error
+            self._note(await athrow(error), None, before)
+        except StopAsyncIteration:
+            await self._close_after(None, before)
+        except BaseException as raised:
+            await self._close_after(raised, before)
+
+    async def _close_after(self, error: BaseException | None, before: contextvars.Context) -> None:
+        try:
+            await self._close()
+        except BaseException as raised:
+            error = raised
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            self._error = error
+        self._note(_END if error is None else _NOTHING, error, before)
+
+    async def close(self) -> None:
+        __traceback_hide__ = True
+        await self._close()
+
+    async def end(self) -> None:
+        await self._close()
+        error, self._error = self._error, None
+        self.items.clear()
+        if error is not None:
+            raise error
+
+    async def _close(self) -> None:
+        """Close the iterator, unless that has been done."""
+        __traceback_hide__ = True
+        if self._closes:
+            return
+        self._closes = self.over = True
+        iterator = self._iterator
+        if iterator is None and hasattr(type(self._iterable), "__anext__"):
+            iterator = self._iterable
+        try:
+            aclose = getattr(iterator, "aclose", None)
+            if aclose is not None:
+                await aclose()
+        except StopAsyncIteration as error:
+            raise RuntimeError(f"aclose() of {self.name} raised {error!r}") from error
+        finally:
+            # Let go of here too: what has no aclose() may have a finalizer.
+            self._iterator = self._iterable = self._make_iterable = iterator = aclose = None
+
+
+def _not_iterable(subject: Any, what: str) -> TypeError:
+    if inspect.iscoroutine(subject):
+        subject.close()
+    if hasattr(type(subject), "__iter__"):
+        return TypeError(
+            f"async_to_sync_iterator needs an asynchronous iterable, but {what} is synchronous: {subject!r}; iterate "
+            "it with `for` directly"
+        )
+    return TypeError(f"async_to_sync_iterator needs an asynchronous iterable, but {what} is {subject!r}")
+
+
+# As for ``sync_to_async``, the form without options stands by itself.
+
+
+@overload
+def async_to_sync_iterator(iterable: AsyncIterable[T], *, read_ahead: int = 0) -> AsyncToSyncIterator[T]: ...
+@overload
+def async_to_sync_iterator(iterable: Callable[P, AsyncIterable[T]]) -> Callable[P, AsyncToSyncIterator[T]]: ...
+@overload
+def async_to_sync_iterator(
+    iterable: Callable[P, AsyncIterable[T]], *, read_ahead: int
+) -> Callable[P, AsyncToSyncIterator[T]]: ...
+@overload
+def async_to_sync_iterator(*, read_ahead: int = 0) -> _IteratorDecorator: ...
+def async_to_sync_iterator(iterable: Any = _NOTHING, *, read_ahead: int = 0) -> Any:
+    """Turn an asynchronous iterable into an iterator, or decorate a function that returns one.
+
+    Equivalent to ``async_to_sync(anext)(iterator)`` for each item, with one task of one event loop for all of them,
+    and an ``aclose()`` there.
+
+    Args:
+        iterable: What to iterate. A callable that is not iterable itself (an asynchronous generator function, a class)
+            is decorated: each call gives such an iterator, and its body runs in the task of the steps. Without this
+            argument, a decorator is returned.
+        read_ahead: How many items may be made before they are asked for; 0: each is made when it is asked for.
+
+    Thread and loop:
+        ``aiter()``, each ``anext()`` and ``aclose()`` run in one task, so that a task group, a timeout or a cancel
+        scope may be open across a ``yield``. The loop is that of the enclosing ``sync_to_async`` call, else that of an
+        ``AsyncSingleThreadContext``, else one that lives as long as the iteration. While this thread waits for an
+        item, it runs thread-sensitive code that the task calls. What is called while nobody waits, by a task of the
+        generator or by reading ahead, runs with the next wait. The task gets what the consumer has changed in context
+        variables since it last waited, and the consumer gets, with each item, what making it has changed.
+
+    Closing:
+        ``close()`` calls ``aclose()`` of the iterator, if it has one, and waits for it; where an item is being made
+        ahead, that is cancelled first. The garbage collector leads to the same, but nobody waits. ``break`` alone
+        closes nothing: use ``contextlib.closing``. The end of the iteration closes it too.
+
+    Cancellation:
+        As for ``async_to_sync``: an interrupt of the waiting thread, and a cancellation of the ``sync_to_async`` call
+        that it works for, go to the generator. So does a cancellation of the task between two steps (of a timeout in
+        the generator, at the end of the loop), at its ``yield``.
+
+    Returns:
+        An iterator with ``close()``; for a function, a function with its name, docstring and signature that returns
+        one, and works as a method.
+
+    Raises:
+        TypeError: for what is not iterable.
+        ValueError: for a negative number of items to read ahead.
+
+    >>> import asyncio, contextlib
+    >>> @async_to_sync_iterator
+    ... async def lines():
+    ...     yield "one"
+    ...     await asyncio.sleep(0)
+    ...     yield "two"
+    >>> with contextlib.closing(lines()) as each:
+    ...     for line in each:
+    ...         print(line)
+    one
+    two
+    """
+    if read_ahead < 0:
+        raise ValueError(f"read_ahead is a number of items, and cannot be negative: {read_ahead}")
+
+    def of_call(make: Callable[[], Any], name: str) -> AsyncToSyncIterator[Any]:
+        return AsyncToSyncIterator(_Iteration(None, make, name, read_ahead))
+
+    def bridged(iterable: Any) -> Any:
+        if hasattr(type(iterable), "__aiter__"):
+            return AsyncToSyncIterator(_Iteration(iterable, None, name_of(iterable), read_ahead))
+        if not callable(iterable) or hasattr(type(iterable), "__iter__"):
+            raise _not_iterable(iterable, "the argument")
+        if inspect.isgeneratorfunction(iterable):
+            raise TypeError(
+                f"async_to_sync_iterator needs an asynchronous generator function, not {iterable!r}; call a "
+                "synchronous one directly"
+            )
+        if inspect.iscoroutinefunction(iterable):
+            raise TypeError(
+                f"async_to_sync_iterator needs a function that returns an asynchronous iterable, but {iterable!r} "
+                "returns a coroutine; call it with async_to_sync, and pass what that returns"
+            )
+        return Decorated(iterable, of_call)
+
+    return bridged if iterable is _NOTHING else bridged(iterable)
+
+
+if TYPE_CHECKING:
+
+    class _IteratorDecorator(Protocol):
+        def __call__(self, iterable: Callable[P, AsyncIterable[T]], /) -> Callable[P, AsyncToSyncIterator[T]]: ...

@@ -1,0 +1,259 @@
+"""``async_to_sync_context_manager``: a context manager of asynchronous code, for ``with``."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from ..sync import AsyncSingleThreadContext
+from .decorating import Decorated, name_of
+from .tasks import OneTask, TaskEnded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+__all__ = ["AsyncToSyncContextManager", "async_to_sync_context_manager"]
+
+P = ParamSpec("P")
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+_NOTHING: Any = object()
+
+
+class AsyncToSyncContextManager(Generic[T_co]):
+    """A context manager; ``async_to_sync_context_manager`` makes it."""
+
+    def __init__(self, make: Callable[[], Any], name: str) -> None:
+        self._make, self._name = make, name
+        # The blocks that are open, each with the thread that entered it.
+        self._blocks: list[tuple[int, _Block]] = []
+
+    def __enter__(self) -> T_co:
+        __traceback_hide__ = True
+        block = _Block(self._make, self._name)
+        block.check_thread()
+        # What is called in the block is to run on the loop of the block.
+        block.calls.__enter__()
+        try:
+            value = block.step(block.enter)
+        except BaseException as error:
+            try:
+                if block.entered and not block.given_up:  # interrupted just then
+                    block.leave(type(error), error, error.__traceback__)
+            finally:
+                block.calls.__exit__(None, None, None)
+            raise
+        self._blocks.append((threading.get_ident(), block))
+        return value  # type: ignore[no-any-return]
+
+    def __exit__(self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> bool:
+        __traceback_hide__ = True
+        block = self._innermost_block()
+        try:
+            return block.leave(exc, value, tb)
+        finally:
+            block.calls.__exit__(None, None, None)
+
+    def _innermost_block(self) -> _Block:
+        """Take the block that this thread entered last out of the list; on another thread, the last one of all."""
+        here = threading.get_ident()
+        for i in range(len(self._blocks) - 1, -1, -1):
+            if self._blocks[i][0] == here:
+                return self._blocks.pop(i)[1]
+        if not self._blocks:
+            raise RuntimeError(f"{self._name}: __exit__() was called, but no block is open; use `with`")
+        return self._blocks.pop()[1]
+
+
+class _Block(OneTask):
+    """One time that a manager is entered and left."""
+
+    def __init__(self, make: Callable[[], Any], name: str) -> None:
+        super().__init__(name)
+        self.calls = AsyncSingleThreadContext()
+        self._make_manager: Any = make
+        self._name = name
+        self._manager: Any = None
+        # Set by enter(), until it is called.
+        self._exit: Any = None
+        self.entered = False
+        # What __aexit__() gets, and what a cancellation between enter and exit led to.
+        self.reason: tuple[Any, Any, Any] = None, None, None
+        self._error: BaseException | None = None
+
+    # On the thread:
+
+    def leave(self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> bool:
+        """Leave the block; return whether the exception is suppressed."""
+        __traceback_hide__ = True
+        self.reason = exc, value, tb
+        try:
+            if not self.over:
+                return bool(self.step(self.exit))
+        except TaskEnded:
+            pass
+        if not self.finished:
+            self.finish()
+        return self._left_before()
+
+    def _left_before(self) -> bool:
+        """Do as __aexit__() would, where a cancellation has led to that before; what fails in the block goes first."""
+        __traceback_hide__ = True
+        error, self._error = self._error, None
+        failed = self.reason[1] is not None
+        self.reason = None, None, None
+        if error is not None and not (failed and isinstance(error, asyncio.CancelledError)):
+            try:
+                raise error
+            finally:
+                del error
+        return False
+
+    # In the task:
+
+    async def enter(self) -> Any:
+        __traceback_hide__ = True
+        try:
+            make, self._make_manager = self._make_manager, None
+            manager = make()
+            kind = type(manager)
+            if not hasattr(kind, "__aenter__") or not hasattr(kind, "__aexit__"):
+                raise _no_manager(manager, f"what {self._name} returned")
+            leave = kind.__aexit__
+            value = await kind.__aenter__(manager)
+        except BaseException:
+            self.over = True
+            raise
+        self._manager, self._exit = manager, leave
+        self.entered = True
+        return value
+
+    async def exit(self) -> bool:
+        __traceback_hide__ = True
+        self.over = True
+        leave, self._exit = self._exit, None
+        if leave is None:
+            return self._left_before()
+        manager, self._manager = self._manager, None
+        reason, self.reason = self.reason, (None, None, None)
+        try:
+            return bool(await leave(manager, *reason))
+        finally:
+            del leave, manager, reason
+
+    async def interrupted(self, error: asyncio.CancelledError) -> None:
+        """Leave the block with the cancellation: nobody can tell how long the thread will stay in it."""
+        self.reason = type(error), error, error.__traceback__
+        try:
+            if not await self.exit():
+                self._error = error
+        except BaseException as raised:
+            self._error = raised
+        self.reason = None, None, None
+
+    async def end(self) -> None:
+        """Leave what was entered when the thread had given up waiting."""
+        if self.entered:
+            error = asyncio.CancelledError()
+            self.reason = type(error), error, None
+            await self.exit()
+
+
+def _no_manager(subject: Any, what: str) -> TypeError:
+    if inspect.iscoroutine(subject):
+        subject.close()
+    if hasattr(type(subject), "__enter__"):
+        return TypeError(
+            f"async_to_sync_context_manager needs an asynchronous context manager, but {what} is synchronous: "
+            f"{subject!r}; use it with `with` directly"
+        )
+    return TypeError(f"async_to_sync_context_manager needs an asynchronous context manager, but {what} is {subject!r}")
+
+
+@overload
+def async_to_sync_context_manager(
+    manager: AbstractAsyncContextManager[T, Any],
+) -> AsyncToSyncContextManager[T]: ...
+@overload
+def async_to_sync_context_manager(
+    manager: Callable[P, AbstractAsyncContextManager[T, Any]],
+) -> Callable[P, AsyncToSyncContextManager[T]]: ...
+@overload
+def async_to_sync_context_manager() -> _ManagerDecorator: ...
+def async_to_sync_context_manager(manager: Any = _NOTHING) -> Any:
+    """Turn an asynchronous context manager into one for ``with``, or decorate a function that returns one.
+
+    Equivalent to ``async_to_sync(manager.__aenter__)()`` and ``async_to_sync(manager.__aexit__)(...)``, in one task of
+    one event loop.
+
+    Args:
+        manager: The context manager. A callable that is none itself (a function decorated with
+            ``contextlib.asynccontextmanager``, a class) is decorated: each call gives such a manager, and its body runs
+            in the task of the block. Without this argument, a decorator is returned.
+
+    Thread and loop:
+        ``__aenter__`` and ``__aexit__`` run in one task of the loop of the enclosing ``sync_to_async`` call, else of
+        that of an ``AsyncSingleThreadContext``, else of one that lives as long as the block. ``async_to_sync`` calls in
+        the block run on the same loop, so that a client that was entered can be used there. While this thread waits,
+        it runs thread-sensitive code that the task calls. Context variables go along, and changes to them come back.
+
+    Cancellation:
+        As for ``async_to_sync``: an interrupt of the waiting thread, and a cancellation of the ``sync_to_async`` call
+        that it works for, go to ``__aenter__`` or ``__aexit__``. A cancellation of the task while the block is open
+        (of a timeout that was entered, at the end of the loop) leads to ``__aexit__`` with that ``CancelledError`` at
+        once. The block goes on. What came of it is raised at the end of the block; a mere cancellation only where the
+        block itself has not failed.
+
+    Returns:
+        A context manager, which may be entered again if *manager* may; for a function, a function with its name,
+        docstring and signature that returns one, and works as a method.
+
+    Raises:
+        TypeError: for what is no asynchronous context manager.
+        RuntimeError: as for ``async_to_sync``.
+
+    >>> import contextlib
+    >>> @async_to_sync_context_manager
+    ... @contextlib.asynccontextmanager
+    ... async def session():
+    ...     print("open")
+    ...     yield "session"
+    ...     print("close")
+    >>> with session() as name:
+    ...     print(name)
+    open
+    session
+    close
+    """
+
+    def bridged(manager: Any) -> Any:
+        if hasattr(type(manager), "__aenter__"):
+            return AsyncToSyncContextManager(lambda: manager, name_of(manager))
+        if not callable(manager) or hasattr(type(manager), "__enter__"):
+            raise _no_manager(manager, "the argument")
+        if inspect.isgeneratorfunction(manager) or inspect.isasyncgenfunction(manager):
+            raise TypeError(
+                f"async_to_sync_context_manager needs a function that returns an asynchronous context manager, not "
+                f"{manager!r}; decorate an asynchronous generator function with contextlib.asynccontextmanager first"
+            )
+        if inspect.iscoroutinefunction(manager):
+            raise TypeError(
+                f"async_to_sync_context_manager needs a function that returns an asynchronous context manager, but "
+                f"{manager!r} returns a coroutine; call it with async_to_sync, and pass what that returns"
+            )
+        return Decorated(manager, AsyncToSyncContextManager)
+
+    return bridged if manager is _NOTHING else bridged(manager)
+
+
+if TYPE_CHECKING:
+
+    class _ManagerDecorator(Protocol):
+        def __call__(
+            self, manager: Callable[P, AbstractAsyncContextManager[T, Any]], /
+        ) -> Callable[P, AsyncToSyncContextManager[T]]: ...
