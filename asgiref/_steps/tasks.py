@@ -128,7 +128,7 @@ class OneTask(AsyncToSync[Any, Any]):
         if inner_calls is None:
             forks.notice()
         if not self.begun:
-            self._generation = forks.generation
+            self._generation, self.finished = forks.generation, False
         elif self._generation is not forks.generation:
             raise RuntimeError(
                 f"{self.__qualname__} was begun before this process was forked, and its event loop stayed in the "
@@ -264,7 +264,7 @@ class OneTask(AsyncToSync[Any, Any]):
 
     def finish(self) -> None:
         """End what was there for the steps alone; wait for the end of the loop, if it is such."""
-        if self.finished:
+        if self.finished or self.given_up:
             return
         self.finished = True
         _open.discard(self)
@@ -281,6 +281,8 @@ class OneTask(AsyncToSync[Any, Any]):
 
         On any thread, also in a finalizer.
         """
+        if self.finished:
+            return
         self.given_up = True
         loop = self.loop
         if loop is None or self._generation is not forks.generation:
@@ -412,7 +414,7 @@ class OneTask(AsyncToSync[Any, Any]):
         except BaseException as error:
             loop: Any = self.loop
             message = f"an error, which nobody awaited, at the end of {self.__qualname__}"
-            loop.call_exception_handler({"message": message, "exception": error, "task": self.task})
+            loop.call_exception_handler({"message": message, "exception": error})
 
 
 class _Step(LoopCall):

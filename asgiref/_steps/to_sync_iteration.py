@@ -62,8 +62,7 @@ class AsyncToSyncIterator(Generic[T_co]):
                     item = iteration.take()
                 elif iteration.over or iteration.given_up:
                     item = _END
-                    if not iteration.finished:
-                        iteration.finish()
+                    iteration.finish()
                 else:
                     try:
                         item = iteration.step(iteration.next)
@@ -106,7 +105,7 @@ class AsyncToSyncIterator(Generic[T_co]):
         if is_finalizing():  # pragma: no cover: nothing measures that late
             return
         iteration = getattr(self, "_iteration", None)  # none where the constructor failed
-        if iteration is not None and iteration.begun and not iteration.finished:
+        if iteration is not None and iteration.begun and not iteration.given_up:
             iteration.end_unawaited()
 
 
@@ -164,8 +163,7 @@ class _Iteration(OneTask):
             except TaskEnded:
                 pass
         self.items.clear()
-        if not self.finished:
-            self.finish()
+        self.finish()
         error, self._error = self._error, None
         if error is not None:
             try:

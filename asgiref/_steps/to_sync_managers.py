@@ -97,8 +97,7 @@ class _Block(OneTask):
                 return bool(self.step(self.exit))
         except TaskEnded:
             pass
-        if not self.finished:
-            self.finish()
+        self.finish()
         return self._left_before()
 
     def _left_before(self) -> bool:
