@@ -51,7 +51,9 @@ class AsyncToSyncContextManager(Generic[T_co]):
         self._blocks.append((threading.get_ident(), block))
         return value  # type: ignore[no-any-return]
 
-    def __exit__(self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> bool:
+    def __exit__(
+        self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
         __traceback_hide__ = True
         block = self._innermost_block()
         try:

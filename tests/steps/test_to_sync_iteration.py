@@ -1391,7 +1391,8 @@ def test_decorated_functions() -> None:
         def __aiter__(self) -> AsyncIterator[int]:
             return Lines(self.count)()
 
-    assert [0, 1] == list(async_to_sync_iterator(Stream)(2))
+    a_class: Any = Stream
+    assert [0, 1] == list(async_to_sync_iterator(a_class)(2))
 
 
 # Reading ahead
@@ -1577,7 +1578,6 @@ def test_iterator_that_is_dropped_with_its_end_read_ahead() -> None:
     loops_of_lines[0].call_soon_threadsafe(go_on.set)
     iteration = iteration_of(items)
     until(lambda: iteration.over)
-    del iteration
     assert loops_of_lines[0].is_running()
     del items
     until(lambda: loops_of_lines[0].is_closed())
