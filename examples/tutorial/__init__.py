@@ -1,1 +1,1 @@
-"""The two sites of the tutorial: docs/start.rst shows these files, and what the running servers answer."""
+"""Programs that pages of the documentation show, and what they print."""

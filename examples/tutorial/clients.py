@@ -1,4 +1,4 @@
-"""One client for many calls: ``python clients.py URL`` gets it three times over one connection."""
+"""One client for many calls: ``python clients.py URL`` gets it three times."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asgiref.sync import AsyncSingleThreadContext, async_to_sync
 
 
 class Site:
-    """A synchronous class around an asynchronous client, which is bound to the loop that it is first used on."""
+    """A synchronous class around an async client, which belongs to one loop."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -29,9 +29,13 @@ def main(url: str) -> None:
     with AsyncSingleThreadContext():
         site = Site(url)
         responses = [site.get() for _ in range(3)]
-        connections = {response.extensions["network_stream"].get_extra_info("client_addr") for response in responses}
+        connections = {
+            response.extensions["network_stream"].get_extra_info("client_addr")
+            for response in responses
+        }
         site.close()
-    print(f"{len(responses)} responses, {len(connections)} connection: {responses[-1].text.strip()}")
+    text = responses[-1].text.strip()
+    print(f"{len(responses)} responses, {len(connections)} connection: {text}")
 
 
 if __name__ == "__main__":

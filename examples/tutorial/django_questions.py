@@ -1,7 +1,8 @@
 # Django has no types.
-# mypy: disable-error-code="import-untyped, misc, no-any-return, type-arg, no-untyped-def"
+# mypy: disable-error-code="import-untyped, misc, no-any-return, type-arg"
+# mypy: disable-error-code="no-untyped-def"
 # pyright: reportGeneralTypeIssues=false
-"""Common questions about Django and async code, each with its answer as a test."""
+"""Common questions about Django and async code, with answers as tests."""
 
 from __future__ import annotations
 
@@ -27,14 +28,14 @@ def slow_count(seen: list[str]) -> int:
 
 
 async def gathered(request: HttpRequest) -> HttpResponse:
-    """Queries in asyncio.gather: one after the other, on the thread of the request."""
+    """Queries in asyncio.gather: one after the other, on one thread."""
     seen: list[str] = []
     await asyncio.gather(*(sync_to_async(slow_count)(seen) for _ in range(3)))
     return HttpResponse(", ".join(seen))
 
 
 async def evaluated(request: HttpRequest) -> HttpResponse:
-    """A lazy queryset: made anywhere, evaluated with ``async for`` or on the thread."""
+    """A lazy queryset: evaluated with ``async for``, or on the thread."""
     groups = Group.objects.order_by("name")  # no query yet
     with suppress(SynchronousOnlyOperation):
         list(groups)  # refused: the query would block the event loop
@@ -54,8 +55,10 @@ async def exported(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(lines())
 
 
-def thread_middleware(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Synchronous middleware: runs on the thread of the request, not on the event loop's."""
+def thread_middleware(
+    get_response: Callable[[HttpRequest], HttpResponse],
+) -> Callable[[HttpRequest], HttpResponse]:
+    """Synchronous middleware: runs on the thread of the request."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         request.thread = threading.get_ident()
@@ -65,7 +68,9 @@ def thread_middleware(get_response: Callable[[HttpRequest], HttpResponse]) -> Ca
 
 
 async def same_thread(request: HttpRequest) -> HttpResponse:
-    return HttpResponse(str(request.thread == await sync_to_async(threading.get_ident)()))
+    return HttpResponse(
+        str(request.thread == await sync_to_async(threading.get_ident)())
+    )
 
 
 urlpatterns = [
@@ -76,22 +81,30 @@ urlpatterns = [
 ]
 
 
-@override_settings(ROOT_URLCONF=__name__, MIDDLEWARE=[f"{__name__}.thread_middleware"])
+@override_settings(
+    ROOT_URLCONF=__name__, MIDDLEWARE=[f"{__name__}.thread_middleware"]
+)
 class QuestionTests(TestCase):
     @classmethod
     def setUpTestData(cls) -> None:
-        Group.objects.bulk_create([Group(name="editors"), Group(name="authors")])
+        Group.objects.bulk_create(
+            [Group(name="editors"), Group(name="authors")]
+        )
 
     async def test_queries_in_gather(self) -> None:
         response = await self.async_client.get("/gathered")
         assert response.content.decode() == ", ".join(["begins", "ends"] * 3)
 
     async def test_lazy_querysets(self) -> None:
-        assert (await self.async_client.get("/evaluated")).content == b"authors, editors"
+        assert (
+            await self.async_client.get("/evaluated")
+        ).content == b"authors, editors"
 
     async def test_generators(self) -> None:
         response = await self.async_client.get("/exported")
-        assert [b"authors\n", b"editors\n"] == [piece async for piece in response.streaming_content]
+        assert [b"authors\n", b"editors\n"] == [
+            piece async for piece in response.streaming_content
+        ]
 
     async def test_thread_of_middleware(self) -> None:
         assert (await self.async_client.get("/same-thread")).content == b"True"

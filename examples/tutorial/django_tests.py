@@ -13,7 +13,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 
 
 def found_group(name: str) -> int:
-    """Create a group: one function, since a transaction belongs to one thread."""
+    """Create a group: a transaction belongs to one thread."""
     with transaction.atomic():
         Group.objects.create(name=name)
         return Group.objects.count()

@@ -1,4 +1,4 @@
-"""An IRC bot that talks with each person separately: ``python ircbot.py HOST PORT NICK CHANNEL``."""
+"""An IRC bot: ``python ircbot.py HOST PORT NICK CHANNEL``."""
 
 from __future__ import annotations
 
@@ -13,29 +13,36 @@ async def counter(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """The application: a conversation with one person."""
     count = 0
     while True:
-        text = (await receive())["text"]
+        message = await receive()
         count += 1
-        await send({"type": "irc.answer", "text": f"{scope['user']}: message {count} from you is {text!r}"})
+        text = f"{scope['user']}: message {count} is {message['text']!r}"
+        await send({"type": "irc.answer", "text": text})
 
 
 class Bot(StatelessServer):
-    def __init__(self, host: str, port: int, nick: str, channel: str) -> None:
+    def __init__(self, host: str, port: str, nick: str, channel: str) -> None:
         super().__init__(counter, max_applications=100)
-        self.host, self.port, self.nick, self.channel = host, port, nick, channel
+        self.address = host, int(port)
+        self.nick, self.channel = nick, channel
 
     async def handle(self) -> None:
-        reader, self.writer = await asyncio.open_connection(self.host, self.port)
+        reader, self.writer = await asyncio.open_connection(*self.address)
         self.say(f"NICK {self.nick}\r\nUSER {self.nick} 0 * :{self.nick}")
         while line := await reader.readline():
-            prefix, command, *rest = [*line.decode(errors="replace").strip().split(" ", 3), "", ""]
-            if prefix == "PING":
-                self.say(f"PONG {command}")
-            elif command == "001":  # the server has accepted the name
-                self.say(f"JOIN {self.channel}")
-            elif command == "PRIVMSG" and rest[1].startswith(f":{self.nick}: "):
-                user, text = prefix[1:].partition("!")[0], rest[1].removeprefix(f":{self.nick}: ")
-                queue = self.get_or_create_application_instance(user, {"type": "irc", "user": user})
-                queue.put_nowait({"type": "irc.message", "text": text})
+            words = line.decode(errors="replace").strip().split(" ", 4)
+            match words:
+                case ["PING", token, *_]:
+                    self.say(f"PONG {token}")
+                case [_, "001", *_]:  # the server has accepted the name
+                    self.say(f"JOIN {self.channel}")
+                case [prefix, "PRIVMSG", _, called, text]:
+                    if called == f":{self.nick}:":
+                        self.heard(prefix[1:].partition("!")[0], text)
+
+    def heard(self, user: str, text: str) -> None:
+        scope = {"type": "irc", "user": user}
+        queue = self.get_or_create_application_instance(user, scope)
+        queue.put_nowait({"type": "irc.message", "text": text})
 
     def say(self, line: str) -> None:
         self.writer.write(f"{line}\r\n".encode())
@@ -46,5 +53,4 @@ class Bot(StatelessServer):
 
 
 if __name__ == "__main__":
-    host, port, nick, channel = sys.argv[1:]
-    Bot(host, int(port), nick, channel).run()
+    Bot(*sys.argv[1:]).run()

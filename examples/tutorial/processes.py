@@ -10,7 +10,10 @@ from asgiref.sync import async_to_sync, sync_to_async
 
 
 def primes(limit: int) -> int:
-    return sum(all(number % divisor for divisor in range(2, number)) for number in range(2, limit))
+    return sum(
+        all(number % divisor for divisor in range(2, number))
+        for number in range(2, limit)
+    )
 
 
 async def ask(limit: int) -> int:
@@ -25,8 +28,12 @@ def work(limit: int) -> int:
 
 async def main() -> None:
     loop = asyncio.get_running_loop()
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        counts = await asyncio.gather(*(loop.run_in_executor(pool, work, limit) for limit in (100, 1000)))
+    with ProcessPoolExecutor(
+        2, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
+        counts = await asyncio.gather(
+            *(loop.run_in_executor(pool, work, limit) for limit in (100, 1000))
+        )
     print(f"{counts[0]} primes below 100, {counts[1]} below 1000")
 
 

@@ -1,7 +1,7 @@
 # Django has no types.
 # mypy: disable-error-code="import-untyped, misc, no-any-return"
 # pyright: reportArgumentType=false
-"""A Django site whose view waits for a lock. ``uvicorn stuck:application`` serves it."""
+"""A view that waits for a lock. ``uvicorn stuck:application`` serves it."""
 
 from __future__ import annotations
 

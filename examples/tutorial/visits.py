@@ -1,7 +1,10 @@
 # Django has no types.
 # mypy: disable-error-code="import-untyped, misc, no-any-return"
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false
-"""A Django site in one file. ``python visits.py`` makes its table, ``uvicorn visits:application`` serves it."""
+"""A Django site in one file.
+
+``python visits.py`` makes its table, ``uvicorn visits:application`` serves it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,12 @@ from asgiref.sync import async_to_sync, sync_to_async
 
 settings.configure(
     ALLOWED_HOSTS=["127.0.0.1"],
-    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "visits.sqlite3"}},
+    DATABASES={
+        "default": {
+            "ENGINE": "django.db.backends.sqlite3",
+            "NAME": "visits.sqlite3",
+        }
+    },
     DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
     ROOT_URLCONF=__name__,
 )
@@ -35,7 +43,7 @@ class Visit(models.Model):
 
 
 def record(name: str) -> int:
-    """Note a visit and count those of that name: synchronous, since a transaction is."""
+    """Note a visit and count the visits of that name, in one transaction."""
     with transaction.atomic():
         Visit.objects.create(name=name)
         return Visit.objects.filter(name=name).count()
@@ -51,7 +59,11 @@ def report(request: HttpRequest) -> HttpResponse:
     """A sync view that calls async code."""
     branches, visits, thread = async_to_sync(ask_all)(["north", "south"])
     came_back = thread is threading.current_thread()
-    return HttpResponse(f"{branches}\nHere: {visits} visits, counted on the thread of the view: {came_back}\n")
+    return HttpResponse(
+        f"{branches}\n"
+        f"Here: {visits} visits, counted on the thread of the view: "
+        f"{came_back}\n"
+    )
 
 
 async def ask_all(names: list[str]) -> tuple[str, int, threading.Thread]:
