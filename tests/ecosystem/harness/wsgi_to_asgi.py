@@ -1,0 +1,16 @@
+"""A pytest plugin: ``WsgiToAsgi`` takes the place of the WSGI middleware of Starlette and uvicorn."""
+
+import importlib
+
+from asgiref.wsgi import WsgiToAsgi
+
+for name, attribute in [
+    ("starlette.middleware.wsgi", "WSGIMiddleware"),
+    ("uvicorn.middleware.wsgi", "_WSGIMiddleware"),
+]:
+    try:
+        module = importlib.import_module(name)
+    except ImportError:
+        continue
+    getattr(module, attribute)
+    setattr(module, attribute, WsgiToAsgi)

@@ -1,0 +1,18 @@
+"""Settings; ``SITE_DIRECTORY`` is where the database is, and ``REDIS_URL`` is the channel layer's."""
+
+import os
+from pathlib import Path
+
+SECRET_KEY = "of a test"
+ALLOWED_HOSTS = ["*"]
+INSTALLED_APPS = ["channels", "chatroom"]
+ROOT_URLCONF = "chatroom.asgi"
+DATABASES = {
+    "default": {"ENGINE": "django.db.backends.sqlite3", "NAME": Path(os.environ["SITE_DIRECTORY"]) / "database"}
+}
+CHANNEL_LAYERS = {
+    "default": {
+        "BACKEND": "channels_redis.core.RedisChannelLayer",
+        "CONFIG": {"hosts": [os.environ["REDIS_URL"]], "capacity": 1000},
+    }
+}

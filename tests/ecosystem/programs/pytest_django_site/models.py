@@ -1,0 +1,7 @@
+"""Notes."""
+
+from django.db import models
+
+
+class Note(models.Model):
+    text = models.TextField()

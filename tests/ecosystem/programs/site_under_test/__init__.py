@@ -1,0 +1,1 @@
+"""A Django site with views of each kind."""

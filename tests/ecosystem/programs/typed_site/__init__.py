@@ -1,0 +1,1 @@
+"""A typed Django project."""

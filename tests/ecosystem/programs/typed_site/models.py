@@ -1,0 +1,8 @@
+"""Notes."""
+
+from django.db import models
+
+
+class Note(models.Model):
+    text = models.TextField()
+    pinned = models.BooleanField(default=False)

@@ -1,0 +1,48 @@
+"""A Celery worker of each pool, whose tasks call an asynchronous Redis client."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from driving import LIMIT, started
+from driving import redis_url as redis_url  # a fixture
+
+TASKS = 40
+POOLS = ["solo", "threads", "prefork"]
+
+
+@pytest.fixture(scope="module", params=POOLS)
+def tasks(request: pytest.FixtureRequest, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The tasks, which a worker of one kind runs; it ends by itself when it is told to."""
+    import sys
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REDIS_URL", redis_url)
+        patch.setenv("CELERY_POOL", request.param)
+        # Celery refuses to run as root unless it is told that this is meant.
+        patch.setenv("C_FORCE_ROOT", "1")
+        sys.modules.pop("celery_tasks", None)
+        import celery_tasks
+
+        command = f"celery --app celery_tasks worker --pool {request.param} --concurrency 4 --loglevel INFO"
+        with started(command, tmp_path_factory.mktemp(request.param), **os.environ) as worker:
+            worker.wait_for_log("ready.")
+            yield celery_tasks
+            assert 0 == worker.stop(), worker.log
+            assert "Event loop is closed" not in worker.log, worker.log
+
+
+def test_tasks_share_a_client(tasks: Any, request: pytest.FixtureRequest) -> None:
+    users = [f"{request.node.name} {number}" for number in range(TASKS)]
+    results = [tasks.visit.delay(user) for user in users]
+    for result in results:
+        told = result.get(timeout=LIMIT)
+        assert {"numbers": [1, 2, 3], "on the task's thread": True} == told
+
+
+def test_exception_of_a_coroutine(tasks: Any) -> None:
+    with pytest.raises(LookupError, match="in a coroutine"):
+        tasks.fails.delay().get(timeout=LIMIT)

@@ -1,0 +1,77 @@
+"""Descriptions of the projects: what is installed, what is run, and what is known to fail or to differ."""
+
+from __future__ import annotations
+
+import platform
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+DESCRIPTIONS = Path(__file__).parent / "projects"
+
+
+@dataclass(frozen=True)
+class Project:
+    """One file of ``projects/``; each field is a key there, except *key*, which is the file's name."""
+
+    key: str
+    name: str
+    # What the table says was run.
+    what: str
+    # The released version, as a requirement. Its source distribution has the tests.
+    sdist: str = ""
+    # Or the file in ``programs/`` that has them.
+    program: str = ""
+    # More requirements, for both environments.
+    needs: tuple[str, ...] = ()
+    # Which of the installed distributions the table names with their versions, besides the project.
+    shows: tuple[str, ...] = ()
+    # "pytest", "django-test" (a site's command) or "django" (Django's own script), what follows it, and where.
+    runner: str = "pytest"
+    arguments: tuple[str, ...] = ()
+    directory: str = "."
+    # "redis" is a server with a sentinel, on their usual ports.
+    services: tuple[str, ...] = ()
+    # Programs without which nothing can be run.
+    programs: tuple[str, ...] = ()
+    # Which versions of Python it takes.
+    python: str = ""
+    # Of one run of the tests, in seconds.
+    limit: float = 600
+    # Not run unless it is named.
+    on_demand: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    # Tests that fail with either package, and tests whose outcomes differ: the reason, a sentence.
+    fails: Mapping[str, str] = field(default_factory=dict)
+    differs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def requirements(self) -> tuple[str, ...]:
+        return ((self.sdist,) if self.sdist else ()) + self.needs
+
+    @property
+    def refusal(self) -> str | None:
+        """Why this interpreter cannot run it, if so."""
+        version = platform.python_version()
+        if SpecifierSet(self.python).contains(version, prereleases=True):
+            return None
+        return f"needs Python {self.python}"
+
+
+def load(key: str) -> Project:
+    """Return the project that ``projects/KEY.toml`` describes; what it leaves out is as in the one that is its base."""
+    described = tomllib.loads((DESCRIPTIONS / f"{key}.toml").read_text())
+    if base := described.pop("base", None):
+        described = tomllib.loads((DESCRIPTIONS / f"{base}.toml").read_text()) | described
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in described.items()
+    }
+    return Project(key, **values)
+
+
+def keys() -> list[str]:
+    return sorted(path.stem for path in DESCRIPTIONS.glob("*.toml"))

@@ -1,0 +1,191 @@
+"""Results: a file for each project, the tables that the documentation includes, and the table of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from .environments import ROOT, UPSTREAM
+from .outcomes import Comparison, Run
+from .projects import Project, load
+
+RESULTS = ROOT / "docs" / "ecosystem"
+TABLE = RESULTS / "table.txt"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of a project, and the reasons that its description gives."""
+
+    key: str
+    date: str
+    machine: str
+    versions: dict[str, str]
+    seconds: dict[str, float]
+    counts: dict[str, dict[str, int]]
+    finished: bool
+    failing: list[str]
+    differing: dict[str, tuple[str, str]]
+    unstable: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+
+    @classmethod
+    def of(cls, project: Project, versions: dict[str, str], runs: Mapping[str, Run], comparison: Comparison) -> Result:
+        return cls(
+            key=project.key,
+            date=time.strftime("%Y-%m-%d"),
+            machine=f"{os.cpu_count()} CPUs, {platform.system()} on {platform.machine()}, "
+            f"{platform.python_implementation()} {platform.python_version()}",
+            versions=versions,
+            seconds={package: round(run.seconds, 1) for package, run in runs.items()},
+            counts={package: dict(sorted(run.counts.items())) for package, run in runs.items()},
+            finished=all(run.finished and "passed" in run.counts for run in runs.values()),
+            failing=comparison.failing,
+            differing=comparison.differing,
+            unstable=comparison.unstable,
+        )
+
+    @property
+    def project(self) -> Project:
+        return load(self.key)
+
+    @property
+    def unexplained(self) -> list[str]:
+        """Tests that differ, or fail, without a reason in the description."""
+        found = [f"differs: {name}" for name in self.differing if name not in self.project.differs]
+        return found + [f"fails with both: {name}" for name in self.failing if name not in self.project.fails]
+
+    @property
+    def alike(self) -> bool:
+        """Whether the project cannot tell the packages apart, but for what is described."""
+        return self.finished and not self.differing.keys() - self.project.differs.keys()
+
+    @property
+    def verdict(self) -> str:
+        if not self.finished:
+            return "did not finish"
+        parts = []
+        if self.differing:
+            parts.append(f"{len(self.differing)} differ")
+        if self.failing:
+            parts.append(f"{len(self.failing)} fail with both")
+        if self.unstable:
+            parts.append(f"{len(self.unstable)} unstable")
+        return ", ".join(parts) or "no difference"
+
+    def notes(self) -> list[str]:
+        """One sentence for each reason, with the tests that it is the reason of."""
+        lines = []
+        for names, reasons, what in (
+            (self.differing, self.project.differs, "Differs"),
+            (self.failing, self.project.fails, "Fails with both"),
+        ):
+            for reason in dict.fromkeys(reasons.get(name, "no reason known") for name in names):
+                concerned = [name for name in names if reasons.get(name, "no reason known") == reason]
+                lines.append(f"{what}: {_listed(concerned)}. {reason}")
+        lines += [
+            f"Unstable: ``{name}``. With ours: {', '.join(mine)}. With upstream's: {', '.join(theirs)}."
+            for name, (mine, theirs) in self.unstable.items()
+        ]
+        return lines
+
+    def record(self) -> None:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{self.key}.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(f"``{name}``" for name in names[:4])
+    return shown + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{counts[outcome]:,} {outcome}" for outcome in _SHOWN if outcome in counts) or "none"
+
+
+_SHOWN = ["passed", "failed", "skipped", "xfailed"]
+
+
+def recorded() -> list[Result]:
+    return [Result(**json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json"))]
+
+
+def render(results: Sequence[Result]) -> str:
+    """Return the tables as the documentation includes them."""
+    lines = [".. This file is written by ``python -m tests.ecosystem --record``.", ""]
+    for heading, programs in (("Their own tests", False), ("Programs of ours that use them", True)):
+        chosen = [result for result in results if bool(result.project.program) == programs]
+        if not chosen:
+            continue
+        lines += [
+            heading,
+            "~" * len(heading),
+            "",
+            ".. list-table::",
+            "   :header-rows: 1",
+            "   :widths: 24 22 18 18 18",
+            "",
+        ]
+        rows = [("project", "what was run", "with upstream's", "with ours", "outcome")]
+        rows += [
+            (
+                "; ".join([f"**{result.project.name}**", *(f"{name} {of}" for name, of in result.versions.items())]),
+                result.project.what,
+                _counted(result.counts["upstream"]),
+                _counted(result.counts["ours"]),
+                result.verdict,
+            )
+            for result in chosen
+        ]
+        for row in rows:
+            lines += [f"   {'* -' if place == 0 else '  -'} {cell}" for place, cell in enumerate(row)]
+        lines.append("")
+        for result in chosen:
+            if notes := result.notes():
+                lines += [f"{result.project.name}, {result.project.what}:", "", *(f"* {note}" for note in notes), ""]
+    lines += [
+        "When, where and how long",
+        "~" * 24,
+        "",
+        ".. list-table::",
+        "   :header-rows: 1",
+        "   :widths: 20 14 20 46",
+        "",
+    ]
+    lines += ["   * - command", "     - date", "     - upstream's, ours", "     - machine"]
+    for result in results:
+        lines += [f"   * - ``tox -e ecosystem -- {result.key}``", f"     - {result.date}"]
+        lines += [
+            f"     - {result.seconds['upstream']:.0f} s, {result.seconds['ours']:.0f} s",
+            f"     - {result.machine}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def write_table() -> None:
+    TABLE.write_text(render(recorded()))
+
+
+def show(results: Sequence[Result], left_out: Mapping[str, str]) -> None:
+    """Print the table of a run, and below it what is not explained."""
+    # Only the runner needs it; the documentation's table is checked without.
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("project", "versions", f"upstream's {UPSTREAM}", "ours", "seconds", "outcome")
+    for result in results:
+        versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+        counts = [_counted(result.counts[package]) for package in ("upstream", "ours")]
+        seconds = ", ".join(f"{result.seconds[package]:.0f}" for package in ("upstream", "ours"))
+        table.add_row(result.key, versions, *counts, seconds, result.verdict)
+    for key, reason in left_out.items():
+        table.add_row(key, "", "", "", "", f"skipped: {reason}")
+    Console(width=140).print(table)
+    for result in results:
+        for note in result.notes():
+            print(f"{result.key}: {note}")
+        for name in result.unexplained:
+            print(f"{result.key}: NOT EXPLAINED: {name}")

@@ -1,0 +1,144 @@
+"""One run of a project's tests in one environment: a process, its time limit, its report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .environments import Workshop, call
+from .outcomes import Run, read
+from .projects import Project
+
+HARNESS = Path(__file__).parent / "harness"
+
+
+class Missing(Exception):
+    """Something that a project needs is not on this machine; the text says what."""
+
+
+def check(project: Project) -> None:
+    """Raise Missing if *project* cannot be run here."""
+    if project.refusal:
+        raise Missing(project.refusal)
+    for program in project.programs:
+        if shutil.which(program) is None:
+            raise Missing(f"{program} is not installed")
+    if "redis" in project.services and shutil.which("redis-server") is None:
+        raise Missing("redis-server is not installed")
+
+
+def run(project: Project, workshop: Workshop, package: str, log: Path, tests: Sequence[str] = ()) -> Run:
+    """Run all tests of *project* with *package*, or *tests* alone; the output goes to *log*."""
+    python = workshop.python(project, package)
+    with tempfile.TemporaryDirectory(prefix="ecosystem-") as directory, contextlib.ExitStack() as stack:
+        scratch = Path(directory)
+        tree = workshop.unpack(project, scratch)
+        report = scratch / "report"
+        for service in project.services:
+            stack.enter_context(_SERVICES[service](scratch))
+        clean = ("PYTHON", "DJANGO_", "RUNTESTS_", "PYTEST_", "TOX_", "COVERAGE_")
+        variables = {key: value for key, value in os.environ.items() if not key.startswith(clean)}
+        variables |= {
+            "PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]]),
+            "PYTHONFAULTHANDLER": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": str(HARNESS),
+            "TMPDIR": directory,
+            "ECOSYSTEM_REPORT": str(report),
+            **project.environment,
+        }
+        seconds = _run(_command(project, python, report, tests), tree, variables, log, project.limit)
+        return read(report, seconds)
+
+
+def _command(project: Project, python: Path, report: Path, tests: Sequence[str]) -> list[str | Path]:
+    options = [argument for argument in project.arguments if argument.startswith("-")]
+    arguments = [*options, *tests] if tests else [*project.arguments, *([project.program] if project.program else [])]
+    if project.runner != "pytest":
+        flags = [f"--parallel={min(2, os.cpu_count() or 1)}", "--noinput", "-v2"]
+        if project.runner == "django":
+            return [python, "runtests.py", "--settings=django_settings", *flags, *arguments]
+        return [python, "-m", "django", "test", "--testrunner=django_report.ReportingRunner", *flags, *arguments]
+    flags = ["-p", "no:cacheprovider", f"--report-log={report}"]
+    if project.program:
+        # Nothing of the tree's own configuration.
+        flags += ["-c", "pytest.ini"]
+    return [python, "-m", "pytest", *flags, *arguments]
+
+
+def _run(command: Sequence[str | Path], tree: Path, variables: dict[str, str], log: Path, limit: float) -> float:
+    start = time.monotonic()
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=tree,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            process.wait(limit)
+        except subprocess.TimeoutExpired:
+            _print_stacks(process.pid)
+        finally:
+            _end(process)
+    return time.monotonic() - start
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _print_stacks(group: int) -> None:
+    """Have faulthandler print the stacks of a process group's threads, process by process and the leader's first."""
+    listing = [line.split() for line in call("ps", "-A", "-o", "pid=,pgid=").splitlines()]
+    for pid in sorted(int(pid) for pid, pgid in listing if int(pgid) == group):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGABRT)
+        time.sleep(1)
+
+
+@contextlib.contextmanager
+def _redis(scratch: Path) -> Iterator[None]:
+    """Run a Redis server and a sentinel that watches it, on the ports that tests have written into them."""
+    sentinel = scratch / "sentinel.conf"
+    sentinel.write_text("sentinel monitor sentinel 127.0.0.1 6379 1\n")
+    commands = {
+        6379: ["redis-server", "--port", "6379", "--save", ""],
+        26379: ["redis-server", str(sentinel), "--sentinel", "--port", "26379"],
+    }
+    with contextlib.ExitStack() as stack:
+        for port, command in commands.items():
+            # The tests empty the databases, which had better not be somebody's.
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                raise Missing(f"port {port} is in use")
+            process = subprocess.Popen(
+                [*command, "--bind", "127.0.0.1"], cwd=scratch, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+            stack.callback(_end, process)
+            deadline = time.monotonic() + 30
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port)).close()
+                except OSError:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise Missing(f"{command[0]} does not start") from None
+                    time.sleep(0.05)
+                else:
+                    break
+        yield
+
+
+_SERVICES = {"redis": _redis}
