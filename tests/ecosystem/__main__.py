@@ -56,10 +56,12 @@ def measure(project: Project, workshop: Workshop, logs: Path) -> results.Result:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.ecosystem", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("projects", nargs="*", metavar="PROJECT", choices=[[], *projects.keys()], help="default: all")
+    parser.add_argument("projects", nargs="*", metavar="PROJECT", help="default: all")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep environments and logs here, and use them again")
     parser.add_argument("--record", action="store_true", help="write the results into docs/ecosystem/")
     options = parser.parse_args()
+    if unknown := set(options.projects) - set(projects.keys()):
+        parser.error(f"no project {', '.join(sorted(unknown))}; there are {', '.join(projects.keys())}")
     chosen = [projects.load(key) for key in options.projects or projects.keys()]
     # A terminated run must still end the test processes, which are in a session of their own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))

@@ -115,7 +115,7 @@ def test_known_failure_is_explained_and_an_unknown_one_is_not() -> None:
     assert explained.alike
     assert not explained.unexplained
     assert explained.verdict == "1 fail with both"
-    unknown = result_of({"a": "failed", "b": "failed"}, {"a": "failed", "b": "passed"})
+    unknown = result_of({"a": "failed", "b": "failed", "c": "passed"}, {"a": "failed", "b": "passed", "c": "passed"})
     assert unknown.unexplained == ["differs: b", "fails with both: a"]
     assert unknown.verdict == "1 differ, 1 fail with both"
     assert not unknown.alike
