@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ._bridge import forks
-from ._bridge.jobs import JobExecutor, WouldDeadlock
+from ._bridge.jobs import JobExecutor, WouldDeadlock, removed
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,14 +36,15 @@ R = TypeVar("R")
 FIRST_CHECK, LAST_CHECK = 0.05, 1.0
 
 
-# The idents of the threads that serve a mailbox and are idle. Each thread adds and removes its own.
-waiting: set[int] = set()
+# The mailboxes of the threads that serve one and are idle, by the ident of the thread. Each thread adds and removes its
+# own.
+waiting: dict[int, CurrentThreadExecutor] = {}
 
 
 @forks.after_fork_in_child
 def _forget_waiting() -> None:
     global waiting
-    waiting = set()
+    waiting = {}
 
 
 class CurrentThreadExecutor(JobExecutor):
@@ -86,6 +87,8 @@ class CurrentThreadExecutor(JobExecutor):
         self._no_news = threading.Lock()
         self._no_news.acquire()
         self._stopped = self._closed = False
+        # The number of jobs that the thread has begun here.
+        self.jobs_begun = 0
         # For a thread that serves all tasks of a loop, in any context: the enclosing mailboxes that wait, too. None if
         # the thread serves only the tasks whose context refers to it.
         self.surroundings: list[Any] | None = None
@@ -134,21 +137,10 @@ class CurrentThreadExecutor(JobExecutor):
         # The side that removes the job from the queue handles it. No lock is possible here: a finalizer may post on a
         # thread that holds it. On free-threaded builds, append() and rotate() take the deque's own lock, so either
         # close() finds the job, or this finds the mailbox closed.
-        if self._closed and self._removed(job):
+        if self._closed and removed(self._jobs, job):
             return False
         self._wake()
         return True
-
-    def _removed(self, job: Job) -> bool:
-        """Remove *job* from the queue; return False if another thread has done so."""
-        while True:
-            try:
-                self._jobs.remove(job)
-                return True
-            except ValueError:
-                return False
-            except IndexError:  # pragma: no cover: the queue has changed meanwhile (PyPy, free-threaded builds)
-                continue
 
     def _wake(self) -> None:
         try:
@@ -199,12 +191,12 @@ class CurrentThreadExecutor(JobExecutor):
             if self._jobs:
                 self._run_next()
                 continue
-            waiting.add(self.owner)
+            waiting[self.owner] = self
             try:
                 is_news = self._no_news.acquire(True, pause)
             finally:
                 # A signal handler that bridges meanwhile removes it too; the next pause adds it again.
-                waiting.discard(self.owner)
+                waiting.pop(self.owner, None)
             if not is_news:
                 forks.notice()
                 if check is not None and check():
@@ -222,7 +214,8 @@ class CurrentThreadExecutor(JobExecutor):
         if not closed:
             del self._jobs[0]
         try:
-            if closed and not self._removed(job):
+            self.jobs_begun += 1
+            if closed and not removed(self._jobs, job):
                 return
             job.run()
             # In a forked child, nothing waits for the outcome: the caller is in the parent.

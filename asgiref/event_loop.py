@@ -24,6 +24,7 @@ from . import local
 from ._bridge import greenlets, lending, workers
 from ._bridge.carry import ExceptionMarks
 from ._bridge.internals import be_quiet_if_destroyed, main_task_of, needs_no_run, running_loop
+from ._bridge.jobs import removed
 from .current_thread_executor import CurrentThreadExecutor
 from .sync import AsyncToSync, SyncToAsync
 
@@ -82,7 +83,7 @@ class _Mailbox(CurrentThreadExecutor):
         except IndexError:  # the poster took it back, because the mailbox is closed
             return
         if isinstance(job, _Errand):  # it stays among the errands until it is done
-            self._removed(job)
+            removed(self._jobs, job)
             return
         try:
             self._busy = True

@@ -33,7 +33,20 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from . import local
-from ._bridge import cancellation, forks, greenlets, internals, jobs, lending, loops, register, routing, workers
+from ._bridge import (
+    cancellation,
+    forks,
+    greenlets,
+    internals,
+    jobs,
+    lending,
+    limit,
+    loops,
+    register,
+    routing,
+    waits,
+    workers,
+)
 from ._bridge.carry import ExceptionMarks, changes_since
 from ._bridge.internals import running_loop
 from ._bridge.jobs import AwaitedOutcome, InnerCalls, JobExecutor, LoopCall, ThreadCall, WouldDeadlock
@@ -72,6 +85,7 @@ __all__ = [
     "iscoroutinefunction",
     "markcoroutinefunction",
     "print_bridge_calls",
+    "release_thread",
     "sync_to_async",
     "sync_to_async_context_manager",
     "sync_to_async_iterator",
@@ -91,6 +105,13 @@ stopped_loop_start_patience = 2.0
 
 # In asyncio's debug mode, a call that takes longer, in seconds, is logged; read anew each time.
 slow_bridge_call_duration = 5.0
+
+# A sync_to_async call that waits longer for a thread, in seconds, is logged, once a minute at most; None: none is.
+slow_thread_wait: float | None = 5.0
+
+# At the limit of ThreadSensitiveContext.max_threads, how long, in seconds, the leased threads may run nothing before
+# the first context in the queue gets a thread all the same. Both are read anew each time.
+thread_standstill = 5.0
 
 if sys.version_info >= (3, 12):
     iscoroutinefunction = inspect.iscoroutinefunction
@@ -152,6 +173,10 @@ class ThreadSensitiveContext:
     >>> asyncio.run(import_orders())
     True
     """
+
+    # How many threads all contexts of the process together may lease, or None for no limit; read at each lease. At the
+    # limit, calls of contexts without a thread wait in a queue. See docs/guides/threads.rst.
+    max_threads: int | None = None
 
     def __init__(self, *, executor: Executor | None = None) -> None:
         self.token: contextvars.Token[Any] | None = None
@@ -218,6 +243,81 @@ class ThreadSensitiveContext:
         from ._contexts.decorating import decorated
 
         return decorated(self, function)
+
+
+async def release_thread() -> None:
+    """Give the thread of the enclosing ``ThreadSensitiveContext`` back before the block ends.
+
+    Equivalent to leaving the block and entering it again, as far as its thread is concerned. Call it in code that
+    will not use its thread for a while: in a streaming response or an endless loop of server-sent events, after the
+    last query. The thread goes back to the pool when the calls that were made before are done. The next
+    thread-sensitive call leases a thread again, most likely another one. At the limit of ``max_threads``, it stands
+    behind the contexts that already wait.
+
+    .. warning::
+
+        What belongs to the thread stays behind with it. An open transaction, ``SET ROLE`` and other state of a
+        database connection, locks and thread-local values are not there on the next thread, and the next user of the
+        old one finds them. End transactions and undo such state before.
+
+    Nothing happens outside of a block, in a block with an executor of its own, and where the block has no thread.
+    Called from synchronous code on that very thread, through ``async_to_sync``, it takes effect when that code ends.
+    An iterator or context manager that was made with ``sync_to_async_iterator`` or
+    ``sync_to_async_context_manager`` needs its thread as long as it is open: the release takes effect when the last
+    one is closed.
+
+    Thread and loop:
+        It waits for nothing, and runs nothing on the thread.
+
+    >>> import asyncio
+    >>> async def events():
+    ...     async with ThreadSensitiveContext():
+    ...         rows = await sync_to_async(list)("ab")
+    ...         await release_thread()
+    ...         for row in rows:
+    ...             await asyncio.sleep(0)  # for hours, perhaps
+    ...         return await sync_to_async(len)(rows)
+    >>> asyncio.run(events())
+    2
+    """
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    if context is None or _has_ended(context):
+        return
+    executor = SyncToAsync.context_to_thread_executor.get(context)
+    if isinstance(executor, limit.ContextExecutor):
+        executor.release(functools.partial(_install_executor, weakref.ref(context)))
+
+
+def _install_executor(reference: weakref.ref[Any], executor: limit.ContextExecutor) -> None:
+    context = reference()
+    if context is not None:
+        SyncToAsync.context_to_thread_executor[context] = executor
+
+
+def _is_below_blocked(call: Any) -> bool:
+    """Tell whether a thread is blocked in ``async_to_sync`` and waits for a call, as far as that can be seen.
+
+    Whoever waits for a task has added a callback to it in its own context, which names the mailboxes above.
+
+    Args:
+        call: A call of the running loop, or None for one that the running task is about to make.
+    """
+    loop = asyncio.get_running_loop()
+    blocked_on_loop = AsyncToSync.loop_thread_executors.get(loop)
+    if blocked_on_loop is not None and blocked_on_loop.serving:
+        return True
+    futures: list[Any] = [asyncio.current_task() if call is None else getattr(call, "arrival", None)]
+    seen: set[Any] = set()
+    while futures:
+        future = futures.pop()
+        if future is None or future in seen or future.get_loop() is not loop:
+            continue
+        seen.add(future)
+        for callback, context in internals.callbacks_of(future) or ():
+            if context.copy().run(_blocked_above, None):
+                return True
+            futures += internals.futures_woken_by(callback)
+    return False
 
 
 def _has_ended(context: Any) -> bool:
@@ -669,6 +769,7 @@ class SyncToAsync(Wrapper[P, R]):
                     break
                 except asyncio.CancelledError as cancellation:
                     if not call.survives_cancellation(inner_calls, cancellation):
+                        self._leave_queue()
                         raise
         finally:
             del call.arrival
@@ -744,8 +845,15 @@ class SyncToAsync(Wrapper[P, R]):
             return None if context._executor is None else _ENDED_CONTEXT
         executor = self.context_to_thread_executor.get(context)
         if executor is None:
-            executor = self.context_to_thread_executor.setdefault(context, workers.ContextExecutor())
+            executor = self.context_to_thread_executor.setdefault(context, limit.ContextExecutor())
         return executor
+
+    def _leave_queue(self) -> None:
+        """Leave the queue for a thread, if the enclosing context stands there and no call of it is awaited any more."""
+        context = self.thread_sensitive_context.get(None)
+        executor = None if context is None else self.context_to_thread_executor.get(context)
+        if isinstance(executor, limit.ContextExecutor):
+            executor.call_given_up()
 
     def _executor_that_runs_this(self) -> Executor | None:
         """Return the executor, promised to have one thread, that gave this thread the job it runs, if there is one."""
@@ -1130,6 +1238,11 @@ def __getattr__(name: str) -> Any:
     value = globals()[name] = getattr(importlib.import_module(f".{_ELSEWHERE[name]}", __package__), name)
     return value
 
+
+limit.max_threads = lambda: ThreadSensitiveContext.max_threads
+limit.thread_standstill = lambda: thread_standstill
+limit.is_below_blocked = _is_below_blocked
+waits.slow_thread_wait = lambda: slow_thread_wait
 
 # As asyncio decides whether its loops are in debug mode.
 if sys.flags.dev_mode or (not sys.flags.ignore_environment and os.environ.get("PYTHONASYNCIODEBUG")):

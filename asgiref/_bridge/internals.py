@@ -22,7 +22,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Future
     from contextlib import AbstractContextManager
     from types import FrameType
@@ -40,6 +40,7 @@ __all__ = [
     "default_executor_of",
     "enter_loop",
     "future_of_task_group",
+    "futures_woken_by",
     "has_nothing_left",
     "interpreter_ends",
     "is_finished",
@@ -238,6 +239,22 @@ def thread_of_loop(loop: Any) -> int:
 def callbacks_of(future: Any) -> Any:
     """Return the callbacks of an asyncio future, each with its context, or None."""
     return getattr(future, "_callbacks", None)
+
+
+def futures_woken_by(callback: Any) -> Iterator[Any]:
+    """Yield the asyncio futures that *callback* of another future has to do with: a task that it lets go on, say.
+
+    What ``gather``, ``wait``, ``shield`` and ``TaskGroup`` add to a future is seen through.
+    """
+    owner = getattr(callback, "__self__", None)
+    parts = [owner, future_of_task_group(owner) if type(owner) is asyncio.TaskGroup else None]
+    for cell in getattr(callback, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # it is empty
+            parts.append(cell.cell_contents)
+    parts += getattr(callback, "args", None) or ()
+    for part in parts:
+        if isinstance(part, asyncio.Future):
+            yield part
 
 
 @_part(

@@ -44,6 +44,7 @@ __all__ = [
     "ThreadCall",
     "WouldDeadlock",
     "deliver_on",
+    "removed",
 ]
 
 P = ParamSpec("P")
@@ -74,6 +75,18 @@ if TYPE_CHECKING:
     class Delivery(Protocol):
         def deliver(self) -> None:
             """Do what there is to do on the loop; let no exception out but those that end it."""
+
+
+def removed(queue: deque[Any], item: object) -> bool:
+    """Remove *item* from *queue*; return False where another thread has done so. Exactly one of them gets it."""
+    while True:
+        try:
+            queue.remove(item)
+            return True
+        except ValueError:
+            return False
+        except IndexError:  # pragma: no cover: PyPy, and a build without the GIL, notice that the queue changed
+            continue
 
 
 class WouldDeadlock(Exception):
@@ -126,6 +139,11 @@ class SubmittedCall:
 
     def report(self) -> None:
         pass
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits for the outcome of a call that has not begun."""
+        return self.future.cancelled()
 
     def abandon(self, error: BaseException) -> None:
         if not self.future.done() and (self.future.running() or self.future.set_running_or_notify_cancel()):
@@ -362,6 +380,14 @@ class ThreadCall(Outcome[R]):
             context.run(callback, arrival)
             # The traceback of an exception of the task leads here, and these may lead to the exception.
             del callbacks, callback, context
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits for the outcome of a call that has not begun. On any thread."""
+        loop, arrival = self._loop, getattr(self, "arrival", None)
+        if arrival is None or arrival.cancelled() or not hasattr(self, "_call"):
+            return True
+        return loop is not None and loop.is_closed()
 
     def _forget(self) -> None:
         """Drop an outcome that nobody takes: the traceback of an exception leads back to this object."""

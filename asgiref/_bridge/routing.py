@@ -31,8 +31,10 @@ def thread_sensitive_executors(
         ancestor = ancestor.outer
     if ancestor is not None:  # set by hand to an executor of another kind
         yield ancestor
-    if of_context is not None:
+    while of_context is not None:
         yield of_context
+        # Its thread may have been released since.
+        of_context = getattr(of_context, "successor", None)
     if blocked_on_loop is not None and blocked_on_loop.serving:
         yield blocked_on_loop
     yield process_wide

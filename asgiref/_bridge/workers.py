@@ -22,6 +22,7 @@ import atexit
 import contextlib
 import contextvars
 import itertools
+import math
 import queue
 import sys
 import threading
@@ -30,7 +31,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from . import forks, greenlets, internals
+from . import forks, greenlets, internals, waits
 from .forks import after_fork_in_child
 from .internals import running_loop
 from .jobs import JobExecutor, WouldDeadlock
@@ -40,9 +41,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .jobs import Job
+    from .limit import Lease
 
 __all__ = [
-    "ContextExecutor",
     "FreshLoopExecutor",
     "KeptLoopExecutor",
     "LoopExecutor",
@@ -127,6 +128,9 @@ class _Worker:
     In that queue, None ends the lease, and an event is set when its turn comes.
     """
 
+    # Ends with the lease, where the number of such leases is limited.
+    lease: Lease | None = None
+
     def __init__(self) -> None:
         # Of pairs of an executor and a job, of events, and of None.
         self.jobs = greenlets.work_queue()
@@ -167,7 +171,7 @@ class _Worker:
             if generation is not forks.generation:  # pragma: no cover: as above
                 return  # whoever waits for the outcome is the parent's
             # Before the outcome is reported.
-            executor.unfinished.pop()
+            executor.unfinished.popleft()
             if executor.shut_down:
                 executor.give_back_if_done()
             try:
@@ -186,7 +190,14 @@ class _Worker:
     def go_idle(self) -> None:
         self.thread.end_lease()
         self.idle_since = time.monotonic()
+        lease, self.lease = self.lease, None
         _idle.append(self)
+        if lease is not None:  # afterwards, so that whoever has waited for this finds the worker in the pool
+            lease.end()
+
+    def let_go(self) -> None:
+        """Go idle when all that is in the queue is done."""
+        self.jobs.put(None)
 
     def _leaves(self) -> bool:
         """Leave the pool, unless somebody has leased this worker between the time-out and now."""
@@ -218,6 +229,9 @@ class WorkerExecutor(JobExecutor):
     # For jobs that run a loop: asyncio allows one in each thread of the system.
     runs_loop = False
 
+    # Until when the jobs that wait behind another are watched, by the clock that tells when they began.
+    watched_until = math.inf
+
     # As a ThreadPoolExecutor has it; see also _threads.
     _max_workers = 1
 
@@ -226,8 +240,9 @@ class WorkerExecutor(JobExecutor):
     _worker: _Worker | None = None
 
     def __init__(self) -> None:
-        # An item for each job that was accepted and is not done.
-        self.unfinished: list[None] = []
+        # The jobs that were accepted and are not done. Their number is exact; their order is that of the queue, unless
+        # two threads post at the same moment.
+        self.unfinished: deque[Any] = deque()
         self.shut_down = False
         self._generation = forks.generation
 
@@ -254,13 +269,15 @@ class WorkerExecutor(JobExecutor):
             return self._do_without_worker(job)
         if worker.ident == waiting_thread:
             raise WouldDeadlock
-        self.unfinished.append(None)
+        self.unfinished.append(job)
         # Looked at again, now that the worker cannot be given back: shutdown() sets it first.
         if self.shut_down:
             self.unfinished.pop()
             self.give_back_if_done()
             return False
         worker.jobs.put((self, job))
+        if self.lasting and len(self.unfinished) > 1 and getattr(job, "began", 0.0) > self.watched_until:
+            self.watch_queue()
         return True
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -280,6 +297,9 @@ class WorkerExecutor(JobExecutor):
         if worker is not None:
             worker.wait_until_reached()
 
+    def watch_queue(self) -> None:
+        """See to it that jobs which wait for long are told to the log."""
+
     def _do_without_worker(self, job: Job) -> bool:
         if self.runs_loop and greenlets.is_patched("threading"):
             try:
@@ -294,13 +314,15 @@ class WorkerExecutor(JobExecutor):
         run_in_place(job)
         return True
 
-    def _lease(self) -> _Worker | None:
+    def _lease(self, lease: Lease | None = None) -> _Worker | None:
         if self.runs_loop and greenlets.is_patched("threading"):
             return None
         worker = _lease()
         if worker is None:
             return None
         worker.thread.serves = type(self)
+        if lease is not None:
+            worker.lease, lease.worker = lease, worker
         leased: _Worker = self.__dict__.setdefault("_worker", worker)
         if leased is not worker:  # another thread was faster
             worker.go_idle()
@@ -315,28 +337,71 @@ class WorkerExecutor(JobExecutor):
             if worker is None:
                 return
             if self.lasting:
-                worker.jobs.put(None)
+                worker.let_go()
             else:
                 worker.go_idle()
 
     def _forget_parents_worker(self) -> None:
         self.__dict__.pop("_worker", None)
-        self.unfinished = []
+        self.unfinished = deque()
         self._generation = forks.generation
 
     def __del__(self) -> None:
         # Nobody kept this executor, jobs included, so its worker is free.
         if self._worker is not None:
-            self._worker.jobs.put(None)
+            self._worker.let_go()
 
 
 class ProcessExecutor(WorkerExecutor):
     purpose = "thread-sensitive code of the process"
     lasting = True
+    watched_until = -math.inf
+
+    def watch_queue(self) -> None:
+        """Have this loop tell the log when the first of the jobs that wait has waited for long.
+
+        One timer does for all jobs, since none can wait longer than the first. Where its loop does not run any more,
+        a later job finds that it is overdue.
+        """
+        loop = running_loop()
+        if loop is None or self._generation is not forks.generation:
+            return
+        now = time.monotonic()
+        self.watched_until = -math.inf
+        # Looked at afterwards: who posts a job after this look finds that nobody watches.
+        first = self._first_waiting()
+        if first is None:
+            return
+        waited, longest = now - first.began, waits.slow_thread_wait()
+        waits.log_wait(waited, lambda: self._told_of(waited))
+        if longest is None:
+            longest = 5.0
+        pause = longest - waited if waited < longest else max(longest, 1.0)
+        # With some time for a loop that is late. After that, a later job takes the loop for one that does not run.
+        self.watched_until = now + pause + 1
+        watch = weakref.WeakMethod(self.watch_queue)
+        loop.call_later(pause + 0.001, _call_if_alive, watch, context=contextvars.Context())
+
+    def _first_waiting(self) -> Any:
+        """Return the first call that waits behind the one that runs, or None."""
+        for job in list(self.unfinished.copy())[1:]:
+            if hasattr(job, "began") and not job.given_up:
+                return job
+        return None
+
+    def _told_of(self, waited: float) -> tuple[object, ...]:
+        text = (
+            "a sync_to_async call has waited %.1f seconds for the one thread that serves the whole process, and %d "
+            "calls wait for it; put a ThreadSensitiveContext around what is independent of the rest, or find the code "
+            "that holds the thread (asgiref.sync.print_bridge_calls() shows it) and make it shorter"
+        )
+        return text, waited, len(self.unfinished) - 1
 
 
-class ContextExecutor(WorkerExecutor):
-    purpose = "ThreadSensitiveContext"
+def _call_if_alive(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    function = method()
+    if function is not None:
+        function()
 
 
 class FreshLoopExecutor(WorkerExecutor):
@@ -541,8 +606,12 @@ class _QueueService:
         self.report()
 
 
-def _lease() -> _Worker | None:
-    """Return an idle worker or a new one, or None where Python starts no thread any more."""
+def _lease(own: bool = False) -> _Worker | None:
+    """Return an idle worker or a new one, or None where Python starts no thread any more.
+
+    Args:
+        own: Whether the worker may be the one whose thread this is: nobody here waits for what it gets.
+    """
     try:
         worker = _idle.pop()
     except IndexError:
@@ -552,7 +621,7 @@ def _lease() -> _Worker | None:
             if internals.interpreter_ends(error):
                 return None
             raise
-    if worker.ident == threading.get_ident():
+    if not own and worker.ident == threading.get_ident():
         # A finalizer bridges on a worker that is back in the pool and drops its last job.
         try:
             return _lease()

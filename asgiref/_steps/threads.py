@@ -25,6 +25,7 @@ from .. import local
 from .._bridge import cancellation, forks, internals, routing
 from .._bridge.carry import changes_between
 from .._bridge.jobs import InnerCalls, JobExecutor
+from .._bridge.limit import ContextExecutor
 from .._bridge.workers import WorkerExecutor
 from ..current_thread_executor import CurrentThreadExecutor
 from ..sync import AsyncToSync, SyncToAsync, ThreadSensitiveContext, _mailbox_above
@@ -86,6 +87,8 @@ class Steps(SyncToAsync[Any, Any]):
         # Chosen by the first call: the executor that accepted it, and the block that gave it, if it is of another make.
         self.kept: Any = None
         self._block: Any = None
+        # It too, where it must not release its thread meanwhile.
+        self._pinned: list[ContextExecutor] = []
         self._generation = forks.generation
         self._loop: Callable[[], asyncio.AbstractEventLoop | None] = _no_loop
         # The context of all steps, and that of the consumer as both were when a step last ended.
@@ -161,6 +164,8 @@ class Steps(SyncToAsync[Any, Any]):
     def finish(self) -> None:
         """Note, on the thread, that nothing is open any more."""
         _open.discard(self._owner)
+        while self._pinned:
+            self._pinned.pop().unpin()
         if isinstance(self._executor, StepsExecutor):
             self._executor.shutdown(wait=False)
 
@@ -192,6 +197,10 @@ class Steps(SyncToAsync[Any, Any]):
             if isinstance(block, ThreadSensitiveContext) and block._executor is kept:
                 self._block = block
             self.kept = kept
+            if isinstance(kept, ContextExecutor):
+                # A release that another thread asked for just now is not held up, and ends the steps.
+                kept.pins.append(None)
+                self._pinned = [kept]
             return kept
         if self._accepts(call, loop, inner_calls):
             return self.kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
 import contextlib
 import contextvars
@@ -627,8 +628,8 @@ def test_post_that_meets_the_shutdown_is_refused() -> None:
     """1. A post has seen an open executor. 2. That is shut down. 3. The post is refused, and the worker given back."""
     executor, worker = busy_worker()
 
-    class Unfinished(list[None]):
-        def append(self, item: None) -> None:
+    class Unfinished(collections.deque[Any]):
+        def append(self, item: Any) -> None:
             super().append(item)
             executor.shutdown(wait=False)
 

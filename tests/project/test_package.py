@@ -40,6 +40,12 @@ ALLOWED = {
     "_bridge.lending": {"_bridge.internals", "_bridge.jobs", "current_thread_executor"},
     "_bridge.workers": {
         *("_bridge.forks", "_bridge.greenlets", "_bridge.internals", "_bridge.jobs", "_bridge.threads"),
+        *("_bridge.limit", "_bridge.waits"),  # of the former a type
+    },
+    "_bridge.waits": set[str](),
+    "_bridge.limit": {
+        *("_bridge.forks", "_bridge.internals", "_bridge.jobs", "_bridge.waits", "_bridge.workers"),
+        "current_thread_executor",
     },
     "_bridge.loops": {
         *("_bridge.forks", "_bridge.greenlets", "_bridge.internals", "_bridge.jobs", "_bridge.workers"),
@@ -56,7 +62,8 @@ ALLOWED = {
     "_steps": set[str](),
     "_steps.decorating": {"_bridge.wrapping"},
     "_steps.threads": {
-        *(f"_bridge.{room}" for room in ("cancellation", "carry", "forks", "internals", "jobs", "routing", "workers")),
+        *(f"_bridge.{room}" for room in ("cancellation", "carry", "forks", "internals", "jobs", "limit", "routing")),
+        "_bridge.workers",
         *("current_thread_executor", "local", "sync"),
     },
     "_steps.iteration": {"_steps.decorating", "_steps.threads"},
@@ -92,8 +99,8 @@ ALLOWED = {
     "sync": {
         "_bridge.cancellation",
         *("_bridge.carry", "_bridge.forks", "_bridge.greenlets", "_bridge.internals", "_bridge.jobs"),
-        *("_bridge.lending", "_bridge.loops", "_bridge.patience", "_bridge.register", "_bridge.routing"),
-        *("_bridge.workers", "_bridge.wrapping"),
+        *("_bridge.lending", "_bridge.limit", "_bridge.loops", "_bridge.patience", "_bridge.register"),
+        *("_bridge.routing", "_bridge.waits", "_bridge.workers", "_bridge.wrapping"),
         *("_diagnosis.calls", "_diagnosis.watch", "current_thread_executor", "local"),
         "event_loop",  # with the first use of a name that is there: that module imports this one
         "_contexts.decorating",
@@ -190,6 +197,7 @@ def test_public_surface() -> None:
         "iscoroutinefunction",
         "markcoroutinefunction",
         "print_bridge_calls",
+        "release_thread",
         "sync_to_async",
         "sync_to_async_context_manager",
         "sync_to_async_iterator",

@@ -1,0 +1,611 @@
+"""How many threads ``ThreadSensitiveContext`` blocks may have, and the queue of those that wait for one.
+
+A context that needs a thread takes a *lease*. Leases stand in a dict, which keeps the order in which they came: where
+there is a limit, the first ones hold, and one that finds itself further back is taken away again. A context whose
+lease does not hold gets a *place* in the queue, which stands for the worker until there is one and collects the
+calls of the context. Whoever takes a lease away serves the queue afterwards.
+
+There is no lock here, as in ``workers`` and for the same reason. What must be one step is one operation of a dict, a
+deque or a list. Two things are claimed so: a place, by removing it from the queue, and the right to put a place
+there, by the ``pop`` of a list of one.
+
+Who gets a thread is decided where a lease is taken or ends. In addition, each place has a timer on the event loop of
+its first call, which looks for what nobody tells: that the limit was raised, that a call was given up, that a blocked
+thread waits for the call, or that all leased threads stand still.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from .. import current_thread_executor
+from . import forks, waits, workers
+from .forks import after_fork_in_child
+from .internals import running_loop
+from .jobs import removed
+from .workers import WorkerExecutor, run_in_place
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from .workers import _Worker
+
+__all__ = ["ContextExecutor", "Figures", "Lease", "figures"]
+
+# The three questions that ``asgiref.sync`` answers, which puts its own functions here: how many threads there may be,
+# or None; after how many seconds without any work the leased threads stand still; and whether a blocked thread waits
+# for a call, or for the running task where it is asked about None.
+max_threads: Callable[[], Any] = lambda: None  # noqa: E731
+thread_standstill: Callable[[], float] = lambda: 5.0  # noqa: E731
+is_below_blocked: Callable[[Any], bool] = lambda call: False  # noqa: E731
+
+# Seconds between two looks at a place, at first and at most. Guesses: soon enough for a call that a blocked thread
+# waits for, rare enough for thousands of places.
+FIRST_LOOK, LAST_LOOK = 0.005, 1.0
+
+# The leases, in the order in which they came, and the places that wait. A forked child starts with none.
+_leases: dict[Lease, None] = {}
+_queue: deque[Place] = deque()
+# What the latest look at the leased threads has seen.
+_rest: Rest | None = None
+
+
+@after_fork_in_child
+def _start_afresh() -> None:
+    global _leases, _queue, _rest
+    _leases, _queue, _rest = {}, deque(), None
+
+
+def current_limit() -> int | None:
+    """Return the limit as it is now.
+
+    Raises:
+        ValueError: where it is below 1.
+    """
+    limit: int | None = max_threads()
+    if limit is not None and limit < 1:
+        raise ValueError(
+            f"ThreadSensitiveContext.max_threads is {limit!r}, so that no call could ever run; set it to 1 or more, or "
+            "to None for no limit"
+        )
+    return limit
+
+
+class Lease:
+    """One thread that counts, from before its worker is chosen until that is idle again."""
+
+    __slots__ = ("unfinished", "worker")
+
+    def __init__(self, executor: ContextExecutor | None) -> None:
+        # Not the executor itself: whether it is still in use is seen by who refers to it.
+        self.unfinished: deque[Any] = deque() if executor is None else executor.unfinished
+        self.worker: _Worker | None = None
+
+    def holds(self, limit: int) -> bool:
+        """Tell whether this is one of the first *limit* leases. Others only ever come behind it."""
+        return self in list(_leases)[:limit]
+
+    def end(self) -> None:
+        """Let the next place have the thread; its worker is idle."""
+        _leases.pop(self, None)
+        # Whoever came too late for this lease has put its place into the queue before it saw the lease in the dict,
+        # and so before the line above.
+        if _queue:
+            _serve_queue(own=True)
+
+
+def _try_lease(executor: ContextExecutor) -> Lease | None:
+    """Return a lease for *executor*; None where it has to stand in the queue."""
+    limit = current_limit()
+    lease = Lease(executor)
+    try:
+        _leases[lease] = None
+        if not _queue and (limit is None or lease.holds(limit)):
+            return lease
+    except BaseException:
+        _leases.pop(lease, None)
+        raise
+    # The queue, which this may have kept waiting for a moment, is served when the place of the executor is in it.
+    _leases.pop(lease, None)
+    return None
+
+
+def _serve_queue(own: bool = False) -> None:
+    """Give threads to the places at the front of the queue for as long as the limit allows it.
+
+    Args:
+        own: Whether the worker on whose thread this is may be one of these threads.
+    """
+    while _queue:
+        try:
+            limit = current_limit()
+        except Exception as error:  # the calls that wait would do so for ever
+            _abandon_queue(error)
+            return
+        lease = Lease(None)
+        place = None
+        try:
+            _leases[lease] = None
+            if limit is not None and not lease.holds(limit):
+                _leases.pop(lease, None)
+                # Each of the others serves the queue when it is taken away, and this place is in the queue before.
+                if len(list(_leases)) >= limit:
+                    return
+                continue
+            try:
+                # Not popleft(): the exception of a signal is raised as soon as a call returns, and the place would be
+                # lost on the way into its variable.
+                place = _queue[0]
+            except IndexError:
+                pass
+            if place is None or not place.is_wanted():
+                _leases.pop(lease, None)
+                if place is not None:
+                    place.leave()
+            elif removed(_queue, place):
+                place.give(lease, own)
+            else:  # another thread was faster
+                _leases.pop(lease, None)
+        except BaseException:
+            if lease.worker is None:
+                _leases.pop(lease, None)
+                if place is not None and place.worker is None and place not in _queue:
+                    _queue.appendleft(place)
+            raise
+
+
+def _abandon_queue(error: Exception) -> None:
+    while True:
+        try:
+            place = _queue[0]
+        except IndexError:
+            return
+        place.leave(error)
+
+
+class Place:
+    """Stands for the worker of an executor that waits for one.
+
+    It is held back, or in the queue, or outside because all its calls were given up, or it has got a worker. The
+    worker moves the calls into its own queue, and takes this object's place in the executor.
+    """
+
+    # As those of a worker: no thread has this number.
+    ident: int | None = 0
+    # Set when there is one.
+    worker: _Worker | None = None
+    # Whether the worker has moved the calls; what comes later has to go to its own queue.
+    _moved = False
+    # Whether a timer is going to look.
+    _timed = False
+
+    def __init__(self, executor: ContextExecutor) -> None:
+        self.executor = executor
+        # What a worker's queue holds: pairs of an executor and a job, and events.
+        self.items: deque[Any] = deque()
+        self.since = time.monotonic()
+        # Holds one item while the place is outside: who takes it has to put the place into the queue.
+        self._outside: list[None] = []
+        # Who takes this has to give the place its worker.
+        self._ungiven = [None]
+
+    @property
+    def jobs(self) -> Place:
+        return self
+
+    def put(self, item: Any) -> None:
+        """Keep *item* for the worker, and see to it that this place waits for one."""
+        self.items.append(item)
+        # Whether the worker has looked for the last time is read after that, and it sets this before: it finds the
+        # item, or this thread finds it gone, and whoever removes the item has it. The two meet at the lock of the
+        # deque where there is no lock of the interpreter.
+        if self._moved:
+            assert self.worker is not None
+            if removed(self.items, item):
+                self.worker.jobs.put(item)
+            return
+        self._enter()
+        if self.worker is None:
+            self._wait()
+
+    def hold(self) -> None:
+        """Begin to wait, in the queue from the first call on."""
+        self._outside.append(None)
+        # A call that has come before found nothing to take, and relies on this look.
+        if self.items.copy():
+            self._enter()
+
+    def _enter(self) -> None:
+        try:
+            self._outside.pop()
+        except IndexError:  # held back, in the queue, or with a worker
+            return
+        _queue.append(self)
+        _serve_queue()
+
+    def is_wanted(self) -> bool:
+        """Tell whether somebody waits for one of the calls."""
+        return self.worker is None and not all(_is_given_up(item) for item in self.items.copy())
+
+    def leave(self, error: Exception | None = None) -> None:
+        """Leave the queue, since nobody waits for the calls any more; or let them all fail with *error*."""
+        if not removed(_queue, self) or self.worker is not None:
+            return
+        self._forget_calls(error)
+        self.hold()
+
+    def _forget_calls(self, error: Exception | None) -> None:
+        executor = self.executor
+        for item in self.items.copy():
+            if (error is None and not _is_given_up(item)) or not removed(self.items, item):
+                continue
+            if type(item) is tuple:
+                executor.unfinished.popleft()
+                if error is not None:
+                    item[1].abandon(error)
+            else:
+                item.set()
+        if executor.shut_down:
+            executor.give_back_if_done()
+
+    def give(self, lease: Lease, own: bool = False) -> None:
+        """Have a worker do the calls; only whoever has removed this place from the queue calls this."""
+        try:
+            self._ungiven.pop()
+        except IndexError:  # it was in the queue twice, after an interrupt
+            lease.end()
+            return
+        executor = self.executor
+        try:
+            worker = workers._lease(own)
+        except BaseException as error:
+            self._ungiven.append(None)
+            _leases.pop(lease, None)
+            if not isinstance(error, Exception):
+                _queue.appendleft(self)
+                raise
+            self._forget_calls(error)
+            self.hold()
+            return
+        if worker is None:
+            self._run_in_place(lease)
+            return
+        worker.thread.serves = ContextExecutor
+        lease.unfinished = executor.unfinished
+        worker.lease, lease.worker = lease, worker
+        self.worker, self.ident = worker, worker.ident
+        # The worker is not given back before it has moved the calls.
+        executor.unfinished.append(self)
+        worker.jobs.put((executor, self))
+
+    def give_over_limit(self) -> bool:
+        """Have a worker do the calls, whatever the limit is; return False where this place is not in the queue."""
+        if not removed(_queue, self):
+            return False
+        lease = Lease(self.executor)
+        _leases[lease] = None
+        self.give(lease)
+        return True
+
+    def _run_in_place(self, lease: Lease) -> None:
+        """Run the calls here, since Python starts no threads any more."""
+        self._ungiven.append(None)
+        executor = self.executor
+        try:
+            while self.items:
+                item = self.items.popleft()
+                if type(item) is tuple:
+                    executor.unfinished.popleft()
+                    run_in_place(item[1])
+                else:
+                    item.set()
+        finally:
+            lease.end()
+            self.hold()
+        if executor.shut_down:
+            executor.give_back_if_done()
+
+    # On the worker, as a job:
+
+    def run(self) -> None:
+        """Move the calls into the worker's own queue, in their order: nobody else puts anything there before."""
+        worker, executor = self.worker, self.executor
+        assert worker is not None
+        waited = time.monotonic() - self.waiting_since()
+        self._move(worker)
+        self._moved = True
+        self.items.rotate(0)  # see put()
+        self._move(worker)
+        executor._worker = worker
+        _log_wait(waited)
+
+    def _move(self, worker: _Worker) -> None:
+        while True:
+            try:
+                item = self.items.popleft()
+            except IndexError:
+                return
+            worker.jobs.put(item)
+
+    def report(self) -> None:
+        pass
+
+    def abandon(self, error: BaseException) -> None:  # pragma: no cover: no worker abandons a job
+        pass
+
+    # As a worker:
+
+    def go_idle(self) -> None:
+        removed(_queue, self)
+
+    let_go = go_idle
+
+    def wait_until_reached(self) -> None:
+        """Wait until all calls of the executor are done."""
+        reached = threading.Event()
+        self.put(reached)
+        while not reached.wait(1) and self.executor.unfinished:
+            pass
+
+    # On the loop of a call:
+
+    def _wait(self) -> None:
+        loop = running_loop()
+        if loop is None:
+            return
+        if (is_below_blocked(None) or _is_leased_thread()) and self.give_over_limit():
+            return
+        if not self._timed:
+            self._timed = True
+            self._look_later(loop, 0)
+
+    def _look_later(self, loop: asyncio.AbstractEventLoop, pause: float) -> None:
+        # At most a few looks within the time after which threads stand still.
+        pause = min(max(2 * pause, FIRST_LOOK), LAST_LOOK, max(FIRST_LOOK, thread_standstill() / 4))
+        # By reference: the timer keeps nothing of a call that is long done.
+        loop.call_later(pause, _look, weakref.ref(self), loop, pause, context=contextvars.Context())
+
+    def look(self) -> bool:
+        """See what has become of the calls; return whether to look again."""
+        if self.worker is not None or self.executor._generation is not forks.generation:
+            return False
+        if not self.is_wanted():
+            self._timed = False
+            self.leave()
+            return False
+        if (_is_leased_thread() or any(map(is_below_blocked, self._calls()))) and self.give_over_limit():
+            return False
+        _serve_queue()
+        _resolve_standstill()
+        if self.worker is not None:
+            return False
+        _log_wait(time.monotonic() - self.waiting_since())
+        return True
+
+    def _calls(self) -> list[Any]:
+        return [item[1] for item in self.items.copy() if type(item) is tuple and not _is_given_up(item)]
+
+    def waiting_since(self) -> float:
+        """Return the time at which the first call that still waits was made."""
+        return min([getattr(job, "began", self.since) for job in self._calls()], default=self.since)
+
+
+def _look(reference: weakref.ref[Any], loop: asyncio.AbstractEventLoop, pause: float) -> None:
+    place: Place | None = reference()
+    if place is not None and place.look():
+        place._look_later(loop, pause)
+
+
+def _is_given_up(item: Any) -> bool:
+    # An event waits for the calls before it.
+    return type(item) is not tuple or getattr(item[1], "given_up", False)
+
+
+def _is_leased_thread() -> bool:
+    """Tell whether this thread, which runs a loop, is itself a leased one, whose job waits for the loop."""
+    here = threading.get_ident()
+    return any(lease.worker is not None and lease.worker.ident == here for lease in list(_leases))
+
+
+# Standstill:
+
+
+class Rest:
+    """How the leased threads were found: the same once more means that none of them has run anything since."""
+
+    def __init__(self, threads: list[Any] | None) -> None:
+        # None where one of them runs something.
+        self.threads = threads
+        self.since = self.seen = time.monotonic()
+        # Who takes this resolves the standstill.
+        self.unresolved = [None]
+
+
+def _threads_at_rest() -> list[Any] | None:
+    """Return what shows the progress of each leased thread, by number; None where one of them runs something."""
+    threads: list[Any] = []
+    for lease in list(_leases):
+        worker = lease.worker
+        # What a thread runs while it is blocked is counted by its mailbox.
+        mailbox = None if worker is None else current_thread_executor.waiting.get(worker.ident or 0)
+        if lease.unfinished and mailbox is None:
+            return None
+        jobs_done = None if worker is None else worker.jobs_done
+        jobs_begun = None if mailbox is None else mailbox.jobs_begun
+        threads.append((id(lease), jobs_done, id(mailbox), jobs_begun))
+    return threads
+
+
+def _resolve_standstill() -> None:
+    """Give the first place in the queue a thread over the limit, if no leased thread has run anything for long."""
+    global _rest
+    now, longest, rest = time.monotonic(), thread_standstill(), _rest
+    if rest is not None and rest.seen <= now < rest.seen + longest / 20:  # one look is enough for all places
+        return
+    threads = _threads_at_rest()
+    if rest is None or threads is None or threads != rest.threads:
+        _rest = Rest(threads)
+        return
+    rest.seen = now
+    if now < rest.since + longest:
+        return
+    try:
+        rest.unresolved.pop()
+    except IndexError:  # another thread does it
+        return
+    _rest = None
+    places = _queue.copy()
+    for place in places:
+        if place.is_wanted() and place.give_over_limit():
+            waits.logger.error(
+                "%d leased threads have run nothing for %.1f seconds, while calls of %d ThreadSensitiveContext blocks "
+                "waited for a thread, since ThreadSensitiveContext.max_threads is %s. The first of them got a thread "
+                "over this limit. Call `await asgiref.sync.release_thread()` where a request that has used a thread "
+                "waits for something else, or raise max_threads",
+                len(threads),
+                longest,
+                len(places),
+                max_threads(),
+            )
+            return
+
+
+# Figures:
+
+
+class Figures:
+    """How many threads are leased, how many calls wait for one, and for how many seconds the first of these has."""
+
+    __slots__ = ("leased_threads", "longest_wait", "waiting_calls")
+
+    def __init__(self, leased_threads: int, waiting_calls: int, longest_wait: float) -> None:
+        self.leased_threads, self.waiting_calls, self.longest_wait = leased_threads, waiting_calls, longest_wait
+
+
+def figures() -> Figures:
+    """Return how things are at the moment. On any thread, also in a signal handler."""
+    waiting = [place for place in _queue.copy() if place.is_wanted()]
+    since = min([place.waiting_since() for place in waiting], default=None)
+    return Figures(
+        sum(lease.worker is not None for lease in list(_leases)),
+        sum(len(place._calls()) for place in waiting),
+        0.0 if since is None else max(0.0, time.monotonic() - since),
+    )
+
+
+def _log_wait(waited: float) -> None:
+    waits.log_wait(waited, lambda: _told_of(waited, figures()))
+
+
+def _told_of(waited: float, now: Figures) -> tuple[object, ...]:
+    text = (
+        "a sync_to_async call has waited %.1f seconds for a thread: ThreadSensitiveContext.max_threads is %s, "
+        "%d threads are leased, and %d calls still wait; raise max_threads, or find the code that holds the threads "
+        "(asgiref.sync.print_bridge_calls() shows it) and have it call `await asgiref.sync.release_thread()`"
+    )
+    return text, waited, max_threads(), now.leased_threads, now.waiting_calls
+
+
+class ContextExecutor(WorkerExecutor):
+    """The executor of a ``ThreadSensitiveContext``, until its thread is released."""
+
+    purpose = "ThreadSensitiveContext"
+
+    # Takes the calls that come after the release; set before ``shut_down``.
+    successor: ContextExecutor | None = None
+    # The executor that this one succeeds, until it is known when that is done: calls of one context do not overlap.
+    _after: ContextExecutor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        # An item for each iterator or block whose further steps have to run on this very thread.
+        self.pins: list[None] = []
+
+    def _lease(self, lease: Lease | None = None) -> Any:
+        lease = None if self._after is not None else _try_lease(self)
+        if lease is None:
+            return self._stand_in_queue()
+        try:
+            worker = super()._lease(lease)
+        except BaseException:
+            lease.end()
+            raise
+        if worker is None:
+            lease.end()
+        return worker
+
+    def _stand_in_queue(self) -> Any:
+        place = Place(self)
+        standing = self.__dict__.setdefault("_worker", place)
+        if standing is place:
+            after, self._after = self._after, None
+            if after is None or not after._let_follow(place):
+                place.hold()
+        return standing
+
+    def _let_follow(self, place: Place) -> bool:
+        """Have *place* begin to wait when this executor's worker has been given back; return False if it has been."""
+        if self._generation is not forks.generation:
+            return False
+        # These are steps of one dict, as are those of give_back_if_done(): this finds the worker gone, or the other
+        # thread finds the place.
+        self.__dict__["_then"] = place
+        return "_worker" in self.__dict__.copy() or self.__dict__.pop("_then", None) is None
+
+    def give_back_if_done(self) -> None:
+        super().give_back_if_done()
+        if "_worker" not in self.__dict__:
+            place = self.__dict__.pop("_then", None)
+            if place is not None:
+                place.hold()
+
+    def release(self, install: Callable[[ContextExecutor], None]) -> None:
+        """Give the worker back when the accepted jobs are done and nothing is pinned to it.
+
+        Args:
+            install: Is given the executor that takes the calls from then on.
+        """
+        self.__dict__["_release"] = install
+        self._release_if_unpinned()
+
+    def _release_if_unpinned(self) -> None:
+        # Asked after ``_release`` was set; unpin() removes its pin and then looks for that.
+        if self.pins.copy():
+            return
+        install = self.__dict__.pop("_release", None)
+        if install is None or self.shut_down or self._worker is None:
+            return
+        successor = ContextExecutor()
+        successor._after = self
+        self.successor = successor
+        install(successor)
+        self.shutdown(wait=False)
+
+    def unpin(self) -> None:
+        """Note that one of those that had to run on this very thread is done."""
+        self.pins.pop()
+        if "_release" in self.__dict__:
+            self._release_if_unpinned()
+
+    def call_given_up(self) -> None:
+        """Leave the queue, if this executor stands there and nobody waits for any of its calls. On a loop."""
+        place: Any = self._worker
+        if isinstance(place, Place) and not place.is_wanted():
+            place.leave()
+
+    def _forget_parents_worker(self) -> None:
+        super()._forget_parents_worker()
+        self.__dict__.pop("_then", None)
+        self.__dict__.pop("_release", None)
+        self._after = None
+        self.pins = []
+
+    @property
+    def _threads(self) -> set[threading.Thread]:
+        return set() if isinstance(self._worker, Place) else super()._threads
