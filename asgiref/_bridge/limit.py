@@ -561,6 +561,8 @@ class ContextExecutor(WorkerExecutor):
     def give_back_if_done(self) -> None:
         super().give_back_if_done()
         if "_worker" not in self.__dict__:
+            if self.successor is not None:
+                self.successor._after = None  # which need not wait, and would be a circle
             place = self.__dict__.pop("_then", None)
             if place is not None:
                 place.hold()
