@@ -468,22 +468,20 @@ async def test_slow_thread_is_no_standstill(monkeypatch: pytest.MonkeyPatch) -> 
     await task
 
 
-async def test_blocked_thread_that_runs_short_jobs_is_no_standstill(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sync, "thread_standstill", 0.2)
+async def test_job_of_a_blocked_thread_shows_in_a_look() -> None:
+    """A thread that is blocked at each look is no standstill, if it runs something in between."""
 
-    async def many() -> None:
-        for _ in range(50):
-            await sync_to_async(int)()
-            await asyncio.sleep(0.01)
-        assert (1, 1) == told()[:2]
+    async def at_rest() -> Any:
+        await until(lambda: limit._threads_at_rest() is not None)
+        return limit._threads_at_rest()
 
-    async def later() -> None:
-        await until(lambda: figures().leased_threads == 1)
-        await block(thread)
+    async def below() -> None:
+        before = await at_rest()
+        assert before == await at_rest()
+        await sync_to_async(int)()
+        assert before != await at_rest()
 
-    task = asyncio.create_task(later())
-    await block(async_to_sync(many))
-    await task
+    await block(async_to_sync(below))
 
 
 # The release:
