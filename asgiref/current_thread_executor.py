@@ -83,7 +83,7 @@ class CurrentThreadExecutor(JobExecutor):
         self.pool: Callable[[], Any]
         self._jobs: deque[Job] = deque()
         # Released to wake the thread. Not a queue: up to Python 3.12, if an item is put into a SimpleQueue
-        # before a thread waits for it, the next wait may last for ever, in spite of its timeout.
+        # before a thread waits for it, the next wait may last forever, in spite of its timeout.
         self._no_news = threading.Lock()
         self._no_news.acquire()
         self._stopped = self._closed = False

@@ -77,7 +77,8 @@ class StatelessServer:
     >>> import asyncio
     >>> class Chat(StatelessServer):
     ...     async def handle(self):
-    ...         for person, line in [("Ada", "hello"), ("Bob", "hi"), ("Ada", "bye")]:
+    ...         lines = [("Ada", "hello"), ("Bob", "hi"), ("Ada", "bye")]
+    ...         for person, line in lines:
     ...             scope = {"type": "chat", "person": person}
     ...             queue = self.get_or_create_application_instance(person, scope)
     ...             queue.put_nowait({"type": "chat.message", "text": line})

@@ -129,7 +129,7 @@ class ApplicationCommunicator:
         raises its exception.
 
         Args:
-            timeout: How long to wait, in seconds; None means for ever. This also applies if
+            timeout: How long to wait, in seconds; None means forever. This also applies if
                 the application has returned, because a task that it started may still send.
 
         Cancellation:
@@ -195,7 +195,7 @@ class ApplicationCommunicator:
         ``receive_output``.
 
         Args:
-            timeout: How long to wait, in seconds; None means for ever.
+            timeout: How long to wait, in seconds; None means forever.
 
         Cancellation:
             At the timeout, the application is cancelled and then awaited without a limit.

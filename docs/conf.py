@@ -1,5 +1,9 @@
 """Sphinx: ``sphinx-build -W -n --keep-going -b html docs docs/_build/html``, and the same with ``-b doctest``."""
 
+from typing import Any
+
+from docutils import nodes
+
 import asgiref
 
 project = "asgiref"
@@ -37,3 +41,21 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.local import Local
 from asgiref.sync import *
 """
+
+
+def name_columns(app: Any, doctree: nodes.document, page: str) -> None:
+    """Put the name of its column into each cell of wide tables; ``pages.css`` shows it on narrow screens."""
+    for table in doctree.findall(nodes.table):
+        heads = [[each.astext() for each in row] for head in table.findall(nodes.thead) for row in head]
+        if not heads or len(heads[0]) < 3 or {"fields", "figures"} & set(table["classes"]):
+            continue
+        table["classes"].append("wide")
+        for body in table.findall(nodes.tbody):
+            for row in body:
+                for name, entry in list(zip(heads[0], row, strict=False))[1:]:
+                    if name and isinstance(entry.next_node(), nodes.paragraph):
+                        entry[0].insert(0, nodes.inline("", name, classes=["column"]))
+
+
+def setup(app: Any) -> None:
+    app.connect("doctree-resolved", name_columns)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 
 # asyncio would import this with the first call on a default executor. A fork meanwhile
-# would leave the import lock held for ever in the child.
+# would leave the import lock held forever in the child.
 import concurrent.futures.thread  # noqa: F401
 import contextlib
 import contextvars

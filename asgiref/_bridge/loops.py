@@ -130,7 +130,7 @@ class KeptLoop:
             kept._close_unused_loop()
             return None
         if kept._loop_made is not None:
-            while not kept._loop_made.wait(1):  # without a limit, gevent would say that it blocks for ever
+            while not kept._loop_made.wait(1):  # without a limit, gevent would say that it blocks forever
                 pass  # pragma: no cover: it takes less than a second
         return kept
 

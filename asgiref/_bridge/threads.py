@@ -1,7 +1,7 @@
 """Threads of the library's own, on which users' code runs.
 
 Python joins every thread at its end that is no daemon. A thread of the library waits for
-work as a rule, perhaps for ever, so it is a daemon: for the interpreter, also in a child
+work as a rule, perhaps forever, so it is a daemon: for the interpreter, also in a child
 that was forked in C and still has the thread on its list, and for a program that joins
 all other threads. A thread that users start inherits that from the thread on which they
 do it, and must not be a daemon for that reason.

@@ -7,7 +7,7 @@ for as long as its one queue has jobs. A worker goes back *before* the outcome o
 job is reported, so that the caller's next lease finds it there.
 
 There is no lock here. A signal handler, or a finalizer that the garbage collector calls,
-may bridge at any moment, and would wait for ever on a thread that held one. What must be
+may bridge at any moment, and would wait forever on a thread that held one. What must be
 one step is one operation of a list, a dict or a queue.
 
 Workers are daemon threads: an idle one holds up nobody's exit. Jobs that run are waited

@@ -185,7 +185,7 @@ class Bot(StatelessServer):
 
     def said_to_me(self, connection: Connection, line: Line) -> tuple[str, str, str, str] | None:
         """Return person, target, address and text if *line* is a message of a person to the bot."""
-        # Ignore NOTICE, which other bots and servers send: two bots would answer each other for ever.
+        # Ignore NOTICE, which other bots and servers send: two bots would answer each other forever.
         if line.command != "PRIVMSG" or len(line.params) != 2 or not NICK.fullmatch(line.nick):
             return None
         me, person = connection.fold(connection.nick), connection.fold(line.nick)
