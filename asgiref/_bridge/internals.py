@@ -16,12 +16,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures.thread
 import contextlib
+import gc
 import queue
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import contextvars
     from collections.abc import Callable, Iterator
     from concurrent.futures import Future
     from contextlib import AbstractContextManager
@@ -54,6 +56,7 @@ __all__ = [
     "reference_to_executor_above",
     "running_loop",
     "says_always_that_it_lives",
+    "share_variables",
     "simple_queue",
     "starting_lock_of",
     "thread_limit_of",
@@ -424,6 +427,24 @@ def says_always_that_it_lives(thread: threading.Thread) -> bool:
 def simple_queue() -> queue.SimpleQueue[Any]:
     """Return a queue of the standard library, even if ``queue.SimpleQueue`` is replaced."""
     return _SimpleQueue()
+
+
+# Contexts:
+
+
+@_part(
+    "the map to which a contextvars.Context refers, and which it shares with its copies",
+    seen=CPYTHON,
+    lost="speed: where context variables are set, contexts are compared variable by variable",
+    absent=lambda one, other: False,
+)
+def share_variables(one: contextvars.Context, other: contextvars.Context) -> bool:
+    """Tell whether one of the two is a copy of the other, or both are of a third, and nothing was set since.
+
+    Only for CPython; on a free-threaded build, this may wait for all threads.
+    """
+    referents = gc.get_referents(one, other)
+    return len(referents) == 2 and referents[0] is referents[1]
 
 
 # The end of the interpreter:

@@ -38,6 +38,12 @@ LOOP_RUNNERS = {
     "asgiref._bridge.loops.KeptLoop.run": ("loop", ""),
     "asgiref.event_loop._Run.run": ("loop", ""),
 }
+# The coroutines that await a call on a thread. All have variables ``self``, ``loop``, ``inner_calls`` and ``call``.
+AWAITING = {
+    "asgiref.sync.SyncToAsync.__call__",
+    "asgiref._steps.threads.Steps.step",
+    "asgiref._steps.threads.Steps.wait",
+}
 LOOKS = [f"asgiref._diagnosis.{name}" for name in ("look", "calls", "register_look")]
 # The method of a loop that runs the loop on another thread.
 RUNS_ELSEWHERE = "asgiref.event_loop._ThreadSensitive.__run"
@@ -196,7 +202,7 @@ class Look:
 
     def _read_task(self, task: Task, chain: list[FrameType]) -> None:
         for i, frame in enumerate(chain):
-            if _role(frame) == "asgiref.sync.SyncToAsync.__call__":
+            if _role(frame) in AWAITING:
                 inner_calls, job = (variables := frame.f_locals).get("inner_calls"), variables.get("call")
                 if job is None or inner_calls is None or job._generation is not forks.generation:
                     return
@@ -347,7 +353,7 @@ class Tasks:
             for future in _futures_that_end_with(task):
                 self.woken_by.setdefault(future, []).append(task)
             for frame in chain:
-                if _role(frame) == "asgiref.sync.SyncToAsync.__call__":
+                if _role(frame) in AWAITING:
                     job = frame.f_locals.get("call")
                     if _has_run(getattr(job, "_submitted", None)):
                         self.have_run.add(job)

@@ -32,7 +32,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .._bridge import forks, internals, jobs, register, workers
-from .look import LOOKS, WAITS_FOR_LOOP, Call, Look, Tasks, _again, _role, all_loops, stack_of
+from .look import AWAITING, LOOKS, WAITS_FOR_LOOP, Call, Look, Tasks, _again, _role, all_loops, stack_of
 
 if TYPE_CHECKING:
     from .look import Task
@@ -226,7 +226,7 @@ def _answer(loop: Any, answers: queue.SimpleQueue[tuple[Any, int, Tasks]]) -> No
 
 def _still(frame: Any) -> Any:
     role = _role(frame)
-    variables = dict(frame.f_locals) if role == "asgiref.sync.SyncToAsync.__call__" else None
+    variables = dict(frame.f_locals) if role in AWAITING else None
     code, module = frame.f_code, str(frame.f_globals.get("__name__"))
     return StillFrame(code.co_filename, frame.f_lineno or 0, code.co_name, module, role, variables)
 

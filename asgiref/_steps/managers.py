@@ -69,7 +69,7 @@ class _Block:
     """One time that a manager is entered and left."""
 
     def __init__(self, make: Callable[[], Any], name: str, thread_sensitive: bool, executor: Any) -> None:
-        self.steps = Steps(name, self, thread_sensitive, executor)
+        self.steps = Steps(name, thread_sensitive, executor)
         self._make: Any = make
         self._name = name
         self._manager: Any = None

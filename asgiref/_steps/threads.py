@@ -22,9 +22,9 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import local
-from .._bridge import cancellation, forks, internals, routing
+from .._bridge import builds, cancellation, forks, internals, register, routing
 from .._bridge.carry import changes_between
-from .._bridge.jobs import InnerCalls, JobExecutor
+from .._bridge.jobs import InnerCalls, JobExecutor, ThreadCall
 from .._bridge.limit import ContextExecutor
 from .._bridge.workers import WorkerExecutor
 from ..current_thread_executor import CurrentThreadExecutor
@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
 
-    from .._bridge.jobs import Job, ThreadCall
+    from .._bridge.jobs import Job
 
 __all__ = ["Steps", "StepsExecutor", "check_choice_of_thread", "post_elsewhere"]
 
-_MISSING: Any = object()
+# Whether contexts that share their variables are recognized at once.
+LOOKS_AT_MAPS = sys.implementation.name == "cpython" and not builds.FREE_THREADED
 
 # What is open. The garbage collector finalizes all objects of a circle, in any order, on a thread of its choice. It
 # must not find a generator there that is to be closed on its own thread.
@@ -70,16 +71,17 @@ class Steps(SyncToAsync[Any, Any]):
 
     Args:
         name: For errors and ``bridge_calls``.
-        owner: What is open between the first call and ``finish``.
         thread_sensitive: As for ``sync_to_async``.
         executor: Of one thread. Without it, code that is not thread-sensitive gets a leased worker.
     """
 
-    def __init__(self, name: str, owner: Any, thread_sensitive: bool, executor: Executor | None) -> None:
+    def __init__(self, name: str, thread_sensitive: bool, executor: Executor | None) -> None:
         # Not super().__init__(), which asks a function for its description.
-        self.func = self.__wrapped__ = self._step = _Step(name)
+        named: Any = _Named(name)
+        self.func = self.__wrapped__ = named
         self.__qualname__ = name
-        self._owner = owner
+        # The function of the first call, from then on until ``finish``: it leads to what is open.
+        self._first: Any = None
         self._thread_sensitive = thread_sensitive
         if executor is None and not thread_sensitive:
             executor = StepsExecutor()
@@ -97,6 +99,10 @@ class Steps(SyncToAsync[Any, Any]):
         # Of variables that were not set before: who takes such a variable away needs the token.
         self._tokens_here: dict[Any, contextvars.Token[Any]] = {}
         self._tokens_there: dict[Any, contextvars.Token[Any]] = {}
+        # The context of the steps before the step that runs.
+        self._before = self.context
+        # The last call that was given the context. Until it is settled, a thread may be using that.
+        self.latest: ThreadCall[Any] | None = None
         # Whether the steps end: then they run on another thread rather than not at all.
         self.ending = False
         self._given_up = False
@@ -108,15 +114,72 @@ class Steps(SyncToAsync[Any, Any]):
     async def step(self, function: Callable[[], Any]) -> Any:
         """Run *function* on the thread, with the context variables that there are here; changes come back."""
         __traceback_hide__ = True
-        if self._step.runs or self._given_up:  # a job on the thread may be using the context still
-            return await self(function)
-        before = self._bring_in()
-        self._step.runs = True
+        loop = asyncio.get_running_loop()
+        inner_calls = InnerCalls()
+        call = self.begin(function, loop, inner_calls)
+        awaited = register.here().note_awaited(call, self, inner_calls) if register.KEPT else None
         try:
-            return await self(function)
+            while True:
+                try:
+                    await call.arrival
+                    break
+                except asyncio.CancelledError as cancellation:
+                    if not call.survives_cancellation(inner_calls, cancellation):
+                        self._leave_queue()
+                        raise
         finally:
-            if not self._step.runs:
-                self._bring_back(before)
+            del call.arrival
+            if awaited is not None:
+                awaited.pop(id(call), None)
+            if call.settled and call is self.latest:
+                self.bring_back(self._before, self.context)
+        if inner_calls.absorbed is not None:
+            call.cancel_result(*inner_calls.absorbed)
+        return call.take()
+
+    def begin(
+        self,
+        function: Callable[[], Any],
+        loop: asyncio.AbstractEventLoop,
+        inner_calls: InnerCalls,
+        kind: Callable[..., ThreadCall[Any]] = ThreadCall,
+    ) -> Any:
+        """Give the thread the call of *function*, with the context variables that there are here; return the call."""
+        inner_calls.loop_thread = threading.current_thread()
+        call = kind(loop, self, sys.exc_info(), inner_calls, self.context, functools.partial(function))
+        if self.kept is None:
+            self._first = function
+        latest = self.latest
+        if not self._given_up and (latest is None or latest.settled):
+            self._bring_in(loop)
+            self.latest = call
+        try:
+            self._give_to_thread(call, loop, inner_calls, ())
+        except BaseException:
+            if call is self.latest:
+                self.latest = latest
+            raise
+        return call
+
+    async def wait(self, call: Any) -> None:
+        """Wait until *call*, a fill of ``ahead``, has an item more, or has ended; it is cancelled as a step is."""
+        __traceback_hide__ = True
+        loop = asyncio.get_running_loop()
+        inner_calls = call.inner_calls
+        awaited = register.here().note_awaited(call, self, inner_calls) if register.KEPT else None
+        try:
+            while call.await_item(loop):
+                try:
+                    await call.arrival
+                    break
+                except asyncio.CancelledError as cancellation:
+                    if not call.survives_cancellation(inner_calls, cancellation):
+                        self._leave_queue()
+                        raise
+        finally:
+            del call.arrival
+            if awaited is not None:
+                awaited.pop(id(call), None)
 
     async def end(self, function: Callable[[], Any]) -> Any:
         """Run *function*, which keeps its error in ``errors`` and does nothing the second time; raise the error.
@@ -163,7 +226,8 @@ class Steps(SyncToAsync[Any, Any]):
 
     def finish(self) -> None:
         """Note, on the thread, that nothing is open any more."""
-        _open.discard(self._owner)
+        _open.discard(self)
+        self._first = None
         while self._pinned:
             self._pinned.pop().unpin()
         if isinstance(self._executor, StepsExecutor):
@@ -174,24 +238,16 @@ class Steps(SyncToAsync[Any, Any]):
     def _give_to_thread(
         self, call: ThreadCall[Any], loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls, args: tuple[Any, ...]
     ) -> Any:
-        try:
-            return self._choose_thread(call, loop, inner_calls, args)
-        except BaseException:
-            self._step.runs = False
-            raise
-
-    def _choose_thread(
-        self, call: ThreadCall[Any], loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls, args: tuple[Any, ...]
-    ) -> Any:
         if self._loop() is not loop:
             self._loop = weakref.ref(loop)
         if self.kept is None:
             self._generation = forks.generation
-            _open.add(self._owner)  # first, since the thread may be quick to take it out
+            _open.add(self)  # first, since the thread may be quick to take it out
             try:
                 kept = super()._give_to_thread(call, loop, inner_calls, args)
             except BaseException:
-                _open.discard(self._owner)
+                _open.discard(self)
+                self._first = None
                 raise
             block = self.thread_sensitive_context.get(None) if self._thread_sensitive else None
             if isinstance(block, ThreadSensitiveContext) and block._executor is kept:
@@ -241,27 +297,40 @@ class Steps(SyncToAsync[Any, Any]):
 
     # The context:
 
-    def _bring_in(self) -> contextvars.Context:
-        """Make in the context of the steps the changes that the consumer has made; return how it is then."""
+    def _bring_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make in the context of the steps the changes that the consumer has made; note how it is then."""
         if local.THREADS_INHERIT:
             local.prepare_hand_over()
         here = contextvars.copy_context()
         if not _is_same(self._seen, here):
             self.context.run(_apply, self._seen, here, self._tokens_there)
             self._seen = here
-        loop = asyncio.get_running_loop()
         blocked_on_loop = AsyncToSync.loop_thread_executors.get(loop)
         if blocked_on_loop is not None and blocked_on_loop.surroundings is not None:
             # As for a call: all tasks of such a loop count to the thread that is blocked on it.
             self.context.run(setattr, AsyncToSync.executors, "current", _mailbox_above(loop))
-        return self.context.copy()
+        self._before = self.context.copy()
 
-    def _bring_back(self, before: contextvars.Context) -> None:
-        """Make here the changes that a step has made since *before*."""
-        after = self.context.copy()
+    def bring_back(self, before: contextvars.Context, after: contextvars.Context) -> None:
+        """Make here the changes that lead from *before* to *after*, both of which are of the context of the steps."""
+        if local.THREADS_INHERIT:
+            local.arrive(after)
         if not _is_same(before, after):
             _apply(before, after, self._tokens_here)
             self._seen = contextvars.copy_context()
+
+    def bring_back_ahead(self, before: contextvars.Context, after: contextvars.Context) -> None:
+        """Do so for a step that ran ahead: what the consumer has changed meanwhile is still to be brought in."""
+        if local.THREADS_INHERIT:
+            local.arrive(after)
+        if not _is_same(before, after):
+            _apply(before, after, self._tokens_here)
+            seen = contextvars.Context()
+            for variable, value in self._seen.items():
+                if variable in after or variable not in before:
+                    seen.run(variable.set, value)
+            seen.run(_apply, before, after, {})
+            self._seen = seen
 
     # Errors that nobody awaits:
 
@@ -292,20 +361,11 @@ class Steps(SyncToAsync[Any, Any]):
         return self._loop()
 
 
-class _Step:
-    """What ``Steps`` wraps: runs the function that it is given."""
+class _Named:
+    """Stands for the function that a ``SyncToAsync`` wraps: steps have many."""
 
     def __init__(self, name: str) -> None:
         self.__qualname__ = name
-        # Whether a step is under way. It is set on the loop, and cleared on the thread.
-        self.runs = False
-
-    def __call__(self, function: Callable[[], Any]) -> Any:
-        __traceback_hide__ = True
-        try:
-            return function()
-        finally:
-            self.runs = False
 
 
 def _only_clean_up(function: Callable[[], Any]) -> Any:
@@ -321,7 +381,7 @@ class _Unawaited:
 
     def run(self) -> None:
         steps = self._steps
-        child = functools.partial(steps.func, self._function)
+        child = functools.partial(self._function)
         steps.thread_handler(steps.loop(), sys.exc_info(), InnerCalls(), steps.context.run, child)  # type: ignore[arg-type]
 
     def report(self) -> None:
@@ -389,8 +449,13 @@ def _taken(errors: list[BaseException]) -> Iterator[BaseException]:
 
 
 def _is_same(one: contextvars.Context, other: contextvars.Context) -> bool:
-    return len(one) == len(other) and (
-        not one or (all(map(operator.is_, one.values(), other.values())) and all(map(operator.is_, one, other)))
+    """Tell whether the two have the same variables, with identical values."""
+    if len(one) != len(other):
+        return False
+    return (
+        not one
+        or (LOOKS_AT_MAPS and internals.share_variables(one, other))
+        or (all(map(operator.is_, one.values(), other.values())) and all(map(operator.is_, one, other)))
     )
 
 

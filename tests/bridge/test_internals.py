@@ -8,6 +8,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import concurrent.futures.thread
+import contextvars
 import gc
 import os
 import queue
@@ -354,6 +355,23 @@ last = Last()
 """
     assert ["True"] == output_of(code)
     assert not internals.interpreter_ends(RuntimeError("can't start new thread"))
+
+
+@pytest.mark.skipif(not CPYTHON, reason="only CPython's contexts show what they share")
+def test_share_variables() -> None:
+    def contexts() -> None:
+        variable = contextvars.ContextVar[int]("variable")
+        variable.set(1)
+        one, other = contextvars.copy_context(), contextvars.copy_context()
+        assert internals.share_variables(one, other)
+        assert internals.share_variables(one, other.copy())
+        other.run(variable.set, 2)
+        assert not internals.share_variables(one, other)
+        other.run(variable.set, 1)
+        assert not internals.share_variables(one, other)
+        assert not internals.share_variables(contextvars.Context(), contextvars.copy_context())
+
+    contextvars.Context().run(contexts)
 
 
 @pytest.mark.slow

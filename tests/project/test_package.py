@@ -62,11 +62,12 @@ ALLOWED = {
     "_steps": set[str](),
     "_steps.decorating": {"_bridge.wrapping"},
     "_steps.threads": {
-        *(f"_bridge.{room}" for room in ("cancellation", "carry", "forks", "internals", "jobs", "limit", "routing")),
-        "_bridge.workers",
+        *(f"_bridge.{room}" for room in ("builds", "cancellation", "carry", "forks", "internals", "jobs", "limit")),
+        *("_bridge.register", "_bridge.routing", "_bridge.workers"),
         *("current_thread_executor", "local", "sync"),
     },
-    "_steps.iteration": {"_steps.decorating", "_steps.threads"},
+    "_steps.ahead": {"_bridge.forks", "_bridge.jobs", "_steps.threads"},
+    "_steps.iteration": {"_steps.ahead", "_steps.decorating", "_steps.threads"},
     "_steps.managers": {"_steps.decorating", "_steps.threads"},
     "_steps.tasks": {
         *(f"_bridge.{room}" for room in ("forks", "greenlets", "internals", "jobs", "lending", "loops", "patience")),

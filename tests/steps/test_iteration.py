@@ -822,7 +822,7 @@ def test_all_waiting_threads_have_left() -> None:
     """The mailbox of the steps is closed, and so is the one further out: the worker of the process does the rest."""
     outer = CurrentThreadExecutor(None)
     inner = CurrentThreadExecutor(outer)
-    steps = steps_threads.Steps("steps", object(), True, None)
+    steps = steps_threads.Steps("steps", True, None)
     steps.kept = inner
     inner.close()
     outer.close()
@@ -835,7 +835,7 @@ def test_all_waiting_threads_have_left() -> None:
 
 async def test_error_is_left_to_the_aclose_that_waits() -> None:
     """1. close() fails, and nobody waits. 2. aclose() begins to wait. 3. The loop would tell: it leaves the error."""
-    steps = steps_threads.Steps("steps", object(), True, None)
+    steps = steps_threads.Steps("steps", True, None)
     steps.errors.append(KeyError())
     steps.waiting = 1
     steps._tell_errors_to(asyncio.get_running_loop())

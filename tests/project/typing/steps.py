@@ -53,6 +53,9 @@ async def iterators(executor: Executor) -> None:
     async with contextlib.aclosing(sync_to_async_iterator(rows)(1, name="one")) as each:
         assert_type(await anext(each), bytes)
     decorated = sync_to_async_iterator(thread_sensitive=False)(rows)
+    assert_type(await anext(sync_to_async_iterator([1], read_ahead=5)), int)
+    assert_type(await anext(sync_to_async_iterator(rows, read_ahead=5)(1)), bytes)
+    assert_type(await anext(sync_to_async_iterator(read_ahead=5)(rows)(1)), bytes)
     assert_type(await anext(decorated(1)), bytes)
     assert_type(await anext(sync_to_async_iterator(rows, thread_sensitive=False)(1)), bytes)
     assert_type(await anext(sync_to_async_iterator(generic)(["a"])), str)
