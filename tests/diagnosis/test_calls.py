@@ -797,7 +797,7 @@ async def test_printed_where_only_tasks_wait() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="loops have other names")
 def test_output_in_the_documentation(tmp_path: Path) -> None:
     """It is what the program there prints, but for numbers."""
-    section = (ROOT / "docs" / "sync.rst").read_text().partition("\nWhat is stuck?\n")[2]
+    section = (ROOT / "docs" / "sync.rst").read_text().partition("\nFinding stuck calls\n")[2]
     program, expected = [
         textwrap.dedent(block) for block in re.findall(r"code-block:: \w+\n\n((?:    .*\n|\n)+)", section)[:2]
     ]
