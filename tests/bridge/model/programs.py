@@ -22,10 +22,12 @@ __all__ = [
     "Gather",
     "Held",
     "Hold",
+    "Iterate",
     "Leave",
     "Piece",
     "Raise",
     "Spawn",
+    "With",
     "Write",
     "programs",
     "smaller",
@@ -185,6 +187,66 @@ class Block:
 
 
 @dataclasses.dataclass
+class With:
+    """Steps inside a synchronous context manager, which ``sync_to_async_context_manager`` bridges."""
+
+    # What __enter__ and __exit__ do, and whether the latter suppresses an Exception.
+    enter: Piece
+    exit: Piece
+    suppresses: bool
+    steps: list[Any]
+    # "" where thread-sensitive, "leased", "one".
+    executor: str = ""
+
+    def lines(self) -> Iterator[str]:
+        yield from self.enter.lines()
+        yield from self.exit.lines()
+        options = {"": "", "leased": ", thread_sensitive=False"}.get(
+            self.executor, f", thread_sensitive=False, executor={self.executor}"
+        )
+        suppresses = "  # suppresses Exception" * self.suppresses
+        yield f"async with sync_to_async_context_manager(<{self.enter.name}, {self.exit.name}>{options}):{suppresses}"
+        yield from _indented(self.steps)
+
+
+@dataclasses.dataclass
+class Item:
+    """What a generator does to make an item, and what the consumer does with that."""
+
+    piece: Piece
+    steps: list[Any]
+
+
+@dataclasses.dataclass
+class Iterate:
+    """Take items of a generator, which ``sync_to_async_iterator`` bridges, and close it."""
+
+    items: list[Item]
+    # What the generator does in the end, after the last item or when it is closed.
+    end: Piece
+    # How often the consumer asks: with one more than there are items, it hears of the end.
+    takes: int
+    executor: str = ""
+    # Where the thread reads ahead, all items are taken, and the consumer does nothing with them.
+    read_ahead: int = 0
+
+    def lines(self) -> Iterator[str]:
+        for item in self.items:
+            yield from item.piece.lines()
+        yield from self.end.lines()
+        options = {"": "", "leased": ", thread_sensitive=False"}.get(
+            self.executor, f", thread_sensitive=False, executor={self.executor}"
+        ) + f", read_ahead={self.read_ahead}" * bool(self.read_ahead)
+        names = ", ".join(item.piece.name for item in self.items)
+        yield f"items = sync_to_async_iterator(<{names}; finally {self.end.name}>{options})"
+        for item in [*self.items, Item(self.end, [])][: self.takes]:
+            yield "await anext(items)"
+            for step in item.steps:
+                yield from step.lines()
+        yield "await items.aclose()"
+
+
+@dataclasses.dataclass
 class Hold:
     """Wait here for whoever made the call to do what ``Held`` tells; there is one below each."""
 
@@ -302,7 +364,7 @@ class _Writer:
             return self.outlived_call(place)
         kinds = [self.simple_step, self.call, self.call, self.call, self.block]
         if place.is_async:
-            kinds += [self.gather, self.collect]
+            kinds += [self.gather, self.collect, self.with_, self.iterate]
             kinds += [self.spawn] * (2 * place.spawns) + [self.held] * (2 * place.holds)
         return [self.choose(*kinds)(place)]
 
@@ -386,6 +448,25 @@ class _Writer:
     def block(self, place: Place) -> Block:
         return Block(self.manager(place), self.steps(place))
 
+    def with_(self, place: Place, steps: list[Any] | None = None) -> With:
+        executor = self.choose("", "", "", "leased", "one")
+        inside = place.inside(False, called_back=False)
+        enter, leave = self.piece(inside), self.piece(inside)
+        return With(enter, leave, self.choose(False, True), self.steps(place) if steps is None else steps, executor)
+
+    def iterate(self, place: Place) -> Iterate:
+        inside = place.inside(False, called_back=False)
+        executor = self.choose("", "", "", "leased", "one")
+        read_ahead = self.choose(0, 0, 0, 1, 2, 5)
+        items = []
+        for _ in range(self.choose(1, 2, 3)):
+            piece = self.piece(inside)
+            items.append(
+                Item(piece, [] if read_ahead else self.steps(dataclasses.replace(place, depth=place.depth + 1)))
+            )
+        takes = len(items) + 1 if read_ahead else self.choose(*range(len(items) + 2))
+        return Iterate(items, self.piece(inside), takes, executor, read_ahead)
+
     def manager(self, place: Place) -> str:
         if not place.is_async:
             return "AsyncSingleThreadContext()"
@@ -427,11 +508,16 @@ class _Writer:
         on_its_own = not place.is_async
         step: Any
         kinds = ["goal", "call", "call", "block"]
+        if place.is_async and not leaves:
+            kinds += ["with"]
         if leaves and place.is_async and not place.called_back:
             kinds += ["call"] * 3  # since nothing waits yet that could be left behind
         kind = self.choose(*kinds)
         if kind == "goal" or place.depth >= MAX_DEPTH or self.pieces >= MAX_PIECES + 3 * leaves:
             step = goal
+        elif kind == "with":
+            inner, on_its_own = self.steps_to(goal, dataclasses.replace(place, depth=place.depth + 1))
+            step = self.with_(place, inner)
         elif kind == "block":
             inner, on_its_own = self.steps_to(goal, dataclasses.replace(place, depth=place.depth + 1))
             step = Block(self.manager(place), inner)
@@ -459,7 +545,7 @@ def _changes_side(steps: list[Any]) -> bool:
     for step in steps:
         if isinstance(step, Hold | Leave):
             return False
-        if isinstance(step, Block) and _leads_to_hold(step):
+        if isinstance(step, Block | With) and _leads_to_hold(step):
             return _changes_side(step.steps)
         if isinstance(step, Call) and _leads_to_hold(step):
             return step.by != "call" or _changes_side(step.piece.steps)
@@ -469,7 +555,7 @@ def _changes_side(steps: list[Any]) -> bool:
 def _leads_to_hold(step: Any) -> bool:
     if isinstance(step, Call):
         return not step.leaves and any(map(_leads_to_hold, step.piece.steps))
-    return isinstance(step, Hold | Leave) or (isinstance(step, Block) and any(map(_leads_to_hold, step.steps)))
+    return isinstance(step, Hold | Leave) or (isinstance(step, Block | With) and any(map(_leads_to_hold, step.steps)))
 
 
 # Made once, since that takes as long as drawing from them.
@@ -505,6 +591,14 @@ def _step_lists(part: Any) -> Iterator[list[Any]]:
     if isinstance(part, Piece | Block):
         yield part.steps
         parts = part.steps
+    elif isinstance(part, With):
+        yield part.steps
+        parts = [part.enter, part.exit, *part.steps]
+    elif isinstance(part, Iterate):
+        parts = [item.piece for item in part.items] + [part.end]
+        for item in part.items:
+            yield item.steps
+            parts += item.steps
     elif isinstance(part, Gather):
         parts = part.pieces
     else:

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from .programs import Block, Call, Collect, Gather, Held, Hold, Leave, Piece, Raise, Spawn, Write
+from .programs import Block, Call, Collect, Gather, Held, Hold, Iterate, Leave, Piece, Raise, Spawn, With, Write
 
 __all__ = ["ANY", "VARIABLES", "Look", "Outcome", "Trace", "Unfit", "expected_of"]
 
@@ -69,6 +69,8 @@ class Frozen(Exception):
 # They end the run of a loop when they leave one of its tasks.
 END_THE_LOOP = frozenset({"SystemExit", "KeyboardInterrupt"})
 
+NO_EXCEPTIONS = END_THE_LOOP | {"CancelledError"}
+
 
 class Mailbox:
     def __init__(self, flow: Flow, outer: Mailbox | None) -> None:
@@ -120,6 +122,18 @@ class Manager:
         # Where it has an executor: the loop on which it was entered, and the threads above it that wait.
         self.entered_on: Loop | None = None
         self.hidden: list[Mailbox] = []
+
+
+class Steps:
+    """One iteration or block of a synchronous object: what its first step has settled for the others."""
+
+    def __init__(self, name: str, executor: str) -> None:
+        self.name, self.executor = name, executor
+        self.thread = ""
+        self.mailbox: Mailbox | None = None
+        # The context of all steps, and that of the consumer as it was when they last met.
+        self.context: dict[Any, Any] = {}
+        self.seen: dict[Any, Any] = {}
 
 
 class Strand:
@@ -251,6 +265,10 @@ class _Reference:
             self.note(name, self.caught(step, flow, name))
         elif isinstance(step, Block):
             self.block(step, flow, name)
+        elif isinstance(step, With):
+            self.with_(step, flow, name)
+        elif isinstance(step, Iterate):
+            self.iterate(step, flow, name)
         elif isinstance(step, Gather):
             self.gather(step, flow, name)
         elif isinstance(step, Spawn):
@@ -433,6 +451,122 @@ class _Reference:
             ancestor = ancestor.outer
         manager = flow.context.get("sensitive")
         return mailboxes if manager is None else mailboxes + manager.hidden
+
+    # Several calls on one thread and in one context
+
+    def step_of(self, steps: Steps, function: Callable[[Flow], str], flow: Flow) -> str:
+        loop = flow.loop
+        assert loop is not None
+        if loop.leaves:
+            raise Unfit("whether a step is still in time is chance")
+        if not steps.thread:
+            mailbox = None
+            if steps.executor == "":
+                thread, mailbox = self.route(flow)
+            else:
+                thread = "one" if steps.executor == "one" else f"the thread of {steps.name}"
+            if thread == loop.thread:
+                raise Failure("RuntimeError", "deadlock")
+            steps.thread, steps.mailbox = thread, mailbox
+        thread, mailbox = steps.thread, steps.mailbox
+        doing = self.busy.setdefault(thread, [])
+        if doing and (mailbox is None or doing[-1] is not mailbox):
+            raise Unfit("it waits for a thread that waits for it")
+        self.waits |= {(other, len(does), thread) for other, does in self.busy.items() if does and other != thread}
+        _carry(steps.seen, flow.context, steps.context)
+        steps.seen = flow.context.copy()
+        if loop.mailbox is not None:
+            _write(steps.context, "ancestor", self.mailbox_above(flow))
+        before = steps.context.copy()
+        bridged = BridgedCall(flow.bridged)
+        inner = flow.but(
+            thread=thread,
+            loop=None,
+            home=loop,
+            context=steps.context,
+            handled=flow.handled if flow.handled is not None or mailbox is None else mailbox.handled,
+            chain=flow.chain | {thread},
+            bridged=bridged,
+            is_async=False,
+        )
+        doing.append(None)
+        outcome = self.outcome_of(functools.partial(function, inner))
+        doing.pop()
+        _carry(before, steps.context, flow.context)
+        steps.seen = flow.context.copy()
+        if bridged.absorbs and outcome[0] == "returned":
+            raise Failure("CancelledError")
+        if outcome[0] == "StopIteration":
+            raise Failure("RuntimeError", "StopIteration")
+        return _result(outcome)
+
+    def with_(self, step: With, flow: Flow, name: str) -> None:
+        steps = Steps(step.enter.name, step.executor)
+        self.step_of(steps, functools.partial(self.piece, step.enter), flow)
+        failure = None
+        try:
+            self.look(name, flow)
+            for inner in step.steps:
+                self.step(inner, flow, name)
+        except Failure as caught:
+            failure = caught
+        self.step_of(
+            steps, functools.partial(self.piece, step.exit), flow if failure is None else flow.but(handled=ANY)
+        )
+        if failure is not None and not (step.suppresses and failure.outcome[0] not in NO_EXCEPTIONS):
+            raise failure
+
+    def iterate(self, step: Iterate, flow: Flow, name: str) -> None:
+        steps = Steps(step.items[0].piece.name, step.executor)
+        pieces = [item.piece for item in step.items]
+        begun = finished = False
+
+        def end(inner: Flow) -> None:
+            nonlocal finished
+            finished = True
+            try:
+                self.piece(step.end, inner)
+            except Failure as failure:
+                raise _out_of_generator(failure) from None
+
+        def make(inner: Flow) -> str:
+            nonlocal begun
+            begun = True
+            if finished or not pieces:
+                if not finished:
+                    end(inner)
+                raise Failure("StopAsyncIteration")
+            try:
+                return self.piece(pieces.pop(0), inner)
+            except Failure as failure:
+                end(inner.but(handled=failure.outcome))
+                raise _out_of_generator(failure) from None
+
+        def close(inner: Flow) -> str:
+            if not finished:
+                end(inner.but(handled=("GeneratorExit", "")))
+            return "closed"
+
+        failure = None
+        for item in [*step.items, None][: step.takes]:
+            try:
+                self.note(name, ("returned", self.step_of(steps, make, flow)))
+                self.look(name, flow)
+            except Failure as caught:
+                failure = caught
+                self.note(name, failure.outcome)
+                break
+            assert item is not None
+            try:
+                for inner in item.steps:
+                    self.step(inner, flow, name)
+            except Failure as caught:
+                failure = caught
+                break
+        if begun and not (failure is not None and failure.outcome[0] == "StopAsyncIteration"):
+            self.step_of(steps, close, flow)
+        if failure is not None and failure.outcome[0] != "StopAsyncIteration":
+            raise failure
 
     # From synchronous to asynchronous code
 
@@ -746,6 +880,10 @@ class _Reference:
                 queued = flow.apart(flow.context.copy(), Strand(), handled)
                 self.note(name, self.outcome_of(functools.partial(self.sync_to_async, held.queued, "", "", queued)))
                 flow.strand.spawned += queued.strand.spawned
+
+
+def _out_of_generator(failure: Failure) -> Failure:
+    return Failure("RuntimeError", "StopIteration") if failure.outcome[0] == "StopIteration" else failure
 
 
 def _result(outcome: Outcome) -> str:

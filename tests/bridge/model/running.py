@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from asgiref import current_thread_executor, sync
@@ -26,9 +26,11 @@ from asgiref.sync import (
     ThreadSensitiveContext,
     async_to_sync,
     sync_to_async,
+    sync_to_async_context_manager,
+    sync_to_async_iterator,
 )
 
-from .programs import Block, Call, Collect, Gather, Held, Hold, Leave, Piece, Raise, Spawn, Write
+from .programs import Block, Call, Collect, Gather, Held, Hold, Iterate, Leave, Piece, Raise, Spawn, With, Write
 from .reference import VARIABLES, Look, Outcome, Trace
 
 __all__ = ["Hung", "MainThread"]
@@ -518,6 +520,10 @@ class _Run:
                 self.note(flow.name, await self.async_caught(step, flow))
             elif isinstance(step, Block):
                 await self.block(step, flow)
+            elif isinstance(step, With):
+                await self.with_(step, flow)
+            elif isinstance(step, Iterate):
+                await self.iterate(step, flow)
             elif isinstance(step, Gather):
                 await self.gather(step, flow)
             elif isinstance(step, Spawn):
@@ -590,6 +596,43 @@ class _Run:
         finally:
             if bridged.gate is not None:
                 bridged.gate.left.tell()
+
+    async def with_(self, step: With, flow: _Flow) -> None:
+        options = self.options(step.executor)
+        async with sync_to_async_context_manager(_Manager(self, step, flow), **options):
+            self.look(flow.name)
+            await self.async_steps(step.steps, flow)
+
+    async def iterate(self, step: Iterate, flow: _Flow) -> None:
+        bridged = _Bridged()
+
+        def generator() -> Iterator[str]:
+            try:
+                for item in step.items:
+                    yield self.sync_piece(item.piece, flow.into(item.piece, bridged))
+            finally:
+                self.sync_piece(step.end, flow.into(step.end, bridged))
+
+        options = self.options(step.executor)
+        items = sync_to_async_iterator(generator, **options, read_ahead=step.read_ahead)()
+        error = None
+        for number in range(step.takes):
+            outcome, error = await _attempt(anext(items))
+            self.note(flow.name, outcome)
+            if error is not None:
+                break
+            self.look(flow.name)
+            _, error = await _attempt(self.async_steps(step.items[number].steps, flow))
+            if error is not None:
+                break
+        await items.aclose()
+        if error is not None and not isinstance(error, StopAsyncIteration):
+            raise error
+
+    def options(self, executor: str) -> Any:
+        if not executor:
+            return {}
+        return {"thread_sensitive": False, "executor": self.main_thread.one if executor == "one" else None}
 
     async def block(self, block: Block, flow: _Flow) -> None:
         if block.manager.startswith("Async"):
@@ -707,6 +750,20 @@ class _Run:
             flow.strand.spawned += own.spawned
 
 
+class _Manager:
+    """The context manager of a ``With``."""
+
+    def __init__(self, run: _Run, step: With, flow: _Flow) -> None:
+        self._run, self._step, self._flow, self._bridged = run, step, flow, _Bridged()
+
+    def __enter__(self) -> None:
+        self._run.sync_piece(self._step.enter, self._flow.into(self._step.enter, self._bridged))
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
+        self._run.sync_piece(self._step.exit, self._flow.into(self._step.exit, self._bridged))
+        return self._step.suppresses and isinstance(error, Exception)
+
+
 async def _attempt(awaitable: Awaitable[Any]) -> tuple[Outcome, BaseException | None]:
     try:
         return ("returned", await awaitable), None
@@ -748,7 +805,7 @@ DETAILS = {
     "await": "await the function itself there",
     "deadlock": "would deadlock",
     "ended": "after the end of the ThreadSensitiveContext",
-    "left": "stopped or closed while it ran a coroutine",
+    "left": "was stopped or closed while it ran it",
     "never ended": "never ended",
     "entered": "is already entered",
 }
