@@ -146,7 +146,6 @@ class OneTask(AsyncToSync[Any, Any]):
             _open.add(self)
         elif not _is_same(self._seen, here):
             step.changes = self._seen.copy(), here.copy()
-        self._seen = here
         try:
             if end is not None:
                 register.here().enter("asgiref._steps.tasks.OneTask.step", self=self, outcome=outcome, mailbox=mailbox)
@@ -156,6 +155,7 @@ class OneTask(AsyncToSync[Any, Any]):
             if end is not None:
                 end()
             if contexts[0] is not None:
+                self._seen = here
                 self.bring_back(contexts[1], contexts[0])
             if self.begun and not outcome.settled:  # a second interrupt, which waits for nothing
                 self.end_unawaited()

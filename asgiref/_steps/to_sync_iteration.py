@@ -171,6 +171,15 @@ class _Iteration(OneTask):
             finally:
                 del error
 
+    # On the loop:
+
+    def accept(self, step: Any, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
+        # What was made while the step was on its way is not held back by what the task makes ahead now.
+        if self.items and not step.hurries:
+            step.outcome.set_result(_LOOK_AGAIN)
+            return self.task
+        return super().accept(step, loop)
+
     # In the task:
 
     async def next(self) -> Any:

@@ -1440,6 +1440,40 @@ def test_item_that_is_ready_is_not_held_back() -> None:
     assert [3] == list(items)
 
 
+def test_item_that_is_made_while_a_step_is_on_its_way_is_not_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread finds nothing and asks; then the task makes an item ahead; then it waits, in making the next one."""
+    asks, has_it = threading.Event(), threading.Event()
+    post = loops.KeptLoop.post
+    context_of_step: list[int] = []
+
+    async def lines() -> AsyncIterator[int]:
+        yield 1
+        wait_for(asks)
+        yield 2
+        assert await asyncio.to_thread(has_it.wait, LIMIT)
+        yield 3
+        context_of_step.append(number.get(0))
+
+    def post_and_tell(self: Any, call: Any, mailbox: Any) -> bool:
+        accepted = post(self, call, mailbox)
+        if steps:
+            asks.set()
+        return accepted
+
+    def look() -> None:
+        items = async_to_sync_iterator(lines(), read_ahead=2)
+        steps.append(next(items))
+        number.set(7)
+        assert 2 == next(items)
+        has_it.set()
+        assert [3] == list(items)
+
+    steps: list[int] = []
+    monkeypatch.setattr(loops.KeptLoop, "post", post_and_tell)
+    contextvars.Context().run(look)
+    assert [7] == context_of_step
+
+
 def test_sync_code_of_a_generator_that_reads_ahead_waits_for_the_consumer() -> None:
     called = threading.Event()
 
