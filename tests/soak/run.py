@@ -64,7 +64,7 @@ import threading
 import time
 import warnings
 from array import array
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +75,16 @@ from asgiref._bridge import builds, workers
 from asgiref._diagnosis.look import all_loops
 from asgiref.local import Local
 from asgiref.server import StatelessServer
-from asgiref.sync import AsyncSingleThreadContext, ThreadSensitiveContext, async_to_sync, sync_to_async
+from asgiref.sync import (
+    AsyncSingleThreadContext,
+    ThreadSensitiveContext,
+    async_to_sync,
+    async_to_sync_context_manager,
+    async_to_sync_iterator,
+    sync_to_async,
+    sync_to_async_context_manager,
+    sync_to_async_iterator,
+)
 from asgiref.wsgi import WsgiToAsgi
 
 __all__ = ["BOUNDS", "FAMILIES", "Family", "Sample", "Steps", "growth", "main", "observe", "verdict"]
@@ -583,6 +592,146 @@ async def _(steps: Steps) -> None:
         check(total, n)
 
 
+class Ends:
+    """Counts what has been ended; a thread or a task that ends something is not the one that waits for that."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        # Of managers that were entered on the thread, some of which are cancelled before.
+        self.begun = 0
+        self._changed = threading.Condition()
+
+    def add(self) -> None:
+        with self._changed:
+            self.count += 1
+            self._changed.notify_all()
+
+    def wait_for(self, count: int) -> None:
+        gc.collect()
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.count == count, STEP_LIMIT):
+                check(self.count, count)
+
+    def generator(self) -> Iterator[int]:
+        try:
+            yield from range(3)
+        finally:
+            self.add()
+
+    async def async_generator(self) -> AsyncIterator[int]:
+        try:
+            for i in range(3):
+                yield i
+        finally:
+            self.add()
+
+    @contextlib.contextmanager
+    def manager(self, fails: bool = False) -> Iterator[int]:
+        self.begun += 1
+        try:
+            if fails:
+                raise Expected
+            yield 1
+        finally:
+            self.add()
+
+    @contextlib.asynccontextmanager
+    async def async_manager(self, fails: bool = False) -> AsyncIterator[int]:
+        try:
+            if fails:
+                raise Expected
+            yield 1
+        finally:
+            self.add()
+
+
+# Every third is closed, every third is dropped, every third has a cancelled step; half have a thread of their own.
+@family("iterations in async code, abandoned half-way", "iterations")
+async def _(steps: Steps) -> None:
+    ends, total = Ends(), 0
+
+    async def abandon(kind: int) -> None:
+        items = sync_to_async_iterator(ends.generator(), thread_sensitive=kind % 2 == 0)
+        if kind % 3 == 0:
+            async with contextlib.aclosing(items):
+                await anext(items)
+        else:
+            await anext(items)
+        if kind % 3 == 1:
+            task = asyncio.ensure_future(anext(items))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+
+    for n in steps:
+        for kind in range(n):
+            await abandon(kind)
+        total += n
+        await asyncio.to_thread(ends.wait_for, total)
+        await sensitive()
+
+
+# Every third is closed, the others are dropped; half of them read ahead; one in twenty has a loop of its own.
+@family("iterations in sync code, abandoned half-way", "iterations", loops=0.06)
+def _(steps: Steps) -> None:
+    ends, total = Ends(), 0
+
+    def abandon(kind: int) -> None:
+        items = async_to_sync_iterator(ends.async_generator(), read_ahead=kind % 2)
+        if kind % 3 == 0:
+            with contextlib.closing(items):
+                next(items)
+        else:
+            next(items)
+
+    for n in steps:
+        for i in range(0, n, 20):
+            abandon(i)
+            with AsyncSingleThreadContext():
+                for kind in range(i + 1, min(i + 20, n)):
+                    abandon(kind)
+        total += n
+        ends.wait_for(total)
+
+
+@family("context managers in async code", "managers")
+async def _(steps: Steps) -> None:
+    ends = Ends()
+
+    async def use(kind: int) -> None:
+        with contextlib.suppress(Expected):
+            async with sync_to_async_context_manager(ends.manager)(kind % 4 == 0):
+                if kind % 4 == 1:
+                    raise Expected
+
+    for n in steps:
+        for kind in range(n - n // 4):
+            await use(kind)
+        for _ in range(n // 4):  # cancelled as it is entered, or before that
+            await _cancelled(sync_to_async_context_manager(ends.manager)().__aenter__())
+        await sensitive()
+        ends.wait_for(ends.begun)
+
+
+@family("context managers in sync code", "managers", loops=0.06)
+def _(steps: Steps) -> None:
+    ends, total = Ends(), 0
+
+    def use(kind: int) -> None:
+        with contextlib.suppress(Expected), async_to_sync_context_manager(ends.async_manager)(kind % 3 == 0):
+            if kind % 3 == 1:
+                raise Expected
+
+    for n in steps:
+        for i in range(0, n, 20):
+            use(i)
+            with AsyncSingleThreadContext():
+                for kind in range(i + 1, min(i + 20, n)):
+                    use(kind)
+        total += n
+        ends.wait_for(total)
+
+
 if hasattr(os, "fork"):
 
     @family("forks", "forks")
@@ -741,6 +890,8 @@ COUNTS = {
     "failures": 10_000,
     "cancellations": 100_000,
     "locals": 100_000,
+    "iterations": 100_000,
+    "managers": 100_000,
     "forks": 100,
     "requests": 100_000,
     "scopes": 100_000,

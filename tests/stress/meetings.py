@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -32,8 +33,12 @@ from asgiref.sync import (
     ThreadSensitiveContext,
     ThreadSensitiveEventLoop,
     async_to_sync,
+    async_to_sync_context_manager,
+    async_to_sync_iterator,
     bridge_calls,
     sync_to_async,
+    sync_to_async_context_manager,
+    sync_to_async_iterator,
 )
 from asgiref.testing import ApplicationCommunicator
 from asgiref.wsgi import WsgiToAsgi
@@ -613,3 +618,229 @@ def errands_go_between_jobs() -> None:
     mailbox.stop()
     server.get()
     assert all(done.count(number) >= 50 for number in range(THREADS))
+
+
+# More than one call:
+
+
+async def _numbers(count: int, ends: list[int]) -> AsyncIterator[int]:
+    try:
+        for i in range(count):
+            if i % 3 == 0:
+                await asyncio.sleep(0)
+            yield i
+    finally:
+        ends.append(1)
+
+
+@meeting
+def iterations_share_a_kept_loop() -> None:
+    """Threads take items, read ahead or not, close and drop iterators, all on one loop."""
+    ends: list[int] = []
+    with AsyncSingleThreadContext():
+        contexts = [contextvars.copy_context() for _ in range(THREADS)]
+
+        def iterate(own: int) -> None:
+            for i in range(10):
+                items = async_to_sync_iterator(_numbers(20, ends), read_ahead=(own + i) % 4)
+                if i % 3 == 0:
+                    assert [*range(20)] == [*items]
+                else:
+                    assert [*range(i)] == [next(items) for _ in range(i)]
+                if i % 3 == 1:
+                    items.close()
+
+        at_once(*[functools.partial(context.run, iterate, own) for own, context in enumerate(contexts)])
+        _until(lambda: len(ends) == 10 * THREADS)
+
+
+@meeting
+def iterators_are_dropped_and_cancelled_at_any_moment() -> None:
+    """A thread drops an iterator, whose task reads ahead; another thread cancels that task at the same time."""
+    ends: list[int] = []
+    tasks: list[Any] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        tasks.append(asyncio.current_task())
+        async for i in _numbers(50, ends):
+            yield i
+
+    def make() -> tuple[Callable[[], Any], ...]:
+        items = [async_to_sync_iterator(numbers(), read_ahead=8)]
+        next(items[0])
+        task = tasks.pop()
+        loop = task.get_loop()
+
+        def cancel() -> None:
+            try:
+                loop.call_soon_threadsafe(task.cancel)
+            except RuntimeError:  # the loop has ended
+                pass
+
+        return items.clear, cancel
+
+    races(20, make, lambda *_: None)
+    _until(lambda: len(ends) == 20)
+
+
+@meeting
+def steps_and_cancellations_meet() -> None:
+    """A thread asks for items, or for the end, while another thread cancels the task: nobody hangs, nothing is lost."""
+    ends: list[int] = []
+    tasks: list[Any] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        tasks.append(asyncio.current_task())
+        async for i in _numbers(1000, ends):
+            yield i
+
+    def make() -> tuple[Callable[[], Any], ...]:
+        items = async_to_sync_iterator(numbers(), read_ahead=len(ends) % 3)
+        next(items)
+        task = tasks.pop()
+        loop = task.get_loop()
+
+        def take() -> list[int]:
+            taken = []
+            try:
+                for _ in range(20):
+                    taken.append(next(items))
+            except (asyncio.CancelledError, StopIteration):
+                assert [] == [*items]
+            items.close()
+            return taken
+
+        def cancel() -> None:
+            try:
+                loop.call_soon_threadsafe(task.cancel)
+            except RuntimeError:  # the loop has ended
+                pass
+
+        return take, cancel
+
+    def judge(taken: list[int], _: None) -> None:
+        assert [*range(1, len(taken) + 1)] == taken
+
+    races(20, make, judge)
+    assert 20 == len(ends)
+
+
+@meeting
+def iterations_in_tasks_share_the_worker_of_the_process() -> None:
+    """The other direction: items, closed and dropped iterators, and cancelled steps, on loops in many threads."""
+    ends: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        try:
+            yield from range(10)
+        finally:
+            ends.append(1)
+
+    async def iterate(kind: int) -> None:
+        items = sync_to_async_iterator(numbers(), thread_sensitive=kind % 2 == 0)
+        assert 0 == await anext(items)
+        if kind % 4 == 0:
+            assert [*range(1, 10)] == [item async for item in items]
+        elif kind % 4 == 1:
+            await items.aclose()
+        elif kind % 4 == 2:
+            task = asyncio.ensure_future(anext(items))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def main() -> None:
+        await asyncio.gather(*[iterate(kind) for kind in range(20)])
+
+    on_each_thread(main)
+    _until(lambda: len(ends) == 20 * THREADS)
+
+
+@meeting
+def managers_are_entered_at_once() -> None:
+    """Both directions, one manager for all threads, half of them with an exception."""
+    left: list[BaseException | None] = []
+
+    class Both:
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
+            left.append(error)
+            return True
+
+        async def __aenter__(self) -> None:
+            await asyncio.sleep(0)
+
+        async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
+            await asyncio.sleep(0)
+            return self.__exit__(kind, error, traceback)
+
+    to_sync, to_async = async_to_sync_context_manager(Both()), sync_to_async_context_manager(Both())
+
+    async def enter_in_task(fails: int) -> None:
+        async with to_async:
+            if fails:
+                raise LookupError
+
+    async def main() -> None:
+        await asyncio.gather(*[enter_in_task(i % 2) for i in range(10)])
+
+    def enter() -> None:
+        for i in range(5):
+            with to_sync:
+                async_to_sync(asyncio.sleep)(0)
+                if i % 2:
+                    raise LookupError
+        asyncio.run(main())
+
+    at_once(*[enter] * THREADS)
+    assert 15 * THREADS == len(left)
+    assert 7 * THREADS == len([error for error in left if isinstance(error, LookupError)])
+
+
+@meeting
+def managers_are_cancelled_as_they_are_left() -> None:
+    """A thread leaves the block while another one cancels the task: the manager is left once."""
+    left: list[int] = []
+
+    class Manager:
+        task: Any
+
+        async def __aenter__(self) -> Manager:
+            self.task = asyncio.current_task()
+            return self
+
+        async def __aexit__(self, *reason: Any) -> None:
+            await asyncio.sleep(0)
+            left.append(1)
+
+    def make() -> tuple[Callable[[], Any], ...]:
+        context = contextvars.Context()
+        bridged = async_to_sync_context_manager(Manager())
+        task = context.run(bridged.__enter__).task
+        loop = task.get_loop()
+
+        def leave() -> None:
+            try:
+                context.run(bridged.__exit__, None, None, None)
+            except asyncio.CancelledError:
+                pass
+
+        def cancel() -> None:
+            try:
+                loop.call_soon_threadsafe(task.cancel)
+            except RuntimeError:  # the loop has ended
+                pass
+
+        return leave, cancel
+
+    races(20, make, lambda *_: None)
+    assert 20 == len(left)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline
+        gc.collect()
+        time.sleep(0.001)
