@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["OneTask", "TaskEnded"]
 
 
+# How often a task works between two steps before other tasks of the loop get a turn. A guess: a turn costs as much as a
+# few items.
+MOST_WORKS_IN_A_ROW = 64
+
+
 class TaskEnded(Exception):
     """A step came too late: the task has ended meanwhile, by a cancellation."""
 
@@ -361,6 +366,7 @@ class OneTask(AsyncToSync[Any, Any]):
     # In the task:
 
     async def _make_steps(self) -> None:
+        works_in_a_row = 0
         while True:
             if self._current is not None:
                 await self._make(self._current)
@@ -369,11 +375,16 @@ class OneTask(AsyncToSync[Any, Any]):
                 return
             elif self.over:
                 return
-            elif self.wants_to_work():
+            elif works_in_a_row < MOST_WORKS_IN_A_ROW and self.wants_to_work():
+                works_in_a_row += 1
                 self._works = True
                 await self.work()
                 self._works = False
             else:
+                if works_in_a_row == MOST_WORKS_IN_A_ROW:
+                    # The work may never wait for anything, and the loop has other tasks.
+                    asyncio.get_running_loop().call_soon(self._wake, context=contextvars.Context())
+                works_in_a_row = 0
                 await self._wait()
 
     async def _make(self, step: _Step) -> None:

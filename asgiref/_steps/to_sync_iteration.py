@@ -58,9 +58,12 @@ class AsyncToSyncIterator(Generic[T_co]):
             raise self._is_in_use() from None
         try:
             while True:
-                if iteration.items:
+                # Looked at first: what the task has noted before it was over is seen then. Copying takes the lock of
+                # the deque, as adding an item does; its length does not, where the interpreter has no lock.
+                over = iteration.over or iteration.given_up
+                if iteration.items or (over and iteration.items.copy()):
                     item = iteration.take()
-                elif iteration.over or iteration.given_up:
+                elif over:
                     item = _END
                     iteration.finish()
                 else:
@@ -122,11 +125,12 @@ class _Iteration(OneTask):
         # What was made before it was asked for: an item or an error, and the context of the task before and after,
         # where they differ.
         self.items: deque[tuple[Any, BaseException | None, Any, Any]] = deque()
+        # Whether the closing has begun. The task is ``over`` when all that it led to has been noted.
+        self._closes = False
         # Whether nothing is read ahead: not before the first step, nor after an error.
         self._pauses = True
         # Whether the task has read ahead enough, and waits.
         self._sleeps = False
-        self._closes = False
         # What a cancellation that came between steps, or for the sake of the closing, led to.
         self._error: BaseException | None = None
 
@@ -187,10 +191,13 @@ class _Iteration(OneTask):
         __traceback_hide__ = True
         if self.items:
             return _LOOK_AGAIN
-        if self._closes:
-            return _END
-        self._pauses = False
-        return await self._advance()
+        try:
+            if self._closes:
+                return _END
+            self._pauses = False
+            return await self._advance()
+        finally:
+            self.over = self._closes
 
     async def _advance(self) -> Any:
         __traceback_hide__ = True
@@ -217,7 +224,7 @@ class _Iteration(OneTask):
                     raise _not_iterable(iterable, f"what {self.name} returned")
             return aiter(iterable)
         except BaseException as error:
-            self._closes = self.over = True
+            self._closes = True
             if isinstance(error, StopAsyncIteration):  # it would look like the end of the iteration
                 raise RuntimeError(f"{self.name} raised {error!r}") from error
             raise
@@ -225,7 +232,7 @@ class _Iteration(OneTask):
     async def _note_error(self, error: BaseException) -> None:
         self._pauses = True
         if isinstance(error, GeneratorExit):  # the loop has gone, and with it whoever could wait for the closing
-            self._closes = self.over = True
+            self._closes = True
         # A generator has ended with any error; other iterators may go on, but not after a cancellation.
         elif isinstance(error, asyncio.CancelledError) or getattr(self._iterator, "ag_frame", self) is None:
             await self._close()
@@ -243,6 +250,7 @@ class _Iteration(OneTask):
             self._note(await self._advance(), None, before)
         except BaseException as error:
             self._note(_NOTHING, error, before)
+        self.over = self._closes
 
     def _note(self, item: Any, error: BaseException | None, before: contextvars.Context) -> None:
         """Keep what nobody has asked for yet."""
@@ -270,6 +278,7 @@ class _Iteration(OneTask):
             await self._close_after(None, before)
         except BaseException as raised:
             await self._close_after(raised, before)
+        self.over = self._closes
 
     async def _close_after(self, error: BaseException | None, before: contextvars.Context) -> None:
         try:
@@ -282,7 +291,10 @@ class _Iteration(OneTask):
 
     async def close(self) -> None:
         __traceback_hide__ = True
-        await self._close()
+        try:
+            await self._close()
+        finally:
+            self.over = True
 
     async def end(self) -> None:
         await self._close()
@@ -296,7 +308,7 @@ class _Iteration(OneTask):
         __traceback_hide__ = True
         if self._closes:
             return
-        self._closes = self.over = True
+        self._closes = True
         iterator = self._iterator
         if iterator is None and hasattr(type(self._iterable), "__anext__"):
             iterator = self._iterable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import threading
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
@@ -84,8 +85,7 @@ class _Block(OneTask):
         # Set by enter(), until it is called.
         self._exit: Any = None
         self.entered = False
-        # What __aexit__() gets, and what a cancellation between enter and exit led to.
-        self.reason: tuple[Any, Any, Any] = None, None, None
+        # What a cancellation between enter and exit led to; the task is ``over`` when that is known.
         self._error: BaseException | None = None
 
     # On the thread:
@@ -93,22 +93,19 @@ class _Block(OneTask):
     def leave(self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> bool:
         """Leave the block; return whether the exception is suppressed."""
         __traceback_hide__ = True
-        self.reason = exc, value, tb
         try:
             if not self.over:
-                return bool(self.step(self.exit))
+                return bool(self.step(functools.partial(self.exit, exc, value, tb)))
         except TaskEnded:
             pass
         self.finish()
-        return self._left_before()
+        return self._left_before(value)
 
-    def _left_before(self) -> bool:
+    def _left_before(self, value: BaseException | None) -> bool:
         """Do as __aexit__() would, where a cancellation has led to that before; what fails in the block goes first."""
         __traceback_hide__ = True
         error, self._error = self._error, None
-        failed = self.reason[1] is not None
-        self.reason = None, None, None
-        if error is not None and not (failed and isinstance(error, asyncio.CancelledError)):
+        if error is not None and not (value is not None and isinstance(error, asyncio.CancelledError)):
             try:
                 raise error
             finally:
@@ -134,14 +131,21 @@ class _Block(OneTask):
         self.entered = True
         return value
 
-    async def exit(self) -> bool:
+    async def exit(
+        self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> bool:
         __traceback_hide__ = True
-        self.over = True
+        try:
+            if self._exit is None:
+                return self._left_before(value)
+            return await self._leave_manager(exc, value, tb)
+        finally:
+            self.over = True
+
+    async def _leave_manager(self, *reason: Any) -> bool:
+        __traceback_hide__ = True
         leave, self._exit = self._exit, None
-        if leave is None:
-            return self._left_before()
         manager, self._manager = self._manager, None
-        reason, self.reason = self.reason, (None, None, None)
         try:
             return bool(await leave(manager, *reason))
         finally:
@@ -149,20 +153,18 @@ class _Block(OneTask):
 
     async def interrupted(self, error: asyncio.CancelledError) -> None:
         """Leave the block with the cancellation: nobody can tell how long the thread will stay in it."""
-        self.reason = type(error), error, error.__traceback__
         try:
-            if not await self.exit():
+            if not await self._leave_manager(type(error), error, error.__traceback__):
                 self._error = error
         except BaseException as raised:
             self._error = raised
-        self.reason = None, None, None
+        self.over = True
 
     async def end(self) -> None:
         """Leave what was entered when the thread had given up waiting."""
-        if self.entered:
+        if self._exit is not None:
             error = asyncio.CancelledError()
-            self.reason = type(error), error, None
-            await self.exit()
+            await self._leave_manager(type(error), error, None)
 
 
 def _no_manager(subject: Any, what: str) -> TypeError:

@@ -1032,6 +1032,32 @@ def test_other_iterators_are_closed_by_a_cancellation_between_the_steps() -> Non
         items.close()
 
 
+def test_step_that_comes_while_the_generator_still_cleans_up_waits_for_what_comes_of_it() -> None:
+    """1. The task is cancelled between two steps. 2. A thread asks for an item. 3. The cleanup ends."""
+    cleans_up, go_on = threading.Event(), asyncio.Event()
+    running: list[Any] = []
+
+    async def lines() -> AsyncIterator[int]:
+        running.append(asyncio.current_task())
+        try:
+            yield 1
+        finally:
+            cleans_up.set()
+            await go_on.wait()
+
+    items = async_to_sync_iterator(lines())
+    assert 1 == next(items)
+    loop = running[0].get_loop()
+    loop.call_soon_threadsafe(running[0].cancel)
+    wait_for(cleans_up)
+    thread = Thread(next, items)
+    until(lambda: not thread.is_alive() or bridge_calls())
+    loop.call_soon_threadsafe(go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        thread.get()
+    assert [] == list(items)
+
+
 def test_step_that_comes_when_the_task_has_just_ended_looks_again() -> None:
     """The thread asks for an item; then a cancellation ends the task, before the loop comes to the step."""
     lines = Lines()
@@ -1438,6 +1464,32 @@ def test_item_that_is_ready_is_not_held_back() -> None:
     assert [1, 2] == [next(items), next(items)]
     has_it.set()
     assert [3] == list(items)
+
+
+async def test_generator_that_never_waits_does_not_hold_up_the_loop() -> None:
+    turns = 0
+
+    def take_turn() -> None:
+        nonlocal turns
+        turns += 1
+        loop.call_soon(take_turn)
+
+    loop = asyncio.get_running_loop()
+    of_items: list[int] = []
+
+    async def lines() -> AsyncIterator[int]:
+        loop.call_soon(take_turn)
+        for i in range(1000):
+            of_items.append(turns)
+            yield i
+
+    def look() -> None:
+        with contextlib.closing(async_to_sync_iterator(lines(), read_ahead=1000)) as items:
+            assert 0 == next(items)
+            until(lambda: iteration_of(items).over)
+
+    await sync_to_async(look)()
+    assert 10 <= len({*of_items}) <= 30
 
 
 def test_item_that_is_made_while_a_step_is_on_its_way_is_not_held_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from asgiref.sync import (
 )
 
 from ..helpers import LIMIT, Thread, no_garbage, output_of, wait_for
+from .test_to_sync_iteration import until
 
 me = threading.get_ident
 
@@ -378,6 +379,31 @@ def test_cancellation_while_the_block_is_open_leads_to_exit_at_once(fails: bool,
         if fails:
             raise LookupError
     assert isinstance(manager.reasons[0], asyncio.CancelledError)
+    assert 1 == len(manager.reasons)
+
+
+def test_exit_that_comes_while_a_cancellation_leaves_the_block_waits_for_what_comes_of_it() -> None:
+    """1. The task is cancelled while the block is open. 2. A thread leaves the block. 3. __aexit__() ends."""
+    leaving, go_on = threading.Event(), asyncio.Event()
+
+    class Slow(Manager):
+        async def __aexit__(self, *reason: Any) -> Any:
+            leaving.set()
+            await go_on.wait()
+            return await super().__aexit__(*reason)
+
+    manager = Slow()
+    bridged = async_to_sync_context_manager(manager)
+    context = contextvars.copy_context()
+    context.run(bridged.__enter__)
+    loop = manager.loops[0]
+    loop.call_soon_threadsafe(manager.tasks[0].cancel)
+    wait_for(leaving)
+    thread = Thread(context.run, bridged.__exit__, None, None, None)
+    until(lambda: not thread.is_alive() or bridge_calls())
+    loop.call_soon_threadsafe(go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        thread.get()
     assert 1 == len(manager.reasons)
 
 
