@@ -44,7 +44,9 @@ __all__ = [
     "ThreadCall",
     "WouldDeadlock",
     "deliver_on",
+    "is_empty",
     "removed",
+    "snapshot",
 ]
 
 P = ParamSpec("P")
@@ -87,6 +89,21 @@ def removed(queue: deque[Any], item: object) -> bool:
             return False
         except IndexError:  # pragma: no cover: PyPy, and a build without the GIL, notice that the queue changed
             continue
+
+
+def snapshot(queue: deque[R]) -> list[R]:
+    """Return what is in *queue*. Its own ``copy`` is no single step without the interpreter's lock, and slow there."""
+    while True:
+        try:
+            return list(queue)
+        except RuntimeError:  # pragma: no cover: it changed meanwhile, as above
+            continue
+
+
+def is_empty(queue: deque[Any]) -> bool:
+    """Tell whether nothing is in *queue*, which takes its lock, as adding and removing an item do; ``len`` does not."""
+    queue.rotate(0)
+    return not queue
 
 
 class WouldDeadlock(Exception):

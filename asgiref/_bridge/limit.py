@@ -27,7 +27,7 @@ from .. import current_thread_executor
 from . import forks, waits, workers
 from .forks import after_fork_in_child
 from .internals import running_loop
-from .jobs import removed
+from .jobs import is_empty, removed, snapshot
 from .workers import WorkerExecutor, run_in_place
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class Place:
         """Begin to wait, in the queue from the first call on."""
         self._outside.append(None)
         # A call that has come before found nothing to take, and relies on this look.
-        if self.items.copy():
+        if not is_empty(self.items):
             self._enter()
 
     def _enter(self) -> None:
@@ -231,7 +231,7 @@ class Place:
 
     def is_wanted(self) -> bool:
         """Tell whether somebody waits for one of the calls."""
-        return self.worker is None and not all(_is_given_up(item) for item in self.items.copy())
+        return self.worker is None and not all(_is_given_up(item) for item in snapshot(self.items))
 
     def leave(self, error: Exception | None = None) -> None:
         """Leave the queue, since nobody waits for the calls any more; or let them all fail with *error*."""
@@ -242,7 +242,7 @@ class Place:
 
     def _forget_calls(self, error: Exception | None) -> None:
         executor = self.executor
-        for item in self.items.copy():
+        for item in snapshot(self.items):
             if (error is None and not _is_given_up(item)) or not removed(self.items, item):
                 continue
             if type(item) is tuple:
@@ -276,7 +276,7 @@ class Place:
         if worker is None:
             self._run_in_place(lease)
             return
-        worker.thread.serves = ContextExecutor
+        worker.begin_lease(executor)
         lease.unfinished = executor.unfinished
         worker.lease, lease.worker = lease, worker
         self.worker, self.ident = worker, worker.ident
@@ -389,7 +389,7 @@ class Place:
         return True
 
     def _calls(self) -> list[Any]:
-        return [item[1] for item in self.items.copy() if type(item) is tuple and not _is_given_up(item)]
+        return [item[1] for item in snapshot(self.items) if type(item) is tuple and not _is_given_up(item)]
 
     def waiting_since(self) -> float:
         """Return the time at which the first call that still waits was made."""
@@ -460,7 +460,7 @@ def _resolve_standstill() -> None:
     except IndexError:  # another thread does it
         return
     _rest = None
-    places = _queue.copy()
+    places = snapshot(_queue)
     for place in places:
         if place.is_wanted() and place.give_over_limit():
             waits.logger.error(
@@ -490,7 +490,7 @@ class Figures:
 
 def figures() -> Figures:
     """Return how things are at the moment. On any thread, also in a signal handler."""
-    waiting = [place for place in _queue.copy() if place.is_wanted()]
+    waiting = [place for place in snapshot(_queue) if place.is_wanted()]
     since = min([place.waiting_since() for place in waiting], default=None)
     return Figures(
         sum(lease.worker is not None for lease in list(_leases)),
@@ -516,11 +516,13 @@ class ContextExecutor(WorkerExecutor):
     """The executor of a ``ThreadSensitiveContext``, until its thread is released."""
 
     purpose = "ThreadSensitiveContext"
+    counted_in = "context_threads"
 
     # Takes the calls that come after the release; set before ``shut_down``.
     successor: ContextExecutor | None = None
-    # The executor that this one succeeds, until it is known when that is done: calls of one context do not overlap.
-    _after: ContextExecutor | None = None
+    # The executor that this one succeeds, until it is known when that is done: calls of one context do not overlap. By
+    # reference, since it refers to this one; its jobs keep it until they are done.
+    _after: weakref.ref[ContextExecutor] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -545,7 +547,8 @@ class ContextExecutor(WorkerExecutor):
         standing = self.__dict__.setdefault("_worker", place)
         if standing is place:
             after, self._after = self._after, None
-            if after is None or not after._let_follow(place):
+            former = None if after is None else after()
+            if former is None or not former._let_follow(place):
                 place.hold()
         return standing
 
@@ -583,11 +586,14 @@ class ContextExecutor(WorkerExecutor):
         install = self.__dict__.pop("_release", None)
         if install is None or self.shut_down or self._worker is None:
             return
-        successor = ContextExecutor()
-        successor._after = self
+        successor = self._make_successor()
+        successor._after = weakref.ref(self)
         self.successor = successor
         install(successor)
         self.shutdown(wait=False)
+
+    def _make_successor(self) -> ContextExecutor:
+        return ContextExecutor()
 
     def unpin(self) -> None:
         """Note that one of those that had to run on this very thread is done."""

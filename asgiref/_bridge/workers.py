@@ -29,12 +29,12 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import forks, greenlets, internals, waits
 from .forks import after_fork_in_child
 from .internals import running_loop
-from .jobs import JobExecutor, WouldDeadlock
+from .jobs import JobExecutor, WouldDeadlock, is_empty, snapshot
 from .threads import LibraryThread
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ __all__ = [
     "WorkerExecutor",
     "WorkerPool",
     "is_suspended_here",
+    "kinds_of_executors",
     "loop_suspended",
     "run_in_place",
 ]
@@ -64,15 +65,36 @@ _idle: list[_Worker] = []
 
 _numbers = itertools.count(1)
 
+# How many workers have been started: the highest of these numbers, of which each worker adds the next one. It then
+# takes away those below its own, so the highest stays, whatever the order of several threads that do this at once.
+_starts = itertools.count(1)
+_started: set[int] = set()
+
 # Of a thread that runs a job in place, at the interpreter's end: the loops that are held up by it.
 _here = threading.local()
 
 
 @after_fork_in_child
 def _start_afresh() -> None:
-    global _idle, _workers
+    global _idle, _started, _starts, _workers
     _workers = set()
     _idle = []
+    _starts = itertools.count(1)
+    _started = set()
+    for kind in kinds_of_executors():
+        kind.leases = {}
+
+
+def kinds_of_executors() -> list[type[WorkerExecutor]]:
+    return [WorkerExecutor, *(kind for kind in WorkerExecutor.__subclasses__() if "leases" in vars(kind))]
+
+
+def _note_start() -> None:
+    started, number = _started, next(_starts)
+    started.add(number)
+    for other in started.copy():
+        if other < number:
+            started.discard(other)
 
 
 class _WorkerThread(LibraryThread):
@@ -102,7 +124,7 @@ class _WorkerThread(LibraryThread):
     @name.setter
     def name(self, name: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         # It may have been read while the worker served something else, or as the system shows it.
-        kinds = None, WorkerExecutor, *WorkerExecutor.__subclasses__()
+        kinds = None, *kinds_of_executors()
         own = name == self._short_name or any(name == self._name_while_serving(kind) for kind in kinds)
         self._set_name(self._short_name if own else name)
 
@@ -141,6 +163,7 @@ class _Worker:
         contextvars.Context().run(self.thread.start)
         self.ident = self.thread.ident
         _workers.add(self)
+        _note_start()
 
     def _work(self) -> None:
         generation = forks.generation
@@ -187,7 +210,14 @@ class _Worker:
         while not reached.wait(1) and self.thread.is_alive():
             pass
 
+    def begin_lease(self, executor: WorkerExecutor) -> None:
+        kind = self.thread.serves = type(executor)
+        kind.leases[self] = executor.unfinished
+
     def go_idle(self) -> None:
+        kind = self.thread.serves
+        if kind is not None:  # pragma: no branch: told twice, after an interrupt
+            kind.leases.pop(self, None)
         self.thread.end_lease()
         self.idle_since = time.monotonic()
         lease, self.lease = self.lease, None
@@ -217,6 +247,13 @@ class WorkerExecutor(JobExecutor):
     # Part of the thread's name.
     purpose = "one call"
 
+    # The field of ``BridgeStatistics`` in which its worker is counted.
+    counted_in = "other_threads"
+
+    # The workers that are leased for this class, each with the list of what it has not done. A forked child starts with
+    # none. One for each class, so that counting them takes no time.
+    leases: ClassVar[dict[_Worker, deque[Any]]] = {}
+
     # For a lease that ends seldom, if at all: the worker then has to be woken to go idle.
     lasting = False
 
@@ -238,6 +275,11 @@ class WorkerExecutor(JobExecutor):
     # Set, on the object, for as long as a worker is leased. To give it back is to take the
     # attribute away, which only one thread can do.
     _worker: _Worker | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "purpose" in vars(cls):  # else it is of the same kind as the class that it extends
+            cls.leases = {}
 
     def __init__(self) -> None:
         # The jobs that were accepted and are not done. Their number is exact; their order is that of the queue, unless
@@ -320,7 +362,7 @@ class WorkerExecutor(JobExecutor):
         worker = _lease()
         if worker is None:
             return None
-        worker.thread.serves = type(self)
+        worker.begin_lease(self)
         if lease is not None:
             worker.lease, lease.worker = lease, worker
         leased: _Worker = self.__dict__.setdefault("_worker", worker)
@@ -329,10 +371,10 @@ class WorkerExecutor(JobExecutor):
         return leased
 
     def give_back_if_done(self) -> None:
-        # Copied, which takes the list's lock, as adding and removing an item do: either shutdown() finds here the
+        # This takes the lock of the deque, as adding and removing an item do: either shutdown() finds here the
         # item of a job that was accepted, or who added or removed that item reads ``shut_down`` after it was set.
         # That holds without the interpreter's lock too, where merely asking for the length takes no lock.
-        if not self.unfinished.copy():
+        if is_empty(self.unfinished):
             worker = self.__dict__.pop("_worker", None)
             if worker is None:
                 return
@@ -354,6 +396,7 @@ class WorkerExecutor(JobExecutor):
 
 class ProcessExecutor(WorkerExecutor):
     purpose = "thread-sensitive code of the process"
+    counted_in = "process_threads"
     lasting = True
     watched_until = -math.inf
 
@@ -384,7 +427,7 @@ class ProcessExecutor(WorkerExecutor):
 
     def _first_waiting(self) -> Any:
         """Return the first call that waits behind the one that runs, or None."""
-        for job in list(self.unfinished.copy())[1:]:
+        for job in snapshot(self.unfinished)[1:]:
             if hasattr(job, "began") and not job.given_up:
                 return job
         return None
@@ -406,11 +449,13 @@ def _call_if_alive(method: weakref.WeakMethod[Callable[[], None]]) -> None:
 
 class FreshLoopExecutor(WorkerExecutor):
     purpose = "event loop of async_to_sync"
+    counted_in = "fresh_loop_threads"
     runs_loop = True
 
 
 class KeptLoopExecutor(WorkerExecutor):
     purpose = "event loop of AsyncSingleThreadContext"
+    counted_in = "kept_loop_threads"
     runs_loop = True
     background = True
     runs_in_place = False
@@ -420,6 +465,7 @@ class LoopExecutor(WorkerExecutor):
     """For the runs of a loop, for which the thread waits that started them: it ends with them, or gave up waiting."""
 
     purpose = "ThreadSensitiveEventLoop"
+    counted_in = "loop_threads"
     runs_loop = True
     background = True
 
@@ -432,6 +478,7 @@ class LoopExecutor(WorkerExecutor):
 
 class _PoolExecutor(WorkerExecutor):
     purpose = "WSGI pool"
+    counted_in = "wsgi_threads"
 
 
 def _complain() -> None:

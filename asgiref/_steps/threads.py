@@ -48,6 +48,7 @@ _open: set[Any] = set()
 
 class StepsExecutor(WorkerExecutor):
     purpose = "steps of one iteration or block"
+    counted_in = "iteration_threads"
 
 
 def check_choice_of_thread(name: str, thread_sensitive: bool, executor: Executor | None) -> None:

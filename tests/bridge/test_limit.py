@@ -26,7 +26,7 @@ from asgiref.sync import (
     sync_to_async_iterator,
 )
 
-from ..helpers import LIMIT, idle_workers, wait_for
+from ..helpers import LIMIT, idle_workers, no_garbage, wait_for
 
 
 def thread() -> threading.Thread:
@@ -657,3 +657,19 @@ async def test_call_that_waits_long_for_the_process_worker_is_logged(log: pytest
     await asyncio.gather(held, *tasks)
     [record] = log.records
     assert "for the one thread that serves the whole process, and 3 calls wait for it" in record.getMessage()
+
+
+async def test_released_context_leaves_no_garbage() -> None:
+    """Whether or not it makes another call."""
+
+    async def release(calls: int) -> None:
+        async with ThreadSensitiveContext():
+            await sync_to_async(int)()
+            await release_thread()
+            for _ in range(calls):
+                await sync_to_async(int)()
+
+    await release(1)
+    with no_garbage():
+        await release(0)
+        await release(1)

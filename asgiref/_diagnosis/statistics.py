@@ -1,0 +1,90 @@
+"""How many threads are busy, and with what? Counted when somebody asks, so that calls pay nothing for it.
+
+Each lease of a worker is noted in a dict of its kind, with the list of the jobs that the worker has not done. Taking
+the length of a dict is one step, and so is copying one, so no lock is needed, and a signal handler may ask.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields
+from operator import attrgetter
+
+from .._bridge import forks, limit, workers
+from .._bridge.jobs import snapshot
+
+__all__ = ["BridgeStatistics", "bridge_statistics"]
+
+
+@dataclass(frozen=True)
+class BridgeStatistics:
+    """How many threads of the library there are, what they serve, and how many calls run on them or wait.
+
+    Attributes:
+        context_threads: Worker threads of ``ThreadSensitiveContext`` blocks, also between two calls of a block.
+        process_threads: The thread of ``SyncToAsync.single_thread_executor``: 0 before its first call, then 1.
+        fresh_loop_threads: Worker threads that run the event loop of one ``async_to_sync`` call.
+        kept_loop_threads: Worker threads that run the event loop of an ``AsyncSingleThreadContext`` block.
+        wsgi_threads: Worker threads of the pools of ``WsgiToAsgi``, which also write request bodies to the disk.
+        iteration_threads: Worker threads of iterators and context managers that were bridged with
+            ``thread_sensitive=False``.
+        loop_threads: Worker threads that run a ``ThreadSensitiveEventLoop``.
+        other_threads: Worker threads of other work, such as a single call while the interpreter ends.
+        idle_threads: Worker threads that wait for work, and leave after ten seconds without any.
+        running_calls: Worker threads that run a ``sync_to_async`` call. Calls below one, on the same thread, do not
+            count again.
+        queued_process_calls: Calls that wait behind the one that runs on the thread of the process.
+        max_threads: ``ThreadSensitiveContext.max_threads``; None without a limit.
+        waiting_calls: Calls that wait for a thread because of that limit. A cancelled call counts as long as another
+            call of its context waits.
+        longest_wait: For how many seconds the first of these has waited; 0.0 if none waits.
+        threads_started: Worker threads that were started since the start of this process.
+    """
+
+    context_threads: int
+    process_threads: int
+    fresh_loop_threads: int
+    kept_loop_threads: int
+    wsgi_threads: int
+    iteration_threads: int
+    loop_threads: int
+    other_threads: int
+    idle_threads: int
+    running_calls: int
+    queued_process_calls: int
+    max_threads: int | None
+    waiting_calls: int
+    longest_wait: float
+    threads_started: int
+
+
+# The fields that count workers by the kind of their lease.
+_LEASED = {each.name for each in fields(BridgeStatistics) if each.name.endswith("_threads")}
+_LEASED -= {"idle_threads", "max_threads"}
+_items_of = attrgetter("items")
+
+
+def bridge_statistics() -> BridgeStatistics:
+    """See ``asgiref.sync.bridge_statistics``."""
+    forks.notice()
+    kinds = workers.kinds_of_executors()
+    # One step where there is the interpreter's lock: a worker that passes from one kind to another is counted once.
+    all_workers, *counts = map(len, [workers._workers, *[kind.leases for kind in kinds]])
+    numbers = dict.fromkeys(_LEASED, 0)
+    for kind, count in zip(kinds, counts, strict=True):
+        numbers[kind.counted_in] += count
+    unfinished = [jobs for kind in kinds if not kind.runs_loop for jobs in kind.leases.copy().values()]
+    # In C too, since a thousand contexts may wait. Which of their calls were cancelled would take ten times as long.
+    places = snapshot(limit._queue)
+    first = next((place for place in places if place.is_wanted()), None)
+    of_process = workers.ProcessExecutor.leases.copy().values()
+    return BridgeStatistics(
+        **numbers,
+        idle_threads=max(0, all_workers - sum(counts)),
+        running_calls=len(list(filter(None, unfinished))),
+        queued_process_calls=sum(max(0, len(jobs) - 1) for jobs in of_process),
+        max_threads=limit.max_threads(),
+        waiting_calls=sum(map(len, map(_items_of, places))),
+        longest_wait=0.0 if first is None else max(0.0, time.monotonic() - first.waiting_since()),
+        threads_started=max(workers._started.copy(), default=0),
+    )
