@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,10 +95,14 @@ class Server:
 def serving(name: str, directory: Path) -> Iterator[Server]:
     """Run the server *name*, which has to end by itself when it is told to; skip the test if it is not installed."""
     modules, command = (ASGI_SERVERS | WSGI_SERVERS | PRELOADING_SERVERS)[name]
+    port = free_port()
+    yield from _serve(Server(name, (HOST, port), directory / "log"), modules, command.format(host=HOST, port=port))
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind((HOST, 0))
-        port = free.getsockname()[1]
-    yield from _serve(Server(name, (HOST, port), directory / "log"), modules, command.format(host=HOST, port=port))
+        return int(free.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -119,11 +124,19 @@ def _serve(server: Server, modules: tuple[str, ...], command: str) -> Iterator[S
             pytest.skip("uWSGI is not installed; `python -m pip install uWSGI` builds it, with a C compiler")
         program, command = [uwsgi], command.removeprefix("uwsgi ")
     paths = str(Path(asgiref.__file__).parent.parent), str(ROOT)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    with run_server(server, [*program, *command.split()], environment):
+        yield server
+
+
+@contextlib.contextmanager
+def run_server(server: Server, command: list[str], environment: dict[str, str]) -> Iterator[None]:
+    """Run *command*, which accepts connections at the address of *server* and has to end by itself when told to."""
     with server.log_file.open("wb") as log:
         process = subprocess.Popen(
-            [*program, *command.split()],
+            command,
             cwd=server.log_file.parent,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"},
+            env=environment,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # so that no worker process is left behind
@@ -131,7 +144,7 @@ def _serve(server: Server, modules: tuple[str, ...], command: str) -> Iterator[S
         )
     try:
         _wait_until_it_accepts(server, process)
-        yield server
+        yield
         process.terminate()
         if server.name.startswith("uwsgi"):  # which loses a signal that comes while a worker starts
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -155,3 +168,41 @@ def _wait_until_it_accepts(server: Server, process: subprocess.Popen[bytes]) -> 
             time.sleep(0.01)
         else:
             return
+
+
+@contextlib.contextmanager
+def postgresql(**settings: int) -> Iterator[str]:
+    """Give the directory of the socket of a database server that runs meanwhile, with those settings of its own."""
+    # Written in Python, it needs the library of PostgreSQL's package.
+    psycopg = pytest.importorskip("psycopg", reason="the driver of PostgreSQL cannot be imported", exc_type=ImportError)
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed where Debian's package puts it")
+    user = "postgres" if os.geteuid() == 0 else None  # which refuses to be run by root
+    # Not in a directory of pytest's, which is root's alone.
+    with tempfile.TemporaryDirectory() as directory:
+        if user is not None:
+            shutil.chown(directory, user)
+        data = f"{directory}/data"
+        initdb = ["initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync", "--no-locale"]
+        subprocess.run(initdb, executable=programs[-1] / "initdb", user=user, check=True, stdout=subprocess.DEVNULL)
+        options = ["-D", data, "-k", directory, "-h", "", "-F"]
+        options += [f"--{name}={value}" for name, value in settings.items()]
+        with Path(directory, "log").open("w") as log:
+            server = subprocess.Popen(
+                ["postgres", *options], executable=programs[-1] / "postgres", user=user, stderr=log, cwd=directory
+            )
+            try:
+                deadline = time.monotonic() + LIMIT
+                while True:
+                    assert server.poll() is None, Path(directory, "log").read_text()
+                    try:
+                        psycopg.connect(host=directory, user="postgres", dbname="postgres").close()
+                        break
+                    except psycopg.OperationalError:  # it is starting
+                        assert time.monotonic() < deadline
+                        time.sleep(0.01)
+                yield directory
+            finally:
+                server.terminate()
+                server.wait(LIMIT)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +13,7 @@ import pytest
 import asgiref
 
 from ..helpers import LIMIT, ROOT
+from ..servers import postgresql
 
 NOTES = ROOT / "examples" / "notes"
 
@@ -45,39 +42,6 @@ def notes(tmp_path: Path) -> Path:
     for package in ("django", "pytest_django", "pytest_asyncio"):
         pytest.importorskip(package)
     return Path(shutil.copytree(NOTES, tmp_path / "notes", ignore=shutil.ignore_patterns("__pycache__")))
-
-
-@contextlib.contextmanager
-def postgresql() -> Iterator[str]:
-    """Give the directory of the socket of a server that runs meanwhile."""
-    # Written in Python, it needs the library of PostgreSQL's package.
-    pytest.importorskip("psycopg", reason="the driver of PostgreSQL cannot be imported", exc_type=ImportError)
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not programs:
-        pytest.skip("PostgreSQL is not installed where Debian's package puts it")
-    user = "postgres" if os.geteuid() == 0 else None  # which refuses to be run by root
-    # Not in a directory of pytest's, which is root's alone.
-    with tempfile.TemporaryDirectory() as directory:
-        if user is not None:
-            shutil.chown(directory, user)
-        data = f"{directory}/data"
-        initdb = ["initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync", "--no-locale"]
-        subprocess.run(initdb, executable=programs[-1] / "initdb", user=user, check=True, stdout=subprocess.DEVNULL)
-        options = ["-D", data, "-k", directory, "-h", "", "-F"]
-        with Path(directory, "log").open("w") as log:
-            server = subprocess.Popen(
-                ["postgres", *options], executable=programs[-1] / "postgres", user=user, stderr=log, cwd=directory
-            )
-            try:
-                deadline = time.monotonic() + LIMIT
-                while not Path(directory, ".s.PGSQL.5432").exists():
-                    assert server.poll() is None, Path(directory, "log").read_text()
-                    assert time.monotonic() < deadline
-                    time.sleep(0.01)
-                yield directory
-            finally:
-                server.terminate()
-                server.wait(LIMIT)
 
 
 @pytest.mark.parametrize("scope", ["function", "module", "session"])

@@ -1,0 +1,142 @@
+"""The site: synchronous, asynchronous and streaming views that query PostgreSQL, on this package or on upstream's.
+
+The environment says how it is set up: ``SITE_SOCKET``, the directory of the server's socket, ``SITE_MAX_AGE``, Django's
+``CONN_MAX_AGE``, and ``SITE_MAX_THREADS``, empty for no limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import textwrap
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import django  # type: ignore[import-untyped]
+from django.conf import settings  # type: ignore[import-untyped]
+
+from asgiref import sync
+
+settings.configure(
+    ALLOWED_HOSTS=["*"],
+    DATABASES={
+        "default": {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": "postgres",
+            "USER": "site",
+            "HOST": os.environ["SITE_SOCKET"],
+            "CONN_MAX_AGE": int(os.environ["SITE_MAX_AGE"]),
+        }
+    },
+    INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth"],
+    LOGGING_CONFIG=None,
+    ROOT_URLCONF=__name__,
+    SECRET_KEY="x",
+)
+django.setup()
+
+from django.contrib.auth.models import Group  # type: ignore[import-untyped]  # noqa: E402
+from django.core.asgi import get_asgi_application  # type: ignore[import-untyped]  # noqa: E402
+from django.db import connection  # type: ignore[import-untyped]  # noqa: E402
+from django.db.backends.postgresql import base  # type: ignore[import-untyped]  # noqa: E402
+from django.db.backends.postgresql.base import DatabaseWrapper  # type: ignore[import-untyped]  # noqa: E402
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse  # type: ignore[import-untyped]  # noqa: E402
+from django.urls import path  # type: ignore[import-untyped]  # noqa: E402
+
+# How many connections there are, and were at most: counted, since a look from outside can miss the peak.
+counting = threading.Lock()
+open_connections = most_connections = 0
+
+
+class Counted(DatabaseWrapper):  # type: ignore[misc]
+    def get_new_connection(self, conn_params: Any) -> Any:
+        count(1)
+        try:
+            return super().get_new_connection(conn_params)
+        except BaseException:
+            count(-1)
+            raise
+
+    def _close(self) -> None:
+        is_open = self.connection is not None
+        super()._close()
+        if is_open:
+            count(-1)
+
+
+def count(change: int) -> None:
+    global open_connections, most_connections
+    with counting:
+        open_connections += change
+        most_connections = max(most_connections, open_connections)
+
+
+base.DatabaseWrapper = Counted  # as Django's backends are found
+
+
+# The recipe of the guide, which closes connections with their threads, as it stands there.
+guide = Path(__file__).parents[2].joinpath("docs", "guides", "django.rst").read_text()
+[recipe] = re.findall(r"   :caption: asgi.py\n\n(   import threading\n(?:   .*\n|\n)+)", guide)
+exec(textwrap.dedent(recipe))
+
+if os.environ["SITE_MAX_THREADS"]:
+    sync.ThreadSensitiveContext.max_threads = int(os.environ["SITE_MAX_THREADS"])
+
+# The streams that have sent their first part, and what they wait for before their last one.
+waiting: set[object] = set()
+go_on = asyncio.Event()
+
+
+def slow_query() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(0.005)")
+    return int(Group.objects.count())
+
+
+def synchronous(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(f"{slow_query()}")
+
+
+async def asynchronous(request: HttpRequest) -> HttpResponse:
+    await Group.objects.acount()
+    await asyncio.sleep(0.005)
+    return HttpResponse(f"{await Group.objects.acount()}")
+
+
+async def stream(request: HttpRequest) -> StreamingHttpResponse:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"%d\n" % await Group.objects.acount()
+        if hasattr(sync, "release_thread"):  # upstream's package has none
+            await sync.release_thread()
+        waiting.add(request)
+        await go_on.wait()
+        waiting.discard(request)
+        yield b"%d\n" % await Group.objects.acount()
+
+    return StreamingHttpResponse(parts())
+
+
+async def end_streams(request: HttpRequest) -> HttpResponse:
+    """Tell how many streams are open, and let all go on."""
+    count = len(waiting)
+    go_on.set()
+    go_on.clear()
+    return HttpResponse(f"{count}")
+
+
+async def connections(request: HttpRequest) -> HttpResponse:
+    """Tell how many connections there were at most."""
+    return HttpResponse(f"{most_connections}")
+
+
+urlpatterns = [
+    path("connections", connections),
+    path("sync", synchronous),
+    path("async", asynchronous),
+    path("stream", stream),
+    path("end", end_streams),
+]
+application = get_asgi_application()
