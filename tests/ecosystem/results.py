@@ -87,7 +87,7 @@ class Result:
                 concerned = [name for name in names if reasons.get(name, "no reason known") == reason]
                 lines.append(f"{what}: {_listed(concerned)}. {reason}")
         lines += [
-            f"Unstable: ``{name}``. With ours: {', '.join(mine)}. With upstream's: {', '.join(theirs)}."
+            f"Unstable: ``{name}``. Upstream: {', '.join(theirs)}. This package: {', '.join(mine)}."
             for name, (mine, theirs) in self.unstable.items()
         ]
         return lines
@@ -113,56 +113,63 @@ def recorded() -> list[Result]:
     return [Result(**json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json"))]
 
 
+def _names(result: Result) -> str:
+    """The project with its version, and what else was installed that matters."""
+    versions = [f"{name} {version}" for name, version in result.versions.items()]
+    if result.project.program:
+        return f"**{result.project.name}**: {', '.join(versions)}"
+    own, *others = versions
+    return f"**{result.project.name} {own.split()[-1]}**" + (f", with {', '.join(others)}" if others else "")
+
+
+def _table(widths: str, *rows: Sequence[str]) -> list[str]:
+    lines = [".. list-table::", "   :header-rows: 1", f"   :widths: {widths}", ""]
+    for row in rows:
+        lines += [f"   {'* -' if place == 0 else '  -'} {cell}" for place, cell in enumerate(row)]
+    return [*lines, ""]
+
+
 def render(results: Sequence[Result]) -> str:
     """Return the tables as the documentation includes them."""
-    lines = [".. This file is written by ``python -m tests.ecosystem --record``.", ""]
-    for heading, programs in (("Their own tests", False), ("Programs of ours that use them", True)):
-        chosen = [result for result in results if bool(result.project.program) == programs]
+    tests = sum(sum(result.counts["ours"].values()) for result in results)
+    programs = sum(bool(result.project.program) for result in results)
+    differing = sum(len(result.differing) for result in results)
+    summary = f"{tests:,} tests, of {len(results) - programs} test suites and {programs} programs. "
+    summary += (
+        f"{differing or 'No'} test{'s have' if differing > 1 else ' has'} a different result with the two packages."
+    )
+    lines = [".. This file is written by ``python -m tests.ecosystem --record``.", "", summary, ""]
+    for heading, of_ours in (("Test suites of the projects", False), ("Programs written for this comparison", True)):
+        chosen = [result for result in results if bool(result.project.program) == of_ours]
         if not chosen:
             continue
-        lines += [
-            heading,
-            "~" * len(heading),
-            "",
-            ".. list-table::",
-            "   :header-rows: 1",
-            "   :widths: 24 22 18 18 18",
-            "",
-        ]
-        rows = [("project", "what was run", "with upstream's", "with ours", "outcome")]
-        rows += [
+        rows = [
             (
-                "; ".join([f"**{result.project.name}**", *(f"{name} {of}" for name, of in result.versions.items())]),
+                _names(result),
                 result.project.what,
-                _counted(result.counts["upstream"]),
-                _counted(result.counts["ours"]),
+                *(_counted(result.counts[package]) for package in ("upstream", "ours")),
                 result.verdict,
             )
             for result in chosen
         ]
-        for row in rows:
-            lines += [f"   {'* -' if place == 0 else '  -'} {cell}" for place, cell in enumerate(row)]
-        lines.append("")
+        lines += [heading, "~" * len(heading), ""]
+        lines += _table("26 29 15 15 15", ("project", "what was run", "upstream", "this package", "comparison"), *rows)
         for result in chosen:
             if notes := result.notes():
                 lines += [f"{result.project.name}, {result.project.what}:", "", *(f"* {note}" for note in notes), ""]
-    lines += [
-        "When, where and how long",
-        "~" * 24,
-        "",
-        ".. list-table::",
-        "   :header-rows: 1",
-        "   :widths: 20 14 20 46",
-        "",
+    heading = "Date, machine and duration"
+    rows = [
+        (
+            f"``tox -e ecosystem -- {result.key}``",
+            result.date,
+            *(f"{result.seconds[package]:.0f} s" for package in ("upstream", "ours")),
+            result.machine,
+        )
+        for result in results
     ]
-    lines += ["   * - command", "     - date", "     - upstream's, ours", "     - machine"]
-    for result in results:
-        lines += [f"   * - ``tox -e ecosystem -- {result.key}``", f"     - {result.date}"]
-        lines += [
-            f"     - {result.seconds['upstream']:.0f} s, {result.seconds['ours']:.0f} s",
-            f"     - {result.machine}",
-        ]
-    return "\n".join(lines) + "\n"
+    lines += [heading, "~" * len(heading), ""]
+    lines += _table("34 14 10 12 30", ("command", "date", "upstream", "this package", "machine"), *rows)
+    return "\n".join(lines)
 
 
 def write_table() -> None:
