@@ -45,9 +45,11 @@ class Project:
     # Not run unless it is named.
     on_demand: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
-    # Tests that fail with either package, and tests whose outcomes differ: the reason, a sentence.
+    # Tests that fail with either package, tests whose outcomes differ, and tests whose outcome varies from run to run
+    # with either, so that they may fail or differ too: the reason, a sentence.
     fails: Mapping[str, str] = field(default_factory=dict)
     differs: Mapping[str, str] = field(default_factory=dict)
+    varies: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def requirements(self) -> tuple[str, ...]:

@@ -16,6 +16,9 @@ from .projects import Project, load
 RESULTS = ROOT / "docs" / "ecosystem"
 TABLE = RESULTS / "table.txt"
 
+_SHOWN = ["passed", "failed", "skipped", "xfailed"]
+_UNKNOWN = "No reason is known."
+
 
 @dataclass(frozen=True)
 class Result:
@@ -55,13 +58,19 @@ class Result:
     @property
     def unexplained(self) -> list[str]:
         """Tests that differ, or fail, without a reason in the description."""
-        found = [f"differs: {name}" for name in self.differing if name not in self.project.differs]
-        return found + [f"fails with both: {name}" for name in self.failing if name not in self.project.fails]
+        differs, fails = self._reasons
+        found = [f"differs: {name}" for name in self.differing if name not in differs]
+        return found + [f"fails with both: {name}" for name in self.failing if name not in fails]
+
+    @property
+    def _reasons(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """Those for tests that differ, and for tests that fail."""
+        return {**self.project.varies, **self.project.differs}, {**self.project.varies, **self.project.fails}
 
     @property
     def alike(self) -> bool:
         """Whether the project cannot tell the packages apart, but for what is described."""
-        return self.finished and not self.differing.keys() - self.project.differs.keys()
+        return self.finished and not self.differing.keys() - self._reasons[0].keys()
 
     @property
     def verdict(self) -> str:
@@ -78,18 +87,16 @@ class Result:
 
     def notes(self) -> list[str]:
         """One sentence for each reason, with the tests that it is the reason of."""
+        differs, fails = self._reasons
         lines = []
-        for names, reasons, what in (
-            (self.differing, self.project.differs, "Differs"),
-            (self.failing, self.project.fails, "Fails with both"),
-        ):
-            for reason in dict.fromkeys(reasons.get(name, "no reason known") for name in names):
-                concerned = [name for name in names if reasons.get(name, "no reason known") == reason]
+        for what, names, reasons in (("Differs", self.differing, differs), ("Fails with both", self.failing, fails)):
+            for reason in dict.fromkeys(reasons.get(name, _UNKNOWN) for name in names):
+                concerned = [name for name in names if reasons.get(name, _UNKNOWN) == reason]
                 lines.append(f"{what}: {_listed(concerned)}. {reason}")
-        lines += [
-            f"Unstable: ``{name}``. Upstream: {', '.join(theirs)}. This package: {', '.join(mine)}."
-            for name, (mine, theirs) in self.unstable.items()
-        ]
+        for name, (mine, theirs) in self.unstable.items():
+            reason = self.project.varies.get(name, "")
+            told = f"Upstream: {', '.join(theirs)}. This package: {', '.join(mine)}. {reason}"
+            lines.append(f"Unstable: ``{name}``. {told}".rstrip())
         return lines
 
     def record(self) -> None:
@@ -104,9 +111,6 @@ def _listed(names: Sequence[str]) -> str:
 
 def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts[outcome]:,} {outcome}" for outcome in _SHOWN if outcome in counts) or "none"
-
-
-_SHOWN = ["passed", "failed", "skipped", "xfailed"]
 
 
 def recorded() -> list[Result]:

@@ -27,7 +27,11 @@ def test_description_says_what_is_run(key: str) -> None:
     assert bool(project.sdist) != bool(project.program)
     assert "==" in (project.sdist or "==")
     assert not project.program or (PROGRAMS / project.program).is_file()
-    assert all(reason.endswith(".") for reason in [*project.fails.values(), *project.differs.values()])
+    assert all(
+        reason.endswith(".")
+        for reasons in (project.fails, project.differs, project.varies)
+        for reason in reasons.values()
+    )
 
 
 def test_description_takes_from_its_base_what_it_leaves_out() -> None:
