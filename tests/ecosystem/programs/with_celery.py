@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,8 +17,6 @@ POOLS = ["solo", "threads", "prefork"]
 @pytest.fixture(scope="module", params=POOLS)
 def tasks(request: pytest.FixtureRequest, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The tasks, which a worker of one kind runs; it ends by itself when it is told to."""
-    import sys
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REDIS_URL", redis_url)
         patch.setenv("CELERY_POOL", request.param)
@@ -28,7 +26,7 @@ def tasks(request: pytest.FixtureRequest, redis_url: str, tmp_path_factory: pyte
         import celery_tasks
 
         command = f"celery --app celery_tasks worker --pool {request.param} --concurrency 4 --loglevel INFO"
-        with started(command, tmp_path_factory.mktemp(request.param), **os.environ) as worker:
+        with started(command, tmp_path_factory.mktemp(request.param)) as worker:
             worker.wait_for_log("ready.")
             yield celery_tasks
             assert 0 == worker.stop(), worker.log
