@@ -86,12 +86,19 @@ def _run(command: Sequence[str | Path], tree: Path, variables: dict[str, str], l
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        family: set[int] = set()
         try:
             process.wait(limit)
         except subprocess.TimeoutExpired:
-            _print_stacks(process.pid)
+            family = _descendants(process.pid)
+            _print_stacks([process.pid, *sorted(family)])
         finally:
+            # Servers that a test has started are in sessions of their own.
+            family |= _descendants(process.pid)
             _end(process)
+            for pid in family:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
     return time.monotonic() - start
 
 
@@ -101,10 +108,20 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _print_stacks(group: int) -> None:
-    """Have faulthandler print the stacks of a process group's threads, process by process and the leader's first."""
-    listing = [line.split() for line in call("ps", "-A", "-o", "pid=,pgid=").splitlines()]
-    for pid in sorted(int(pid) for pid, pgid in listing if int(pgid) == group):
+def _descendants(ancestor: int) -> set[int]:
+    pairs = [
+        (int(pid), int(parent)) for pid, parent in map(str.split, call("ps", "-A", "-o", "pid=,ppid=").splitlines())
+    ]
+    found: set[int] = set()
+    generation = {ancestor}
+    while generation := {pid for pid, parent in pairs if parent in generation}:
+        found |= generation
+    return found
+
+
+def _print_stacks(pids: Sequence[int]) -> None:
+    """Have faulthandler print the stacks of the threads of *pids*, process by process, which ends them."""
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGABRT)
         time.sleep(1)
