@@ -1,16 +1,15 @@
 """Bridges between synchronous and asynchronous code: ``sync_to_async`` and ``async_to_sync``.
 
-Synchronous code wants one stable thread, asynchronous code one event loop. A bridged call
-takes work to the other side and brings back its result, its exception and its changes to
+Synchronous code needs one stable thread, asynchronous code one event loop. A bridged call
+runs a function on the other side and returns its result, its exception and its changes to
 context variables.
 
-What lives here are the two wrappers, the decorators that make them and the two context
-managers that choose threads. How a thread is chosen is in ``_bridge.routing``, how work travels
-in ``_bridge.jobs``, who owns threads and loops in ``_bridge.workers`` and ``_bridge.loops``, how long
-loops of others are waited for in ``_bridge.patience``, what goes along in ``_bridge.carry``.
+This module has the two wrappers, the decorators that make them, and the two context managers
+that choose threads. ``_bridge.routing`` chooses a thread, ``_bridge.jobs`` passes calls,
+``_bridge.workers`` and ``_bridge.loops`` own threads and loops, ``_bridge.patience`` waits for
+loops of users, and ``_bridge.carry`` passes context variables.
 
-The attributes of the two classes are read anew at each call, because other packages
-rebind them.
+The class attributes are read at each call, because other packages replace them.
 """
 
 from __future__ import annotations
@@ -103,19 +102,19 @@ R = TypeVar("R")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-# How long, in seconds, a loop that others own may be stopped while a thread waits for what it runs, and while it
-# has yet to begin a coroutine, which gets another loop then; read anew at each wait.
+# How long, in seconds, a loop of the user may be stopped while a thread waits for a coroutine on it, and before it
+# has started the coroutine, which then runs on another loop; read at each wait.
 stopped_loop_patience = 300.0
 stopped_loop_start_patience = 2.0
 
-# In asyncio's debug mode, a call that takes longer, in seconds, is logged; read anew each time.
+# In asyncio's debug mode, a call that takes longer, in seconds, is logged; read each time.
 slow_bridge_call_duration = 5.0
 
-# A sync_to_async call that waits longer for a thread, in seconds, is logged, once a minute at most; None: none is.
+# A sync_to_async call that waits longer for a thread, in seconds, is logged, at most once a minute; None: never.
 slow_thread_wait: float | None = 5.0
 
-# At the limit of ThreadSensitiveContext.max_threads, how long, in seconds, the leased threads may run nothing before
-# the first context in the queue gets a thread all the same. Both are read anew each time.
+# At the limit of ThreadSensitiveContext.max_threads: how long, in seconds, all leased threads may be idle before the
+# first context in the queue gets an additional thread. Both are read each time.
 thread_standstill = 5.0
 
 if sys.version_info >= (3, 12):
@@ -125,43 +124,42 @@ else:
     iscoroutinefunction = asyncio.iscoroutinefunction
 
     def markcoroutinefunction(func: F) -> F:
-        """Mark *func* so that ``iscoroutinefunction`` tells that calling it gives an awaitable; return it."""
+        """Mark *func* as a coroutine function for ``iscoroutinefunction``, and return it."""
         return internals.mark_as_coroutine_function(getattr(func, "__func__", func))
 
 
-# The name and the value of the attribute by which Python knows a coroutine function, where it shows that.
+# The name and the value of the attribute by which Python marks a coroutine function.
 _COROUTINE_MARK: tuple[str, Any] = next(
     iter(vars(markcoroutinefunction(lambda: None)).items()), (internals.COROUTINE_MARKS[0], None)
 )
 
 
 class ThreadSensitiveContext:
-    """An asynchronous context manager: thread-sensitive code below it has a thread of its own.
+    """An asynchronous context manager: thread-sensitive code in the block has its own thread.
 
-    Equivalent to a ``SyncToAsync.single_thread_executor`` that exists for the block. All
+    Equivalent to a separate ``SyncToAsync.single_thread_executor`` for the block. All
     ``sync_to_async`` calls in the block, and in tasks that it starts, run on one worker
-    thread, which is leased with the first of them. Django puts one around each request,
-    so that requests do not wait for one another.
+    thread, leased by the first of them. Django puts one around each request, so that requests
+    do not wait for each other.
 
-    Only the outermost block counts; one inside another changes nothing. Below
-    ``async_to_sync``, the thread that is blocked there goes first. When the block ends, the
-    worker goes back to the pool of idle ones, without making the event loop wait for what
-    it still runs; calls that come later from tasks that still carry the block go where
-    they would go without it.
+    Only the outermost block counts; an inner one changes nothing. Below ``async_to_sync``, the
+    thread that is blocked there has precedence. At the end of the block, the worker returns to
+    the pool of idle workers; the event loop does not wait for its running jobs. Tasks that
+    outlive the block are treated as if there had been no block.
 
     Args:
-        executor: An executor of the caller's own to use in place of a leased worker. It
-            must run one call at a time on one thread, and is not shut down. Such a block
-            takes effect anywhere, also inside another one and below ``async_to_sync``;
-            what was in force before is so again afterwards. It can be entered once, and
-            a thread-sensitive call made after its end by a task from inside is an error.
+        executor: The caller's own executor, used instead of a leased worker. It must run one
+            call at a time on one thread, and is not shut down. Such a block takes effect
+            everywhere, also inside another one and below ``async_to_sync``, and restores the
+            previous state afterwards. It can be entered only once. After its end,
+            thread-sensitive calls of its tasks raise ``RuntimeError``.
 
-    It also decorates coroutine functions: each call is then a block of its own, with the
-    same executor, if there is one. The same object can decorate several functions.
+    It also decorates coroutine functions: each call is then a separate block, with the same
+    executor, if there is one. The same object can decorate several functions.
 
     Raises:
-        RuntimeError: on entering a block with an executor a second time.
-        TypeError: for decorating a synchronous function or an asynchronous generator function.
+        RuntimeError: if a block with an executor is entered a second time.
+        TypeError: if it decorates a synchronous function or an asynchronous generator function.
 
     >>> import asyncio, threading
     >>> async def main():
@@ -179,8 +177,8 @@ class ThreadSensitiveContext:
     True
     """
 
-    # How many threads all contexts of the process together may lease, or None for no limit; read at each lease. At the
-    # limit, calls of contexts without a thread wait in a queue. See docs/guides/threads.rst.
+    # Maximum number of leased threads of all contexts in the process, or None; read at each lease. At the limit, calls
+    # of contexts without a thread are queued. See docs/guides/threads.rst.
     max_threads: int | None = None
 
     def __init__(self, *, executor: Executor | None = None) -> None:
@@ -189,7 +187,7 @@ class ThreadSensitiveContext:
         self._ended = False
         self._ineffective_entries = 0
         self._ancestor: Any = None
-        # Of the threads that are blocked above a block with an executor, and the loop on which it was entered.
+        # For a block with an executor: the mailboxes of threads blocked above it, and the loop on which it was entered.
         self.hidden_mailboxes: list[CurrentThreadExecutor] = []
         self._entered_on: weakref.ref[asyncio.AbstractEventLoop] | None = None
 
@@ -198,7 +196,7 @@ class ThreadSensitiveContext:
             self._enter_with_own_executor(self._executor)
             return self
         enclosing = SyncToAsync.thread_sensitive_context.get(None)
-        # Under a server with keep-alive, a request begins in the context of the one before.
+        # With keep-alive, a request may start in the context of the previous request.
         if enclosing is not None and not _has_ended(enclosing):
             self._ineffective_entries += 1
             return self
@@ -209,7 +207,7 @@ class ThreadSensitiveContext:
     def _enter_with_own_executor(self, executor: Executor) -> None:
         if self.token is not None or self._ended:
             raise RuntimeError(
-                "this ThreadSensitiveContext(executor=...) has been entered before; make a new one for each block"
+                "this ThreadSensitiveContext(executor=...) has been entered before; create a new one for each block"
             )
         loop = running_loop()
         self.hidden_mailboxes = _blocked_above(loop)
@@ -230,8 +228,8 @@ class ThreadSensitiveContext:
             return
         token, self.token = self.token, None
         self._ended = True
-        # A generator may be closed in another context than it was entered in. That one
-        # keeps an ended block then, which counts for nothing.
+        # A generator may be closed in another context than the one in which it entered the block. The ended
+        # block then remains in that context, and is ignored.
         try:
             SyncToAsync.thread_sensitive_context.reset(token)
         except ValueError:
@@ -244,35 +242,33 @@ class ThreadSensitiveContext:
             AsyncToSync.executors.current, self._ancestor = self._ancestor, None
 
     def __call__(self, function: Callable[P, Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]:
-        """Return *function*, a coroutine function, with such a block around each of its calls."""
+        """Return the coroutine function *function* with such a block around each call."""
         from ._contexts.decorating import decorated
 
         return decorated(self, function)
 
 
 async def release_thread() -> None:
-    """Give the thread of the enclosing ``ThreadSensitiveContext`` back before the block ends.
+    """Release the thread of the enclosing ``ThreadSensitiveContext`` before the block ends.
 
-    Equivalent to leaving the block and entering it again, as far as its thread is concerned. Call it in code that
-    will not use its thread for a while: in a streaming response or an endless loop of server-sent events, after the
-    last query. The thread goes back to the pool when the calls that were made before are done. The next
-    thread-sensitive call leases a thread again, most likely another one. At the limit of ``max_threads``, it stands
-    behind the contexts that already wait.
+    For the thread, this is equivalent to leaving the block and entering it again. Call it in code that does not need
+    its thread for a while: in a streaming response or an endless loop of server-sent events, after the last query.
+    The thread returns to the pool when earlier calls are done. The next thread-sensitive call leases a thread again,
+    usually another one. At the limit of ``max_threads``, it is queued behind other contexts.
 
     .. warning::
 
-        What belongs to the thread stays behind with it. An open transaction, ``SET ROLE`` and other state of a
-        database connection, locks and thread-local values are not there on the next thread, and the next user of the
-        old one finds them. End transactions and undo such state before.
+        State of the thread stays with the thread: an open transaction, ``SET ROLE`` and other state of a database
+        connection, locks, thread-local values. The next thread does not have it, and the next user of the old thread
+        does. End transactions and undo such state first.
 
-    Nothing happens outside of a block, in a block with an executor of its own, and where the block has no thread.
-    Called from synchronous code on that very thread, through ``async_to_sync``, it takes effect when that code ends.
-    An iterator or context manager that was made with ``sync_to_async_iterator`` or
-    ``sync_to_async_context_manager`` needs its thread as long as it is open: the release takes effect when the last
-    one is closed.
+    It does nothing outside of a block, in a block with its own executor, and if the block has no thread. If it is
+    called by synchronous code on that thread, through ``async_to_sync``, it takes effect when that code ends. An open
+    iterator or context manager of ``sync_to_async_iterator`` or ``sync_to_async_context_manager`` needs its thread: the
+    release takes effect when the last one is closed.
 
     Thread and loop:
-        It waits for nothing, and runs nothing on the thread.
+        It does not wait, and runs nothing on the thread.
 
     >>> import asyncio
     >>> async def events():
@@ -300,12 +296,12 @@ def _install_executor(reference: weakref.ref[Any], executor: limit.ContextExecut
 
 
 def _is_below_blocked(call: Any) -> bool:
-    """Tell whether a thread is blocked in ``async_to_sync`` and waits for a call, as far as that can be seen.
+    """Return whether a thread is blocked in ``async_to_sync`` and waits for a call, as far as this is visible.
 
-    Whoever waits for a task has added a callback to it in its own context, which names the mailboxes above.
+    To wait for a task, a callback is added to it, with the context of the waiting code, which has the mailboxes above.
 
     Args:
-        call: A call of the running loop, or None for one that the running task is about to make.
+        call: A call of the running loop, or None for a call that the running task is about to make.
     """
     loop = asyncio.get_running_loop()
     blocked_on_loop = AsyncToSync.loop_thread_executors.get(loop)
@@ -326,7 +322,7 @@ def _is_below_blocked(call: Any) -> bool:
 
 
 def _has_ended(context: Any) -> bool:
-    """Tell whether *context*, which others may have set to an object of their own, counts no more."""
+    """Return whether *context* has ended. Other packages may have set an object of their own."""
     return isinstance(context, ThreadSensitiveContext) and context._ended
 
 
@@ -338,7 +334,7 @@ def _mailbox_above(loop: asyncio.AbstractEventLoop | None) -> Any:
         return ancestor
     context = SyncToAsync.thread_sensitive_context.get(None)
     entered_on = context._entered_on if isinstance(context, ThreadSensitiveContext) else None
-    if entered_on is not None and entered_on() is loop:  # it hides the thread that waits for the loop
+    if entered_on is not None and entered_on() is loop:  # the block hides the thread that waits for the loop
         return ancestor
     return routing.innermost(ancestor, blocked_on_loop)
 
@@ -349,12 +345,12 @@ def _blocked_above(loop: asyncio.AbstractEventLoop | None) -> list[CurrentThread
 
 
 class _EndedContext(JobExecutor):
-    """Stands for the executor of a block that has ended: where a call would wait for it, it is refused."""
+    """Replaces the executor of a block that has ended: refuses calls."""
 
     def post(self, job: Job, waiting_thread: int | None = None) -> bool:
         raise RuntimeError(
-            "thread-sensitive code was called after the end of the ThreadSensitiveContext(executor=...) block that "
-            "its task comes from; await such tasks inside the block, or start them in a context of their own"
+            "sync_to_async was called after the end of the ThreadSensitiveContext(executor=...) block in which its "
+            "task was started; await such tasks inside the block, or start them in another context"
         )
 
 
@@ -362,16 +358,16 @@ _ENDED_CONTEXT = _EndedContext()
 
 
 class AsyncSingleThreadContext:
-    """A context manager: ``async_to_sync`` calls below it share one thread and one event loop.
+    """A context manager: ``async_to_sync`` calls in the block share one thread and one event loop.
 
-    Without it, each top-level call has a loop of its own, so that a client which is bound
-    to a loop (of httpx, redis, asyncpg) cannot be used by the next call. In the block,
-    the loop starts with the first call and runs until the block ends, also between calls.
+    Without it, each top-level call has a new loop, so a client that is bound to a loop (of
+    httpx, redis, asyncpg) cannot be used by the next call. In the block, the loop starts with
+    the first call and runs until the block ends, also between calls.
 
-    Calls that come from below ``sync_to_async`` still go to the loop from which they came.
-    Only the outermost block counts. At its end, tasks that still run are cancelled and
-    awaited and the loop is closed, as ``asyncio.run`` does; where a loop runs in the
-    thread that leaves, that happens without it.
+    Calls below ``sync_to_async`` still use the loop of that call. Only the outermost block
+    counts. At its end, running tasks are cancelled and awaited and the loop is closed, as
+    ``asyncio.run`` does. If you leave the block on a thread with a running loop, this happens
+    in the background.
 
     >>> import asyncio
     >>> async def loop():
@@ -403,14 +399,14 @@ class AsyncSingleThreadContext:
         token, self.token = self.token, None
         forks.notice()
         try:
-            with contextlib.suppress(ValueError):  # left in another context than it was entered in
+            with contextlib.suppress(ValueError):  # left in another context than the one in which it was entered
                 AsyncToSync.async_single_thread_context.reset(token)
-            with loops.lock:  # whoever holds it may be starting the loop
+            with loops.lock:  # a thread that holds it may be starting the loop
                 kept = self._kept_loop
             if kept is not None and kept.usable:
                 self._close(kept)
         except BaseException:
-            # An interrupt may have come before the loop was told to end.
+            # If interrupted before that, end the loop now.
             if self._kept_loop is not None:
                 self._kept_loop.close(None)
             raise
@@ -432,7 +428,7 @@ class AsyncSingleThreadContext:
         kept.raise_if_it_ended_badly()
 
     def post(self, call: LoopCall, mailbox: CurrentThreadExecutor, unless_on: Any) -> loops.KeptLoop | None:
-        """Give *call* to the block's loop and return that, or None where it has ended or is *unless_on*."""
+        """Give *call* to the block's loop and return the loop; None if it has ended or is *unless_on*."""
         with loops.lock:
             if self.token is None:
                 return None
@@ -440,7 +436,7 @@ class AsyncSingleThreadContext:
                 started = loops.KeptLoop.start(AsyncToSync.loop_thread_executors)
                 if self._kept_loop is None or not self._kept_loop.usable:
                     self._kept_loop = started
-                elif started is not None:  # a signal handler that bridges here was faster
+                elif started is not None:  # a signal handler on this thread was faster
                     started.close(None)
             kept = self._kept_loop
         if kept is None or kept.loop is unless_on or not kept.post(call, mailbox):
@@ -449,14 +445,11 @@ class AsyncSingleThreadContext:
 
 
 class AsyncToSync(Wrapper[P, R]):
-    """Make a callable that returns an awaitable into one that waits for its result.
-
-    ``async_to_sync`` is the usual way to make one; see there.
-    """
+    """Wraps a callable that returns an awaitable; calls wait for the result. Use ``async_to_sync`` to make one."""
 
     # ``executors.current``: the mailbox of the innermost blocked call in this context, or None.
     executors: Local = local.none_unless_set("current")
-    # The mailboxes of the threads that wait for a loop that the library owns.
+    # The mailboxes of threads that wait for a loop of the library.
     loop_thread_executors: dict[asyncio.AbstractEventLoop, CurrentThreadExecutor] = {}
     async_single_thread_context: contextvars.ContextVar[AsyncSingleThreadContext] = contextvars.ContextVar(
         "async_single_thread_context"
@@ -468,7 +461,7 @@ class AsyncToSync(Wrapper[P, R]):
         if not callable(awaitable):
             raise TypeError(
                 f"async_to_sync needs an async function, not {awaitable!r}; pass the function itself, and the "
-                "arguments to what async_to_sync returns"
+                "arguments to the result: async_to_sync(function)(arguments)"
             )
         self.awaitable = self.__wrapped__ = awaitable
         self.force_new_loop = force_new_loop
@@ -486,8 +479,8 @@ class AsyncToSync(Wrapper[P, R]):
         running = running_loop()
         if running is not None and not greenlets.runs_in_another(running):
             raise RuntimeError(
-                f"{_name_of(self.awaitable)} was called through async_to_sync in a thread that runs an event loop, "
-                "which it would block; await the function itself there"
+                f"async_to_sync({_name_of(self.awaitable)}) cannot be called in a thread that runs an event loop, "
+                f"which it would block; use `await {_name_of(self.awaitable)}(...)` there"
             )
         end = register.here().ending() if register.KEPT else None
         awaitable = self.awaitable(*args, **kwargs)
@@ -512,7 +505,7 @@ class AsyncToSync(Wrapper[P, R]):
         finally:
             if end is not None:
                 end()
-            mailbox.close(run_rest=False)  # where an interrupt came at a bad moment
+            mailbox.close(run_rest=False)  # in case of an interrupt in between
             if contexts[0] is context:
                 if outcome.settled:
                     _close_if_never_begun(coroutine, awaitable)
@@ -529,7 +522,7 @@ class AsyncToSync(Wrapper[P, R]):
         mailbox: CurrentThreadExecutor,
         inner_calls: list[AwaitedOutcome[Any]] | None,
     ) -> None:
-        """Run *coroutine* on the right loop, and serve *mailbox* meanwhile."""
+        """Run *coroutine* on the chosen loop, and serve *mailbox* meanwhile."""
         __traceback_hide__ = True
         home = None if self.force_new_loop else self._home_loop()
         outcome.call = call = LoopCall(coroutine, context, outcome)
@@ -540,24 +533,24 @@ class AsyncToSync(Wrapper[P, R]):
                 self._hand_over_and_serve(call, home, outcome, mailbox)
                 if outcome.settled:
                     return
-                # That loop left before it began the coroutine, so another one is asked.
+                # That loop ended before it started the coroutine: use another one.
                 home = None
                 outcome.call = call = LoopCall(coroutine, context, outcome)
                 if outcome.cancelled:
                     outcome.set_exception(asyncio.CancelledError())
                     return
         finally:
-            outcome.call = None  # which refers to the outcome
+            outcome.call = None  # it refers to the outcome
             if inner_calls is not None:
                 inner_calls.remove(outcome)
 
     def _hand_over_and_serve(
         self, call: LoopCall, home: Any, outcome: AwaitedOutcome[R], mailbox: CurrentThreadExecutor
     ) -> None:
-        """Give *call* to a loop and serve *mailbox* until it has ended, or its loop has left it behind.
+        """Give *call* to a loop and serve *mailbox* until the call has ended, or its loop has abandoned it.
 
-        An interrupt of this thread, such as Ctrl-C, cancels the coroutine and is raised
-        when that has ended; a second one is raised at once.
+        An interrupt of this thread, such as Ctrl-C, cancels the coroutine and is raised after
+        its end; a second one is raised at once.
         """
         __traceback_hide__ = True
         interrupt: BaseException | None = None
@@ -573,17 +566,17 @@ class AsyncToSync(Wrapper[P, R]):
                         else:
                             kept = self._give_to_own_loop(call, outcome, mailbox)
                             if kept is not None:
-                                # It runs until it is closed, but may have yet to start.
+                                # It runs until it is closed, but may not have started yet.
                                 check = LoopWait(kept.loop, call, outcome, _endless_patience).is_lost
                     self._serve(mailbox, check, outcome)
                     break
                 except BaseException as error:
-                    # Not serving: forked, or interrupted while running what was left over.
+                    # Not serving: after a fork, or interrupted while running the last jobs.
                     if interrupt is not None or not mailbox.serving or not outcome.cancel():
                         raise
                     interrupt = error
             if interrupt is not None:
-                if not outcome.settled:  # the call was taken back, so nobody will begin the coroutine
+                if not outcome.settled:  # the call was taken back, so no loop will start the coroutine
                     outcome.set_exception(asyncio.CancelledError())
                 try:
                     outcome.take()
@@ -603,7 +596,7 @@ class AsyncToSync(Wrapper[P, R]):
             mailbox.close()
 
     def _home_loop(self) -> Any:
-        """Return the loop from which this thread's bridged call came, if it may run our coroutine, else None."""
+        """Return the loop that made this thread's bridged call, if it can run our coroutine, else None."""
         here = SyncToAsync.threadlocal.__dict__
         home = here.get("main_event_loop")
         if home is None or here.get("main_event_loop_pid") != forks.pid or workers.is_suspended_here(home):
@@ -624,14 +617,14 @@ class AsyncToSync(Wrapper[P, R]):
         call.asked = home
         try:
             home.call_soon_threadsafe(call.start, home, context=contextvars.Context())
-        except RuntimeError:  # closed since we looked
+        except RuntimeError:  # closed meanwhile
             return False
         return True
 
     def _give_to_own_loop(
         self, call: LoopCall, outcome: AwaitedOutcome[R], mailbox: CurrentThreadExecutor
     ) -> loops.KeptLoop | None:
-        """Give *call* to the loop of the enclosing ``AsyncSingleThreadContext``, and return that, or to a fresh one."""
+        """Give *call* to the loop of the enclosing ``AsyncSingleThreadContext`` and return it, or to a new loop."""
         block = self.async_single_thread_context.get(None)
         if block is not None:
             kept = block.post(call, mailbox, unless_on=self._home_loop() if self.force_new_loop else None)
@@ -664,9 +657,9 @@ class AsyncToSync(Wrapper[P, R]):
 
         Args:
             call_result: Has ``set_result`` and ``set_exception``.
-            exc_info: What the caller is handling; ``sys.exc_info()`` shows it here too.
-            task_context: The blocked calls of the bridged call that this one comes from.
-            context: A list of one; its item is replaced by the context as it is at the end.
+            exc_info: The exception that the caller is handling; ``sys.exc_info()`` shows it here, too.
+            task_context: The blocked calls of the enclosing bridged call.
+            context: A list of one item, which is replaced by the context at the end.
         """
         __traceback_hide__ = True
         handled = exc_info[1]
@@ -695,28 +688,25 @@ def _endless_patience() -> tuple[Patience, None]:
 
 
 def _close_if_never_begun(*awaitables: Any) -> None:
-    """Spare the user the warning that a coroutine, cancelled before its first step, was never awaited."""
+    """Avoid the warning "was never awaited" for a coroutine that was cancelled before its first step."""
     for awaitable in awaitables:
         if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
             awaitable.close()
 
 
 class SyncToAsync(Wrapper[P, R]):
-    """Make a synchronous callable into a coroutine function that runs it on a thread.
+    """Wraps a synchronous callable; awaiting a call runs it on a thread. Use ``sync_to_async`` to make one."""
 
-    ``sync_to_async`` is the usual way to make one; see there.
-    """
-
-    # What the bridged call that this thread runs came with: ``main_event_loop``,
-    # ``main_event_loop_pid`` and ``task_context``.
+    # Values of the bridged call that this thread is running: ``main_event_loop``, ``main_event_loop_pid`` and
+    # ``task_context``.
     threadlocal = threading.local()
-    # Where thread-sensitive code runs if nothing encloses it.
+    # Runs thread-sensitive code without an enclosing context.
     single_thread_executor: Executor = workers.ProcessExecutor()
-    # The enclosing ThreadSensitiveContext, or an object of somebody else's in its place.
+    # The enclosing ThreadSensitiveContext, or an object of another package.
     thread_sensitive_context: contextvars.ContextVar[Any] = contextvars.ContextVar("thread_sensitive_context")
-    # Its executor, put here with the first call.
+    # Its executor, from the first call on.
     context_to_thread_executor: weakref.WeakKeyDictionary[Any, Executor] = weakref.WeakKeyDictionary()
-    # Others set it, to silence a false alarm that is not raised here; nothing reads it.
+    # Unused: other packages set it to silence a false alarm, which does not exist here.
     deadlock_context: contextvars.ContextVar[bool] = contextvars.ContextVar("deadlock_context")
 
     __wrapped__: Callable[P, R]
@@ -730,8 +720,8 @@ class SyncToAsync(Wrapper[P, R]):
     ) -> None:
         if thread_sensitive and executor is not None:
             raise TypeError(
-                "sync_to_async was given an executor, but thread-sensitive code chooses its thread itself; "
-                "pass thread_sensitive=False too, or use ThreadSensitiveContext(executor=...)"
+                "sync_to_async was given an executor, but thread-sensitive code does not use it; "
+                "add thread_sensitive=False, or use ThreadSensitiveContext(executor=...)"
             )
         self.func = self.__wrapped__ = func
         self.context = context
@@ -780,10 +770,10 @@ class SyncToAsync(Wrapper[P, R]):
             del call.arrival
             if awaited is not None:
                 awaited.pop(id(call), None)
-            if call.settled:  # pragma: no branch: else an exception goes on from here, which is no branch to a line
+            if call.settled:  # pragma: no branch: else an exception is being raised, and no line follows
                 if local.THREADS_INHERIT:
                     local.arrive(context)
-                # A context never loses a variable, so an empty one has not changed.
+                # Variables are never removed from a context, so an empty one has not changed.
                 if snapshot is not None and context and (changes := changes_since(snapshot, context)) is not None:
                     _restore_context(changes)
         if inner_calls.absorbed is not None:
@@ -793,7 +783,7 @@ class SyncToAsync(Wrapper[P, R]):
     def _give_to_thread(
         self, call: ThreadCall[R], loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls, args: tuple[Any, ...]
     ) -> Any:
-        """Return the executor that took *call*; None for the default one of the loop."""
+        """Return the executor that accepted *call*; None for the default one of the loop."""
         executors: Iterable[Any]
         executor: Any = self._executor
         if self._thread_sensitive:
@@ -808,7 +798,7 @@ class SyncToAsync(Wrapper[P, R]):
             if not isinstance(executor, JobExecutor):
                 self._submit(call, executor, loop, inner_calls)
                 return executor
-            if not self._thread_sensitive:  # given by hand, SyncToAsync.single_thread_executor for example
+            if not self._thread_sensitive:  # executor=SyncToAsync.single_thread_executor, for example
                 lender = lending.lending_executor(executor, loop, _blocked_above(loop), default=False)
                 if lender is not None:
                     call.submit_to(lender)
@@ -818,12 +808,12 @@ class SyncToAsync(Wrapper[P, R]):
                     return executor
             except WouldDeadlock:
                 raise self._deadlock(loop) from None
-        raise RuntimeError(f"{_name_of(self.func)} cannot run: {executor!r} has been shut down")
+        raise RuntimeError(f"sync_to_async({_name_of(self.func)}) cannot run, because {executor!r} has been shut down")
 
     def _submit(
         self, call: ThreadCall[R], executor: Any, loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls
     ) -> None:
-        """Give *call* to a foreign *executor*."""
+        """Give *call* to an *executor* of another package."""
         if executor is self._executor_that_runs_this() or routing.has_no_other_thread(executor):
             raise self._deadlock(loop)
         context = self.thread_sensitive_context.get(None) if self._thread_sensitive else None
@@ -834,7 +824,7 @@ class SyncToAsync(Wrapper[P, R]):
         call.submit_to(executor)
 
     def _executors(self, loop: asyncio.AbstractEventLoop, args: tuple[Any, ...]) -> Iterable[Any]:
-        """Return the executors that may run thread-sensitive code, called here with *args*, best first."""
+        """Return the executors that may run thread-sensitive code, called with *args*, in order of preference."""
         ancestor = local.peek(AsyncToSync.executors, "current")
         context = self.thread_sensitive_context.get(None)
         blocked_on_loop = AsyncToSync.loop_thread_executors.get(loop)
@@ -854,21 +844,21 @@ class SyncToAsync(Wrapper[P, R]):
         return executor
 
     def _leave_queue(self) -> None:
-        """Leave the queue for a thread, if the enclosing context stands there and no call of it is awaited any more."""
+        """Leave the queue for threads, if the enclosing context is queued and none of its calls is awaited any more."""
         context = self.thread_sensitive_context.get(None)
         executor = None if context is None else self.context_to_thread_executor.get(context)
         if isinstance(executor, limit.ContextExecutor):
             executor.call_given_up()
 
     def _executor_that_runs_this(self) -> Executor | None:
-        """Return the executor, promised to have one thread, that gave this thread the job it runs, if there is one."""
+        """Return the executor of a ``ThreadSensitiveContext`` whose job this thread is running, or None."""
         return getattr(self.threadlocal.__dict__.get("task_context"), "promised_executor", None)
 
     def _deadlock(self, loop: asyncio.AbstractEventLoop) -> RuntimeError:
         return RuntimeError(
-            f"{_name_of(self.func)} would deadlock: it has to run on thread {threading.current_thread().name!r}, but "
-            f"the event loop that awaits it, {loop!r}, runs on that very thread; start that loop through "
-            "async_to_sync, or call the function directly"
+            f"sync_to_async({_name_of(self.func)}) would deadlock: the function must run on thread "
+            f"{threading.current_thread().name!r}, which runs the event loop that awaits it, {loop!r}; start that "
+            "loop through async_to_sync, or call the function directly"
         )
 
     def _give_to_default_executor(
@@ -879,8 +869,8 @@ class SyncToAsync(Wrapper[P, R]):
             worker.post(call)
             worker.shutdown(wait=False)
             return
-        # asyncio's own loops show it. Without the future that the loop would wrap around the
-        # executor's, the result comes one turn of the loop earlier.
+        # asyncio's own loops show it. Without the future that the loop would wrap around the executor's, the
+        # result comes one event loop iteration earlier.
         executor = internals.default_executor_of(loop)
         if internals.threads_of(executor) is None:
             inner_calls.default_executor_of = weakref.ref(loop)
@@ -893,7 +883,7 @@ class SyncToAsync(Wrapper[P, R]):
             call.submit_to_default_executor(loop)
 
     if sys.version_info < (3, 12):
-        # There, inspect.iscoroutinefunction knows no mark, but asks an object that is like a function.
+        # There, inspect.iscoroutinefunction does not know the mark, but accepts objects that look like functions.
         __code__ = __call__.__code__
         __defaults__ = __kwdefaults__ = None
 
@@ -919,12 +909,12 @@ class SyncToAsync(Wrapper[P, R]):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Run ``func(*args, **kwargs)`` on the chosen thread; subclasses may wrap this.
+        """Run ``func(*args, **kwargs)`` on the chosen thread; subclasses may extend this.
 
         Args:
-            loop: The loop from which the call came, for ``async_to_sync`` calls inside.
-            exc_info: What the caller is handling; ``sys.exc_info()`` shows it here too.
-            task_context: Takes up the ``async_to_sync`` calls for which *func* waits.
+            loop: The loop that made the call, for ``async_to_sync`` calls inside.
+            exc_info: The exception that the caller is handling; ``sys.exc_info()`` shows it here, too.
+            task_context: Collects the ``async_to_sync`` calls that *func* waits for.
             func: ``run`` of the context to run in.
             args: First, a ``functools.partial`` of the wrapped function with its arguments.
         """
@@ -950,7 +940,7 @@ class SyncToAsync(Wrapper[P, R]):
                 marks.put_back(handled)
                 return func(*args, **kwargs)
         except StopIteration as error:
-            # Neither a coroutine nor a future can raise one: it would look like their end.
+            # Neither a coroutine nor a future can raise StopIteration: it would look like their end.
             raise RuntimeError(f"{_name_of(self.func)} raised {error!r}") from error
         finally:
             here["main_event_loop"], here["main_event_loop_pid"], here["task_context"] = outer
@@ -961,12 +951,12 @@ class SyncToAsync(Wrapper[P, R]):
 
 @greenlets.after_patch
 def _renew_threadlocal() -> None:
-    # One from before the patch is that of the thread, for all its greenlets.
+    # An object from before the patch belongs to the system thread, and all its greenlets would share it.
     SyncToAsync.threadlocal = threading.local()
 
 
 def _is_marked_async(func: Any) -> bool:
-    # Of the type, since Python does not call what an object has in its ``__dict__`` by that name.
+    # Looked up on the type, because Python ignores a ``__call__`` in the object's ``__dict__``.
     return iscoroutinefunction(func) or iscoroutinefunction(getattr(type(func), "__call__", None))  # noqa: B004
 
 
@@ -980,11 +970,11 @@ def _restore_context(context: contextvars.Context) -> None:
         variable.set(value)
 
 
-# To type checkers, the results of both decorators are callables, not objects of the classes: mypy
+# For type checkers, the results of both decorators are Callables, not instances of the classes: mypy
 # keeps the overloads of a function only in a Callable. isinstance() narrows to the class. The forms
-# without options stand by themselves, because mypy does so only where the function is the one
-# argument there can be; and those with options ask for one, because mypy falls back to Any where
-# two forms match.
+# without options are separate, because mypy keeps overloads only if the function is the only
+# possible argument. The forms with options require one, because mypy falls back to Any if two forms
+# match.
 
 
 @overload
@@ -994,41 +984,41 @@ def async_to_sync(awaitable: Callable[P, Awaitable[R]], *, force_new_loop: bool)
 @overload
 def async_to_sync(awaitable: None = None, *, force_new_loop: bool = False) -> _AsyncToSyncDecorator: ...
 def async_to_sync(awaitable: Any = None, *, force_new_loop: bool = False) -> Any:
-    """Turn an asynchronous function into one that synchronous code can call.
+    """Return a synchronous function that calls an asynchronous function and waits for its result.
 
-    Equivalent to ``asyncio.run(awaitable(...))`` where nothing encloses the call. Below
-    ``sync_to_async``, the coroutine runs on the event loop from which the bridged call came.
+    Equivalent to ``asyncio.run(awaitable(...))`` without an enclosing call. Below
+    ``sync_to_async``, the coroutine runs on the event loop of that call.
 
     Args:
         awaitable: The coroutine function, or another callable that returns an awaitable.
-            Without it, a decorator is returned. What an asynchronous generator function returns is none; see
+            Without it, a decorator is returned. For asynchronous generator functions, see
             ``async_to_sync_iterator``.
-        force_new_loop: Never use the loop from which an enclosing bridged call came.
+        force_new_loop: Do not use the loop of an enclosing bridged call.
 
     Thread and loop:
-        The function is called on the calling thread, what it returns is awaited in a task
-        of a loop in another: the loop of the enclosing ``sync_to_async`` call if it runs
-        now or soon, else that of an ``AsyncSingleThreadContext``, else a fresh one. The calling thread
-        waits, and meanwhile runs thread-sensitive code that the coroutine calls. Context
-        variables go along, and changes to them come back.
+        The function is called on the calling thread. Its coroutine is awaited in a task on
+        another thread: on the loop of the enclosing ``sync_to_async`` call if that is running
+        or will be soon, else on the loop of an ``AsyncSingleThreadContext``, else on a new
+        one. The calling thread waits, and runs thread-sensitive code of the coroutine
+        meanwhile. Context variables are passed on, and changes come back.
 
     Cancellation:
-        A cancelled coroutine raises ``asyncio.CancelledError`` here. An exception that a
-        signal raises in the waiting thread, such as ``KeyboardInterrupt``, cancels the
-        coroutine, and is raised when that has ended; a second one is raised at once.
+        If the coroutine is cancelled, this raises ``asyncio.CancelledError``. An exception of
+        a signal handler in the waiting thread, such as ``KeyboardInterrupt``, cancels the
+        coroutine and is raised after its end; a second one is raised at once.
 
     Returns:
-        An ``AsyncToSync``; calling it returns what the coroutine returns. It has the name,
+        An ``AsyncToSync``; calling it returns the result of the coroutine. It has the name,
         docstring and signature of the function, and works as a method.
 
     Raises:
-        TypeError: for what is not callable.
-        RuntimeError: when called in a thread where an event loop runs, which it would
-            block, and when the loop that runs the coroutine is closed meanwhile, or stopped
-            for longer than ``stopped_loop_patience``.
+        TypeError: if *awaitable* is not callable.
+        RuntimeError: when called, if this thread runs an event loop, which would be blocked;
+            or if the loop of the coroutine is closed meanwhile, or is stopped for longer than
+            ``stopped_loop_patience``.
 
     Warns:
-        UserWarning: once, where the callable is not marked as a coroutine function.
+        UserWarning: once, if the callable is not marked as a coroutine function.
 
     >>> import asyncio
     >>> @async_to_sync
@@ -1080,45 +1070,45 @@ def sync_to_async(
     executor: Executor | None = None,
     context: contextvars.Context | None = None,
 ) -> Any:
-    """Turn a synchronous function into one that asynchronous code can await.
+    """Return an asynchronous function that runs a synchronous function on a thread.
 
-    Equivalent to ``asyncio.to_thread(func, ...)``, but for the choice of the thread, and
-    for changes to context variables, which come back to the caller.
+    Equivalent to ``asyncio.to_thread(func, ...)``, except for the choice of the thread, and for
+    changes to context variables, which come back to the caller.
 
     Args:
-        func: The function. Without it, a decorator is returned. The body of a generator function does not run on
-            the thread, but where the generator is iterated; see ``sync_to_async_iterator``.
-        thread_sensitive: Run on the one thread that belongs to the flow of calls, so that
-            code which depends on its thread (database connections, locks) finds the same
-            one each time. False: run on any thread, at the same time as others.
-        executor: Where to run, in place of the loop's default executor; needs
+        func: The function. Without it, a decorator is returned. For generator functions, see
+            ``sync_to_async_iterator``: their body would not run on the thread.
+        thread_sensitive: Run all calls of this flow of calls on the same thread, for code
+            that depends on its thread (database connections, locks). False: run on any
+            thread, concurrently with other calls.
+        executor: Use this instead of the loop's default executor; requires
             ``thread_sensitive=False``.
-        context: Run in this very ``contextvars.Context``, in place of a copy of the
-            caller's; changes stay there. Nobody else may be using it meanwhile.
+        context: Run in this ``contextvars.Context`` instead of a copy of the caller's;
+            changes stay in it. No other code may be using it meanwhile.
 
     Thread and loop:
         Thread-sensitive code runs on the thread that is blocked in the innermost enclosing
-        ``async_to_sync`` call, else on that of the enclosing ``ThreadSensitiveContext``,
-        else on the one that is blocked on the running loop, else on a single thread of
-        the process, ``SyncToAsync.single_thread_executor``. Calls for one thread run one
-        after the other, in the order in which they were made.
+        ``async_to_sync`` call, else on the thread of the enclosing
+        ``ThreadSensitiveContext``, else on the thread that is blocked on the running loop,
+        else on a single thread of the process, ``SyncToAsync.single_thread_executor``. Calls
+        for one thread run one at a time, in the order of the calls.
 
     Cancellation:
-        Where the function waits in ``async_to_sync``, that coroutine is cancelled, and
-        what the function makes of it is what the ``await`` gives. Further cancellations
-        wait for the end of the function; then ``CancelledError`` replaces its result. Where
-        it does not wait so, the first one ends the ``await`` at once: a function that has
-        begun goes on alone, one that has not never runs.
+        If the function waits in ``async_to_sync``, that coroutine is cancelled, and the
+        ``await`` has the outcome of the function. Further cancellations are delayed until the
+        function has ended; then ``CancelledError`` replaces its result. Otherwise, the
+        ``await`` ends at once. A function that has started keeps running in the background;
+        one that has not started never runs.
 
     Returns:
-        A ``SyncToAsync``; awaiting its call gives what the function returns. It has the
+        A ``SyncToAsync``; awaiting a call returns the result of the function. It has the
         name, docstring and signature of the function, and works as a method.
 
     Raises:
-        TypeError: for what is not callable, for async functions, and for an executor
-            together with thread-sensitive code.
-        RuntimeError: when awaited on the very thread on which the function has to run,
-            which could never end; and in place of a ``StopIteration`` of the function.
+        TypeError: if *func* is not callable or is async, or if an executor is given for
+            thread-sensitive code.
+        RuntimeError: when awaited, if the function must run on the thread that awaits it,
+            which would deadlock; or instead of a ``StopIteration`` of the function.
 
     >>> import asyncio
     >>> @sync_to_async
@@ -1137,22 +1127,24 @@ def sync_to_async(
 def check_cancelled() -> None:
     """Raise ``CancelledError`` if the task that awaits this synchronous code was cancelled.
 
-    Equivalent to the ``await`` at which a coroutine would hear of the cancellation. A thread cannot be stopped from
-    outside, so call this between pieces of work that takes long.
+    Equivalent to an ``await`` in a coroutine, which would raise the cancellation. A thread cannot be stopped from
+    outside, so call this at intervals in long-running code.
 
     Thread and loop:
-        It has an effect in a function that ``sync_to_async`` has called, on the thread of that call: nested calls, the
-        steps of ``sync_to_async_iterator`` and ``sync_to_async_context_manager``, and WSGI applications too. Anywhere
-        else it does nothing: in a coroutine, in a thread that the function has started, outside of any call.
+        It has an effect in a function that ``sync_to_async`` has called, on the thread of that call. This includes
+        nested calls, the steps of ``sync_to_async_iterator`` and ``sync_to_async_context_manager``, and WSGI
+        applications. Elsewhere it does nothing: in a coroutine, in a thread that the function has started, outside of
+        any call.
 
     Cancellation:
-        Once the task was cancelled, this raises each time, also where a coroutine for which the function waited has
-        caught the cancellation. A call that begins later is not affected, nor is one under ``asyncio.shield``. It never
-        raises in the ``close()`` or ``__exit__()`` that ends an iteration or a block, nor in that of a WSGI response.
+        After the task was cancelled, this raises at each call, even if a coroutine that the function waited for has
+        caught the cancellation. Calls that start later, and calls under ``asyncio.shield``, are not affected. It never
+        raises in the ``close()`` or ``__exit__()`` that ends an iteration or a block, or in ``close()`` of a WSGI
+        response.
 
-        In a WSGI application that ``WsgiToAsgi`` runs, a client that has disconnected counts as a cancellation. There,
-        the first call asks the server on its event loop, and waits for the answer. When the application lets that
-        ``CancelledError`` out, the adapter ends without an error.
+        In a WSGI application under ``WsgiToAsgi``, a disconnected client counts as a cancellation. There, the first
+        call asks the server on its event loop, and waits for the answer. If the application does not catch the
+        ``CancelledError``, the adapter ends without an error.
 
     Raises:
         asyncio.CancelledError: with the message of the cancellation, if it has one.
@@ -1162,7 +1154,7 @@ def check_cancelled() -> None:
     >>> def work():
     ...     try:
     ...         while True:
-    ...             check_cancelled()  # and then a piece of the work
+    ...             check_cancelled()  # then do a part of the work
     ...     finally:
     ...         stopped.set()
     >>> async def main():
@@ -1177,27 +1169,28 @@ def check_cancelled() -> None:
     True
     """
     inner_calls: Any = SyncToAsync.threadlocal.__dict__.get("task_context")
-    if getattr(inner_calls, "may_be_cancelled", False):  # a plain list, which others may put there, has no such thing
+    if getattr(inner_calls, "may_be_cancelled", False):  # not for a plain list, which other packages may set
         cancellation.raise_if_cancelled(inner_calls)
 
 
 def bridge_calls() -> list[BridgeCall]:
     """Return all ``sync_to_async`` and ``async_to_sync`` calls that are in flight in this process.
 
-    They are found by looking at all threads and tasks: calls that nobody looks at pay
-    nothing for it. What runs meanwhile goes on, so a call may have ended when you read of it.
+    They are found by reading all threads and tasks, so calls do not pay for it. Other threads
+    keep running meanwhile, so a call may have ended when you see it.
 
-    Any thread may call this, also one that runs an event loop, and a signal handler. It
-    waits for nothing, calls no code of yours, and keeps no reference to what it saw. On a
-    free-threaded build, other loops are asked for their tasks; those that do not answer
-    within a quarter of a second are told without them.
+    Any thread may call this, also one that runs an event loop, and a signal handler. It does
+    not wait, calls no code of yours, and keeps no reference to what it has read. On a
+    free-threaded build, other loops are asked for their tasks; if a loop does not answer
+    within a quarter of a second, its tasks are missing.
 
     Returns:
-        A list of ``BridgeCall``, the one that began first at the front.
+        A list of ``BridgeCall``, the oldest first.
 
     >>> @sync_to_async
     ... def look():
-    ...     return [(call.direction, call.function, call.state) for call in bridge_calls()]
+    ...     calls = bridge_calls()
+    ...     return [(call.direction, call.function, call.state) for call in calls]
     >>> for call in async_to_sync(look)():
     ...     print(*call)
     async_to_sync look running
@@ -1209,12 +1202,12 @@ def bridge_calls() -> list[BridgeCall]:
 
 
 def print_bridge_calls(file: SupportsWrite[str] | None = None) -> None:
-    """Print what ``bridge_calls`` finds, with the stacks of both sides of each call.
+    """Print the result of ``bridge_calls``, with the stacks of both sides of each call.
 
-    Where no call is in flight, it says so, and prints the pending tasks of all loops.
+    If no call is in flight, print that, and the pending tasks of all event loops.
 
     Args:
-        file: Where to print, in place of ``sys.stderr``.
+        file: Print to this instead of ``sys.stderr``.
 
     >>> import sys
     >>> print_bridge_calls(sys.stdout)
@@ -1226,16 +1219,15 @@ def print_bridge_calls(file: SupportsWrite[str] | None = None) -> None:
 
 
 def bridge_statistics() -> BridgeStatistics:
-    """Return how many threads the library has, what they serve, and how many calls run on them or wait.
+    """Return the numbers of threads of the library by use, and of running and queued calls.
 
-    Calls pay nothing for it: what there is is counted when you ask. That takes no longer than a few bridged
-    calls, also with a thousand calls in flight, so a metrics endpoint can ask each second. For the calls one by
-    one, each with its stack, see ``bridge_calls``.
+    Calls do not pay for it: the numbers are counted on request. This takes no longer than a few bridged calls, even
+    with a thousand calls in flight, so a metrics endpoint can use it every second. ``bridge_calls`` returns the single
+    calls, each with its stack.
 
-    Any thread may call this, also one that runs an event loop, and a signal handler. It waits for nothing. Other
-    threads go on meanwhile, so numbers that belong together can be of slightly different moments; those of worker
-    threads, from ``context_threads`` to ``idle_threads``, add up to all workers all the same. A forked child begins
-    with zeros.
+    Any thread may call this, also one that runs an event loop, and a signal handler. It does not wait. Other threads
+    keep running meanwhile, so the numbers may be of slightly different moments. The numbers of worker threads, from
+    ``context_threads`` to ``idle_threads``, always add up to all workers. A forked child starts with zeros.
 
     Returns:
         A ``BridgeStatistics``, a frozen dataclass of numbers.
@@ -1254,7 +1246,7 @@ def bridge_statistics() -> BridgeStatistics:
     return statistics.bridge_statistics()
 
 
-# These come with the first look, so that the import of this module does not pay for them.
+# Imported on first access, to keep the import of this module fast.
 _ELSEWHERE = {
     "BridgeCall": "_diagnosis.calls",
     "BridgeStatistics": "_diagnosis.statistics",
@@ -1280,7 +1272,7 @@ limit.thread_standstill = lambda: thread_standstill
 limit.is_below_blocked = _is_below_blocked
 waits.slow_thread_wait = lambda: slow_thread_wait
 
-# As asyncio decides whether its loops are in debug mode.
+# The same condition as for asyncio's debug mode.
 if sys.flags.dev_mode or (not sys.flags.ignore_environment and os.environ.get("PYTHONASYNCIODEBUG")):
     from ._diagnosis.watch import Watch
 

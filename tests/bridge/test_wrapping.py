@@ -337,7 +337,7 @@ def test_description_of_a_subclass_object_is_that_of_the_function(wrap: Wrap) ->
 
 @pytest.mark.parametrize("kind", [SyncToAsync, AsyncToSync])
 def test_description_of_the_classes_is_their_own(kind: Any) -> None:
-    assert kind.__doc__.startswith("Make a ")
+    assert kind.__doc__.startswith("Wraps a ")
     assert ("asgiref.sync", kind.__qualname__) == (kind.__module__, kind.__name__)
     assert "__wrapped__" in inspect.get_annotations(kind)
     assert kind.__annotations__ == inspect.get_annotations(kind)

@@ -802,7 +802,7 @@ def _outcome(error: BaseException) -> Outcome:
 # What tells one RuntimeError from another.
 DETAILS = {
     "StopIteration": "StopIteration",
-    "await": "await the function itself there",
+    "await": "in a thread that runs an event loop",
     "deadlock": "would deadlock",
     "ended": "after the end of the ThreadSensitiveContext",
     "left": "was stopped or closed while it ran it",
