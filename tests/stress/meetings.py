@@ -32,10 +32,12 @@ from asgiref.sync import (
     AsyncSingleThreadContext,
     ThreadSensitiveContext,
     ThreadSensitiveEventLoop,
+    ThreadSensitiveMiddleware,
     async_to_sync,
     async_to_sync_context_manager,
     async_to_sync_iterator,
     bridge_calls,
+    bridge_statistics,
     sync_to_async,
     sync_to_async_context_manager,
     sync_to_async_iterator,
@@ -354,6 +356,60 @@ def values_follow_nested_calls() -> None:
                 assert storage.value == variable.get() == i + 1
 
     on_each_thread(main)
+
+
+@meeting
+def leases_are_counted_while_they_begin_and_end() -> None:
+    before = bridge_statistics()
+    done: list[None] = []
+
+    async def block() -> None:
+        async with ThreadSensitiveContext():
+            await sync_to_async(int)()
+
+    async def blocks() -> None:
+        for _ in range(5):
+            await asyncio.gather(*[block() for _ in range(5)])
+        done.append(None)
+
+    def count() -> None:
+        end = time.monotonic() + LIMIT
+        while len(done) < THREADS and time.monotonic() < end:
+            seen = bridge_statistics()
+            assert 0 <= seen.running_calls
+            assert 0 <= seen.context_threads <= seen.threads_started
+            assert 0 == seen.waiting_calls
+
+    at_once(count, *[functools.partial(asyncio.run, blocks()) for _ in range(THREADS)])
+    after = bridge_statistics()
+    assert before.context_threads == after.context_threads
+    assert before.running_calls == after.running_calls
+
+
+@meeting
+def sockets_release_their_threads_while_they_wait() -> None:
+    before = bridge_statistics().context_threads
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        running: list[None] = []
+
+        def call() -> None:
+            running.append(None)
+            assert 1 == len(running)
+            running.pop()
+
+        waits = asyncio.create_task(receive())
+        for _ in range(5):
+            await asyncio.gather(*[sync_to_async(call)() for _ in range(3)])
+        await send(None)
+        await waits
+
+    async def connect() -> None:
+        messages: asyncio.Queue[Any] = asyncio.Queue()
+        await ThreadSensitiveMiddleware(application)({"type": "websocket"}, messages.get, messages.put)
+
+    on_each_thread(lambda: asyncio.wait_for(connect(), LIMIT))
+    assert before == bridge_statistics().context_threads
 
 
 @meeting
