@@ -17,7 +17,7 @@ def primes(limit: int) -> int:
 
 
 async def ask(limit: int) -> int:
-    await asyncio.sleep(0.01)  # in place of a request to another site
+    await asyncio.sleep(0.01)  # instead of a request to another site
     return await sync_to_async(primes)(limit)
 
 

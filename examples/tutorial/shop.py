@@ -17,7 +17,7 @@ PRICES = {"apples": 3, "bread": 5}
 
 
 async def price(item: str) -> int:
-    await asyncio.sleep(0.1)  # in place of a request to another site
+    await asyncio.sleep(0.1)  # instead of a request to another site
     return PRICES[item]
 
 

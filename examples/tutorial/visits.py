@@ -78,7 +78,7 @@ def count() -> tuple[int, threading.Thread]:
 
 
 async def ask(branch: str) -> str:
-    await asyncio.sleep(0.1)  # in place of a request to another site
+    await asyncio.sleep(0.1)  # instead of a request to another site
     return f"{branch.title()}: no visits"
 
 
