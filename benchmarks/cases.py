@@ -20,6 +20,7 @@ UPSTREAM = "upstream"
 MODULES = {
     "sync_to_async": "sync_to_async",
     "async_to_sync": "async_to_sync",
+    "sync_to_async_iterator": "steps",
     "ThreadSensitiveContext": "contexts",
     "Local": "local",
     "StatelessServer": "stateless",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from . import async_to_sync, contexts, django_http, imports, local, memory, sync_to_async
+from . import async_to_sync, contexts, django_http, imports, local, memory, steps, sync_to_async
 from .cases import UPSTREAM
 from .turns import Cost
 
@@ -76,6 +76,11 @@ TARGETS = [
     Target(sync_to_async.VARIABLES, sync_to_async.NONE, more=4),
     Target(sync_to_async.WRAP, UPSTREAM, times=3),
     Target(sync_to_async.WRAP_METHOD, UPSTREAM, times=3),
+    Target(steps.ITEM, steps.NEXT, within=1.05),
+    Target(steps.ITEM, steps.STARLETTE, times=2.5),
+    Target(steps.AHEAD, steps.STARLETTE, times=50),
+    Target(steps.AHEAD, sync_to_async.HOP, times=10),
+    Target(steps.BLOCK, steps.TWO_CALLS, within=1.1),
     Target(contexts.ONE, UPSTREAM, times=8),
     Target(contexts.MANY, UPSTREAM, times=10),
     Target(async_to_sync.TOP, UPSTREAM, times=2.5),

@@ -10,7 +10,7 @@ from .decorating import Decorated, name_of
 from .threads import Steps, check_choice_of_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
     from types import TracebackType
@@ -36,7 +36,7 @@ class SyncToAsyncContextManager(Generic[T_co]):
         __traceback_hide__ = True
         block = _Block(self._make, self._name, self._thread_sensitive, self._executor)
         try:
-            value = await block.steps.step(block.enter)
+            value = await block.step(block.enter)
         except BaseException as error:
             # Cancelled, as a rule: __enter__ may still be running, or have come to its end meanwhile.
             if not block.is_refused:
@@ -45,14 +45,12 @@ class SyncToAsyncContextManager(Generic[T_co]):
         self._blocks.append((asyncio.current_task(), block))
         return value  # type: ignore[no-any-return]
 
-    async def __aexit__(
+    def __aexit__(
         self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
-    ) -> bool:
-        __traceback_hide__ = True
+    ) -> Coroutine[Any, Any, bool]:
         block = self._innermost_block()
         block.reason = exc, value, tb
-        await block.steps.end(block.exit)
-        return block.suppresses
+        return block.end(block.exit)
 
     def _innermost_block(self) -> _Block:
         """Take the block that this task entered last out of the list; in another task, the last one of all."""
@@ -65,24 +63,23 @@ class SyncToAsyncContextManager(Generic[T_co]):
         return self._blocks.pop()[1]
 
 
-class _Block:
+class _Block(Steps):
     """One time that a manager is entered and left."""
 
+    # Set by enter(): whether it has raised; what leaves the block, until that is called.
+    is_refused = False
+    _exit: Any = None
+    _manager: Any = None
+    # What __exit__() gets.
+    reason: tuple[Any, Any, Any] = None, None, None
+
     def __init__(self, make: Callable[[], Any], name: str, thread_sensitive: bool, executor: Any) -> None:
-        self.steps = Steps(name, thread_sensitive, executor)
+        super().__init__(name, thread_sensitive, executor)
         self._make: Any = make
-        self._name = name
-        self._manager: Any = None
-        # Set by enter(): whether it has raised; what leaves the block, until that is called.
-        self.is_refused = False
-        self._exit: Any = None
-        # What __exit__() gets, and whether its answer was true.
-        self.reason: tuple[Any, Any, Any] = None, None, None
-        self.suppresses = False
 
     def leave_unawaited(self, error: BaseException) -> None:
         self.reason = type(error), error, error.__traceback__
-        self.steps.end_unawaited(self.exit)
+        self.end_unawaited(self.exit)
 
     # On the thread:
 
@@ -92,30 +89,35 @@ class _Block:
             make, self._make = self._make, None
             manager = make()
             kind = type(manager)
-            if not hasattr(kind, "__enter__") or not hasattr(kind, "__exit__"):
-                raise _no_manager(manager, f"what {self._name} returned")
-            leave = kind.__exit__
-            value = kind.__enter__(manager)
+            try:
+                enter, leave = kind.__enter__, kind.__exit__
+            except AttributeError:
+                raise _no_manager(manager, f"what {self.__qualname__} returned") from None
+            value = enter(manager)
         except BaseException:
             self.is_refused = True
-            self.steps.finish()
+            self.finish()
             raise
         self._manager, self._exit = manager, leave
         return value
 
-    def exit(self) -> None:
-        """Leave the block, unless it was not entered, or has been left; an error goes to ``steps.errors``."""
+    def exit(self) -> bool:
+        """Leave the block, unless it was not entered, or has been left; an error goes to ``errors``.
+
+        Returns:
+            Whether __exit__() has suppressed the exception.
+        """
         leave, self._exit = self._exit, None
         manager, self._manager = self._manager, None
         reason, self.reason = self.reason, (None, None, None)
         try:
-            if leave is not None:
-                self.suppresses = bool(leave(manager, *reason))
+            return leave is not None and bool(leave(manager, *reason))
         except BaseException as error:
-            self.steps.errors.append(error)
+            self.errors.append(error)
+            return False
         finally:
             del leave, manager, reason
-            self.steps.finish()
+            self.finish()
 
 
 def _no_manager(subject: Any, what: str) -> TypeError:

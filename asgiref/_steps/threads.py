@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from .. import local
 from .._bridge import builds, cancellation, forks, internals, register, routing
 from .._bridge.carry import changes_between
-from .._bridge.jobs import InnerCalls, JobExecutor, ThreadCall
+from .._bridge.jobs import InnerCalls, JobExecutor, ThreadCall, WouldDeadlock
 from .._bridge.limit import ContextExecutor
 from .._bridge.workers import WorkerExecutor
 from ..current_thread_executor import CurrentThreadExecutor
@@ -44,6 +44,12 @@ LOOKS_AT_MAPS = sys.implementation.name == "cpython" and not builds.FREE_THREADE
 # What is open. The garbage collector finalizes all objects of a circle, in any order, on a thread of its choice. It
 # must not find a generator there that is to be closed on its own thread.
 _open: set[Any] = set()
+
+
+NO_VARIABLES = contextvars.Context()
+
+
+def _no_loop() -> None: ...
 
 
 class StepsExecutor(WorkerExecutor):
@@ -76,41 +82,45 @@ class Steps(SyncToAsync[Any, Any]):
         executor: Of one thread. Without it, code that is not thread-sensitive gets a leased worker.
     """
 
+    # Most of what an object has is set when there is more to say than this: a block is made for each use of a manager.
+
+    # Chosen by the first call: the executor that accepted it, and the block that gave it, if it is of another make.
+    kept: Any = None
+    _block: Any = None
+    # That executor too, where it must not release its thread meanwhile.
+    _pinned: ContextExecutor | None = None
+    # The function of the first call, from then on until ``finish``: it leads to what is open.
+    _first: Any = None
+    _loop: Callable[[], asyncio.AbstractEventLoop | None] = staticmethod(_no_loop)
+    # The context of the consumer, as it was when a step last ended, and that of the steps before the step that runs.
+    _seen = _before = NO_VARIABLES
+    # Of variables that were not set before: who takes such a variable away needs the token.
+    _tokens_here: dict[Any, contextvars.Token[Any]] | None = None
+    _tokens_there: dict[Any, contextvars.Token[Any]] | None = None
+    # The last call that was given the context. Until it is settled, a thread may be using that.
+    latest: ThreadCall[Any] | None = None
+    # Whether the steps end: then they run on another thread rather than not at all.
+    ending = _given_up = False
+    # How many await an ending, and so take its errors.
+    waiting = 0
+
     def __init__(self, name: str, thread_sensitive: bool, executor: Executor | None) -> None:
         # Not super().__init__(), which asks a function for its description.
-        named: Any = _Named(name)
-        self.func = self.__wrapped__ = named
         self.__qualname__ = name
-        # The function of the first call, from then on until ``finish``: it leads to what is open.
-        self._first: Any = None
         self._thread_sensitive = thread_sensitive
         if executor is None and not thread_sensitive:
             executor = StepsExecutor()
         self._executor = executor
-        # Chosen by the first call: the executor that accepted it, and the block that gave it, if it is of another make.
-        self.kept: Any = None
-        self._block: Any = None
-        # It too, where it must not release its thread meanwhile.
-        self._pinned: list[ContextExecutor] = []
         self._generation = forks.generation
-        self._loop: Callable[[], asyncio.AbstractEventLoop | None] = _no_loop
-        # The context of all steps, and that of the consumer as both were when a step last ended.
+        # The context of all steps.
         self.context: contextvars.Context = contextvars.Context()
-        self._seen = contextvars.Context()
-        # Of variables that were not set before: who takes such a variable away needs the token.
-        self._tokens_here: dict[Any, contextvars.Token[Any]] = {}
-        self._tokens_there: dict[Any, contextvars.Token[Any]] = {}
-        # The context of the steps before the step that runs.
-        self._before = self.context
-        # The last call that was given the context. Until it is settled, a thread may be using that.
-        self.latest: ThreadCall[Any] | None = None
-        # Whether the steps end: then they run on another thread rather than not at all.
-        self.ending = False
-        self._given_up = False
         # Of code that ends the steps: kept here, since nobody may be waiting any more when it fails.
         self.errors: list[BaseException] = []
-        # How many await an ending, and so take its errors.
-        self.waiting = 0
+
+    @property
+    def func(self) -> Any:  # type: ignore[override]
+        """What errors name: each call has a function of its own."""
+        return self
 
     async def step(self, function: Callable[[], Any]) -> Any:
         """Run *function* on the thread, with the context variables that there are here; changes come back."""
@@ -229,8 +239,9 @@ class Steps(SyncToAsync[Any, Any]):
         """Note, on the thread, that nothing is open any more."""
         _open.discard(self)
         self._first = None
-        while self._pinned:
-            self._pinned.pop().unpin()
+        pinned, self._pinned = self._pinned, None
+        if pinned is not None:
+            pinned.unpin()
         if isinstance(self._executor, StepsExecutor):
             self._executor.shutdown(wait=False)
 
@@ -257,7 +268,7 @@ class Steps(SyncToAsync[Any, Any]):
             if isinstance(kept, ContextExecutor):
                 # A release that another thread asked for just now is not held up, and ends the steps.
                 kept.pins.append(None)
-                self._pinned = [kept]
+                self._pinned = kept
             return kept
         if self._accepts(call, loop, inner_calls):
             return self.kept
@@ -285,9 +296,10 @@ class Steps(SyncToAsync[Any, Any]):
         if self._generation is not forks.generation or (self._block is not None and self._block._ended):
             return False
         if isinstance(kept, JobExecutor):
-            if getattr(kept, "belongs_to_this_thread", False):
-                raise self._deadlock(loop)
-            return kept.post(call)
+            try:
+                return kept.post(call, threading.get_ident())
+            except WouldDeadlock:
+                raise self._deadlock(loop) from None
         try:
             self._submit(call, kept, loop, inner_calls)
         except RuntimeError:
@@ -303,7 +315,9 @@ class Steps(SyncToAsync[Any, Any]):
         if local.THREADS_INHERIT:
             local.prepare_hand_over()
         here = contextvars.copy_context()
-        if not _is_same(self._seen, here):
+        if (here or self._seen) and not _is_same(self._seen, here):
+            if self._tokens_there is None:
+                self._tokens_there = {}
             self.context.run(_apply, self._seen, here, self._tokens_there)
             self._seen = here
         blocked_on_loop = AsyncToSync.loop_thread_executors.get(loop)
@@ -316,8 +330,8 @@ class Steps(SyncToAsync[Any, Any]):
         """Make here the changes that lead from *before* to *after*, both of which are of the context of the steps."""
         if local.THREADS_INHERIT:
             local.arrive(after)
-        if not _is_same(before, after):
-            _apply(before, after, self._tokens_here)
+        if (before or after) and not _is_same(before, after):
+            self._apply_here(before, after)
             self._seen = contextvars.copy_context()
 
     def bring_back_ahead(self, before: contextvars.Context, after: contextvars.Context) -> None:
@@ -325,13 +339,18 @@ class Steps(SyncToAsync[Any, Any]):
         if local.THREADS_INHERIT:
             local.arrive(after)
         if not _is_same(before, after):
-            _apply(before, after, self._tokens_here)
+            self._apply_here(before, after)
             seen = contextvars.Context()
             for variable, value in self._seen.items():
                 if variable in after or variable not in before:
                     seen.run(variable.set, value)
             seen.run(_apply, before, after, {})
             self._seen = seen
+
+    def _apply_here(self, before: contextvars.Context, after: contextvars.Context) -> None:
+        if self._tokens_here is None:
+            self._tokens_here = {}
+        _apply(before, after, self._tokens_here)
 
     # Errors that nobody awaits:
 
@@ -360,13 +379,6 @@ class Steps(SyncToAsync[Any, Any]):
     def loop(self) -> asyncio.AbstractEventLoop | None:
         """Return the loop of the latest step, if it is still there."""
         return self._loop()
-
-
-class _Named:
-    """Stands for the function that a ``SyncToAsync`` wraps: steps have many."""
-
-    def __init__(self, name: str) -> None:
-        self.__qualname__ = name
 
 
 def _only_clean_up(function: Callable[[], Any]) -> Any:
@@ -476,6 +488,3 @@ def _apply(before: contextvars.Context, after: contextvars.Context, tokens: dict
         if variable not in after and variable in tokens:
             with contextlib.suppress(ValueError):  # set in the context of another task
                 variable.reset(tokens.pop(variable))
-
-
-def _no_loop() -> None: ...
