@@ -49,11 +49,15 @@ class Piece:
     name: str
     is_async: bool
     steps: list[Any] = dataclasses.field(default_factory=list)
-    # Where this is a program: the number of functions, and whether threads bear with loops that have stopped.
+    # Where this is a program: the number of functions, whether threads bear with loops that have stopped, and the limit
+    # for the threads of contexts.
     size: int = 0
     patient: bool = False
+    max_threads: int | None = None
 
     def lines(self) -> Iterator[str]:
+        if self.max_threads is not None:
+            yield f"ThreadSensitiveContext.max_threads = {self.max_threads}"
         yield f"{'async ' * self.is_async}def {self.name}():"
         yield from _indented(self.steps)
 
@@ -336,6 +340,7 @@ class _Writer:
         self._below = below
         self._loops = loops
         self.patient = self.choose(False, True)
+        self.max_threads = self.choose(None, None, 1, 2)
         self.pieces = 0
         self._default_executor = 0
 
@@ -366,6 +371,7 @@ class _Writer:
         if place.is_async:
             kinds += [self.gather, self.collect, self.with_, self.iterate]
             kinds += [self.spawn] * (2 * place.spawns) + [self.held] * (2 * place.holds)
+            kinds += [self.inner_request] * (2 * (self.max_threads is not None and place.depth < MAX_DEPTH - 2))
         return [self.choose(*kinds)(place)]
 
     def outlived_call(self, place: Place) -> list[Any]:
@@ -466,6 +472,28 @@ class _Writer:
             )
         takes = len(items) + 1 if read_ahead else self.choose(*range(len(items) + 2))
         return Iterate(items, self.piece(inside), takes, executor, read_ahead)
+
+    def site(self) -> Piece:
+        """Return a program that runs a loop, on which several tasks have a ``ThreadSensitiveContext`` each."""
+        place = Place(is_async=False)
+        program, serving = Piece("f0", False), Piece("f1", True)
+        self.pieces = 2
+        inside = place.inside(True)
+        requests = [self.request(inside.apart()) for _ in range(self.choose(2, 3, 4))]
+        serving.steps = [*self.steps(inside), Gather(requests, self.choose(False, True)), *self.steps(inside)]
+        program.steps = [Call(serving, "run", loop=self.choose(*self._loops), catch=self.choose("", "BaseException"))]
+        return program
+
+    def request(self, place: Place) -> Piece:
+        request = Piece(f"f{self.pieces}", True)
+        self.pieces += 1
+        view = Call(self.piece(place.inside(False)), "sync_to_async")
+        request.steps = [Block("ThreadSensitiveContext()", [*self.steps(place), view, *self.steps(place)])]
+        return request
+
+    def inner_request(self, place: Place) -> Call:
+        """Return a call of a task that knows nothing of its caller, and has a ``ThreadSensitiveContext`` too."""
+        return Call(self.request(place.inside(True)), "create_task", context="empty")
 
     def manager(self, place: Place) -> str:
         if not place.is_async:
@@ -571,8 +599,11 @@ def programs(draw: Any, loops: list[str]) -> Piece:
 def write_program(below: Callable[[int], int], loops: list[str]) -> Piece:
     """Return a program made of the choices that *below* makes."""
     writer = _Writer(below, loops)
-    program = writer.piece(Place(is_async=False))
-    program.size, program.patient = writer.pieces, writer.patient
+    if writer.max_threads is not None and writer.choose(True, True, False):
+        program = writer.site()
+    else:
+        program = writer.piece(Place(is_async=False))
+    program.size, program.patient, program.max_threads = writer.pieces, writer.patient, writer.max_threads
     return program
 
 

@@ -191,7 +191,9 @@ def expected_of(
     thread_sensitive_loops: frozenset[str] = frozenset(),
 ) -> Trace:
     """Return what *program* must do; raises ``Unfit`` where that cannot be told."""
-    return _Reference(eager_loops, debug_loops, thread_sensitive_loops).run(program)
+    reference = _Reference(eager_loops, debug_loops, thread_sensitive_loops)
+    reference.max_threads = program.max_threads
+    return reference.run(program)
 
 
 class _Reference:
@@ -206,6 +208,9 @@ class _Reference:
         self.busy: dict[str, list[Mailbox | None]] = {"main": [None]}
         # What was kept from going on: a thread, how much it had to do, and the thread for which that waited.
         self.waits: set[tuple[str, int, str]] = set()
+        # The limit for the threads of contexts, and the threads that are leased.
+        self.max_threads: int | None = None
+        self.leased: set[str] = set()
         # Values of the thread-critical Local on each thread.
         self.critical: dict[str, dict[str, Any]] = {}
         # Threads that may have left a chain, and so may be used again in it.
@@ -354,10 +359,12 @@ class _Reference:
             thread = f"the {executor} thread of {piece.name}"
         if thread == flow.loop.thread:
             raise Failure("RuntimeError", "deadlock")
+        if thread.startswith("the worker of") and thread not in self.leased:
+            self.lease(thread, flow)
         doing = self.busy.setdefault(thread, [])
         if doing and (mailbox is None or doing[-1] is not mailbox):
             raise Unfit("it waits for a thread that waits for it")
-        self.waits |= {(other, len(does), thread) for other, does in self.busy.items() if does and other != thread}
+        self.wait(thread)
         if context == "kept":
             if self.kept_is_entered:
                 raise Failure("RuntimeError", "entered")
@@ -407,6 +414,27 @@ class _Reference:
         if bridged.absorbs and outcome[0] == "returned":
             raise Failure("CancelledError")
         return _result(outcome)
+
+    def wait(self, thread: str) -> None:
+        """Note what is kept from going on by a wait for *thread*; for others, the limit may be among it."""
+        self.waits |= {(other, len(does), thread) for other, does in self.busy.items() if does and other != thread}
+        if self.max_threads is not None and self.running_leases():
+            self.waits.add(("the limit", 1, thread))
+
+    def running_leases(self) -> list[str]:
+        return [thread for thread in self.leased if self.busy.get(thread, [])[-1:] == [None]]
+
+    def lease(self, thread: str, flow: Flow) -> None:
+        """Note that *thread* is leased; at the limit too, where others give theirs back or stand still."""
+        running = self.running_leases()
+        assert flow.loop is not None
+        below = flow.loop.thread in self.leased or flow.loop.blocked
+        at_limit = self.max_threads is not None and (not flow.alone or len(self.leased) >= self.max_threads)
+        if at_limit and running and not below:
+            raise Unfit("it may wait for a thread that waits for it, and seems to work")
+        if self.max_threads is not None:
+            self.wait("the limit")
+        self.leased.add(thread)
 
     def route(self, flow: Flow) -> tuple[str, Mailbox | None]:
         """Return the thread for thread-sensitive code, and the mailbox through which it gets it."""
@@ -757,6 +785,8 @@ class _Reference:
             raise
         if manager is not None:
             manager.ended = True
+            if not self.busy.get(f"the worker of {manager.name}"):
+                self.leased.discard(f"the worker of {manager.name}")
             if flow.leaving is not None:
                 flow.leaving.blocks.remove(manager)
             _write(flow.context, key, before)

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from asgiref import current_thread_executor, sync
-from asgiref._bridge import workers
+from asgiref._bridge import limit, waits, workers
 from asgiref.local import Local
 from asgiref.sync import (
     AsyncSingleThreadContext,
@@ -53,9 +53,13 @@ class MainThread:
 
     # Often, so that there are some in each wait.
     FIRST_CHECK, LAST_CHECK = 0.001, 0.004
+    STANDSTILL = 0.02
 
     def __init__(self, loops: Loops, limit: float) -> None:
         self._before = _waits()
+        # A standstill is resolved soon, and nobody is told.
+        self._standstill, sync.thread_standstill = sync.thread_standstill, self.STANDSTILL
+        waits.logger.disabled = True
         # What a program that hangs has left there is still there.
         self.blocked = set(AsyncToSync.loop_thread_executors)
         _set_waits(self.FIRST_CHECK, self.LAST_CHECK, 0, 0)
@@ -76,6 +80,7 @@ class MainThread:
         """Run *program*; if it does not end in time, raise ``Hung`` and start afresh."""
         patience = 2 * self.limit if program.patient else 0
         _set_waits(self.FIRST_CHECK, self.LAST_CHECK, patience, patience)
+        ThreadSensitiveContext.max_threads = program.max_threads
         run = _Run(self)
         result: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         context = contextvars.Context()
@@ -97,13 +102,23 @@ class MainThread:
             raise Hung(f"the program did not end in {self.limit:.0f} s; all threads:\n{stacks}") from None
         if error is not None:
             raise error
+        self._wait_for_threads()
         return run.trace
+
+    def _wait_for_threads(self) -> None:
+        """Raise ``AssertionError`` where a context keeps its thread, or its place in the queue, after its end."""
+        deadline = time.monotonic() + self.limit
+        while limit._leases or limit._queue:
+            assert time.monotonic() < deadline, f"left behind: {limit._leases}, {limit._queue}"
+            time.sleep(0.0001)
 
     def _abandon(self, run: _Run) -> None:
         run.open_gates()
         self.hung = True
         self.limit = min(self.limit, 1.0)  # the same again, most likely, while a smaller program is looked for
         workers._idle.clear()  # one that waits may be among them, after a fault
+        limit._leases.clear()
+        limit._queue.clear()
         SyncToAsync.single_thread_executor = type(SyncToAsync.single_thread_executor)()
         self.one = concurrent.futures.ThreadPoolExecutor(1, "one")
         self._programs.put(None)
@@ -111,6 +126,8 @@ class MainThread:
 
     def close(self) -> None:
         _set_waits(*self._before)
+        sync.thread_standstill, waits.logger.disabled = self._standstill, False
+        ThreadSensitiveContext.max_threads = None
         self._programs.put(None)
         self._thread.join()
         self.pool.shutdown(wait=not self.hung)
