@@ -89,7 +89,8 @@ class Lease:
 
     def holds(self, limit: int) -> bool:
         """Tell whether this is one of the first *limit* leases. Others only ever come behind it."""
-        return self in list(_leases)[:limit]
+        # A copy takes the lock of the dict, also on free-threaded builds.
+        return self in list(_leases.copy())[:limit]
 
     def end(self) -> None:
         """Let the next place have the thread; its worker is idle."""
@@ -135,7 +136,7 @@ def _serve_queue(own: bool = False) -> None:
             if limit is not None and not lease.holds(limit):
                 _leases.pop(lease, None)
                 # Each of the others serves the queue when it is taken away, and this place is in the queue before.
-                if len(list(_leases)) >= limit:
+                if len(list(_leases.copy())) >= limit:
                     return
                 continue
             try:
@@ -155,7 +156,7 @@ def _serve_queue(own: bool = False) -> None:
         except BaseException:
             if lease.worker is None:
                 _leases.pop(lease, None)
-                if place is not None and place.worker is None and place not in _queue:
+                if place is not None and place.worker is None and place not in snapshot(_queue):
                     _queue.appendleft(place)
             raise
 
@@ -410,7 +411,7 @@ def _is_given_up(item: Any) -> bool:
 def _is_leased_thread() -> bool:
     """Tell whether this thread, which runs a loop, is itself a leased one, whose job waits for the loop."""
     here = threading.get_ident()
-    return any(lease.worker is not None and lease.worker.ident == here for lease in list(_leases))
+    return any(lease.worker is not None and lease.worker.ident == here for lease in list(_leases.copy()))
 
 
 # Standstill:
@@ -430,7 +431,7 @@ class Rest:
 def _threads_at_rest() -> list[Any] | None:
     """Return what shows the progress of each leased thread, by number; None where one of them runs something."""
     threads: list[Any] = []
-    for lease in list(_leases):
+    for lease in list(_leases.copy()):
         worker = lease.worker
         # What a thread runs while it is blocked is counted by its mailbox.
         mailbox = None if worker is None else current_thread_executor.waiting.get(worker.ident or 0)
@@ -493,7 +494,7 @@ def figures() -> Figures:
     waiting = [place for place in snapshot(_queue) if place.is_wanted()]
     since = min([place.waiting_since() for place in waiting], default=None)
     return Figures(
-        sum(lease.worker is not None for lease in list(_leases)),
+        sum(lease.worker is not None for lease in list(_leases.copy())),
         sum(len(place._calls()) for place in waiting),
         0.0 if since is None else max(0.0, time.monotonic() - since),
     )

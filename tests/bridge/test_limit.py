@@ -472,8 +472,9 @@ async def test_job_of_a_blocked_thread_shows_in_a_look() -> None:
     """A thread that is blocked at each look is no standstill, if it runs something in between."""
 
     async def at_rest() -> Any:
-        await until(lambda: limit._threads_at_rest() is not None)
-        return limit._threads_at_rest()
+        while (found := limit._threads_at_rest()) is None:
+            await asyncio.sleep(0.001)
+        return found
 
     async def below() -> None:
         before = await at_rest()
