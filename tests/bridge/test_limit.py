@@ -472,7 +472,7 @@ async def test_job_of_a_blocked_thread_shows_in_a_look() -> None:
     """A thread that is blocked at each look is no standstill, if it runs something in between."""
 
     async def at_rest() -> Any:
-        while (found := limit._threads_at_rest()) is None:
+        while (found := limit._threads_at_rest()) is None:  # noqa: ASYNC110 - nobody sets an event
             await asyncio.sleep(0.001)
         return found
 

@@ -26,6 +26,7 @@ __all__ = [
     "Leave",
     "Piece",
     "Raise",
+    "Release",
     "Spawn",
     "With",
     "Write",
@@ -168,6 +169,14 @@ class Spawn:
     def lines(self) -> Iterator[str]:
         yield from self.piece.lines()
         yield f"spawn({self.piece.name}()" + ", context=Context()" * bool(self.context) + ")"
+
+
+@dataclasses.dataclass
+class Release:
+    """Give the thread of the enclosing context back."""
+
+    def lines(self) -> Iterator[str]:
+        yield "await release_thread()"
 
 
 @dataclasses.dataclass
@@ -487,8 +496,10 @@ class _Writer:
     def request(self, place: Place) -> Piece:
         request = Piece(f"f{self.pieces}", True)
         self.pieces += 1
-        view = Call(self.piece(place.inside(False)), "sync_to_async")
-        request.steps = [Block("ThreadSensitiveContext()", [*self.steps(place), view, *self.steps(place)])]
+        views = [Call(self.piece(place.inside(False)), "sync_to_async") for _ in range(self.choose(1, 2))]
+        releases = [Release()] * self.choose(0, 1)
+        steps = [*self.steps(place), views[0], *releases, *self.steps(place), *views[1:], *self.steps(place)]
+        request.steps = [Block("ThreadSensitiveContext()", steps)]
         return request
 
     def inner_request(self, place: Place) -> Call:

@@ -12,7 +12,22 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from .programs import Block, Call, Collect, Gather, Held, Hold, Iterate, Leave, Piece, Raise, Spawn, With, Write
+from .programs import (
+    Block,
+    Call,
+    Collect,
+    Gather,
+    Held,
+    Hold,
+    Iterate,
+    Leave,
+    Piece,
+    Raise,
+    Release,
+    Spawn,
+    With,
+    Write,
+)
 
 __all__ = ["ANY", "VARIABLES", "Look", "Outcome", "Trace", "Unfit", "expected_of"]
 
@@ -117,6 +132,9 @@ class Manager:
     def __init__(self, name: str, executor: str, bridged: BridgedCall | None) -> None:
         self.name, self.executor, self.ended = name, executor, False
         self.loop: Loop | None = None
+        # The line in which the block is, and how often it has given its thread back.
+        self.strand: Strand | None = None
+        self.releases = 0
         # The call in which the block is.
         self.bridged = bridged
         # Where it has an executor: the loop on which it was entered, and the threads above it that wait.
@@ -211,6 +229,8 @@ class _Reference:
         # The limit for the threads of contexts, and the threads that are leased.
         self.max_threads: int | None = None
         self.leased: set[str] = set()
+        # Those of iterators and blocks, which may be open.
+        self.pinned: set[str] = set()
         # Values of the thread-critical Local on each thread.
         self.critical: dict[str, dict[str, Any]] = {}
         # Threads that may have left a chain, and so may be used again in it.
@@ -278,6 +298,8 @@ class _Reference:
             self.gather(step, flow, name)
         elif isinstance(step, Spawn):
             self.spawn(step, flow)
+        elif isinstance(step, Release):
+            self.release(flow)
         elif isinstance(step, Collect):
             self.end_spawned(flow.loop, flow, "released")
         elif isinstance(step, Held):
@@ -436,6 +458,21 @@ class _Reference:
             self.wait("the limit")
         self.leased.add(thread)
 
+    def worker_of(self, manager: Manager) -> str:
+        return f"the worker of {manager.name}" + f" after {manager.releases} releases" * bool(manager.releases)
+
+    def release(self, flow: Flow) -> None:
+        manager = flow.context.get("sensitive")
+        if manager is None or manager.executor or manager.ended:
+            return
+        thread = self.worker_of(manager)
+        if thread not in self.leased:
+            return
+        if self.busy.get(thread) or thread in self.pinned or manager.strand is not flow.strand:
+            raise Unfit("which calls are made on which thread is chance, or the release takes effect later")
+        self.leased.discard(thread)
+        manager.releases += 1
+
     def route(self, flow: Flow) -> tuple[str, Mailbox | None]:
         """Return the thread for thread-sensitive code, and the mailbox through which it gets it."""
         ancestor = self.mailbox_above(flow)
@@ -451,7 +488,7 @@ class _Reference:
                 raise Failure("RuntimeError", "ended")
             return manager.executor, None
         if manager is not None and not manager.ended:
-            return f"the worker of {manager.name}", None
+            return self.worker_of(manager), None
         assert flow.loop is not None
         if flow.loop.blocked:
             if flow.loop.shared and not flow.alone:
@@ -495,12 +532,16 @@ class _Reference:
                 thread = "one" if steps.executor == "one" else f"the thread of {steps.name}"
             if thread == loop.thread:
                 raise Failure("RuntimeError", "deadlock")
+            if thread.startswith("the worker of"):
+                self.pinned.add(thread)
+                if thread not in self.leased:
+                    self.lease(thread, flow)
             steps.thread, steps.mailbox = thread, mailbox
         thread, mailbox = steps.thread, steps.mailbox
         doing = self.busy.setdefault(thread, [])
         if doing and (mailbox is None or doing[-1] is not mailbox):
             raise Unfit("it waits for a thread that waits for it")
-        self.waits |= {(other, len(does), thread) for other, does in self.busy.items() if does and other != thread}
+        self.wait(thread)
         _carry(steps.seen, flow.context, steps.context)
         steps.seen = flow.context.copy()
         if loop.mailbox is not None:
@@ -766,6 +807,7 @@ class _Reference:
         if executor or before is None or before.ended:
             self.managers += 1
             manager = Manager(f"{block.manager} number {self.managers}", executor, flow.bridged)
+            manager.strand = flow.strand
             flow.context[key] = manager
             if flow.leaving is not None:
                 flow.leaving.blocks.append(manager)
@@ -785,8 +827,8 @@ class _Reference:
             raise
         if manager is not None:
             manager.ended = True
-            if not self.busy.get(f"the worker of {manager.name}"):
-                self.leased.discard(f"the worker of {manager.name}")
+            if not self.busy.get(self.worker_of(manager)):
+                self.leased.discard(self.worker_of(manager))
             if flow.leaving is not None:
                 flow.leaving.blocks.remove(manager)
             _write(flow.context, key, before)

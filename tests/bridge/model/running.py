@@ -25,12 +25,28 @@ from asgiref.sync import (
     SyncToAsync,
     ThreadSensitiveContext,
     async_to_sync,
+    release_thread,
     sync_to_async,
     sync_to_async_context_manager,
     sync_to_async_iterator,
 )
 
-from .programs import Block, Call, Collect, Gather, Held, Hold, Iterate, Leave, Piece, Raise, Spawn, With, Write
+from .programs import (
+    Block,
+    Call,
+    Collect,
+    Gather,
+    Held,
+    Hold,
+    Iterate,
+    Leave,
+    Piece,
+    Raise,
+    Release,
+    Spawn,
+    With,
+    Write,
+)
 from .reference import VARIABLES, Look, Outcome, Trace
 
 __all__ = ["Hung", "MainThread"]
@@ -545,6 +561,8 @@ class _Run:
                 await self.gather(step, flow)
             elif isinstance(step, Spawn):
                 await self.spawn(step, flow)
+            elif isinstance(step, Release):
+                await release_thread()
             elif isinstance(step, Collect):
                 await self.collect(flow)
             elif isinstance(step, Held):
