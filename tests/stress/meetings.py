@@ -7,6 +7,7 @@ chance, so a fault that is known has a test of its own elsewhere, which forces t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import gc
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 
 from asgiref import local
-from asgiref._bridge import jobs, lending
+from asgiref._bridge import jobs, lending, limit
 from asgiref._bridge.jobs import AwaitedOutcome, LoopCall, SubmittedCall
 from asgiref._bridge.workers import WorkerExecutor, WorkerPool
 from asgiref._wsgi.spool import Spool
@@ -38,6 +39,7 @@ from asgiref.sync import (
     async_to_sync_iterator,
     bridge_calls,
     bridge_statistics,
+    release_thread,
     sync_to_async,
     sync_to_async_context_manager,
     sync_to_async_iterator,
@@ -275,6 +277,108 @@ def every_result_reaches_its_loop() -> None:
 def on_each_thread(main: Callable[[], Coroutine[Any, Any, Any]]) -> None:
     """Run *main* on a loop of its own in each of many threads."""
     at_once(*[lambda: asyncio.run(main())] * THREADS)
+
+
+@meeting
+def contexts_of_many_loops_share_a_limit() -> None:
+    """Calls are cancelled and threads released. There are no more threads than that, and none is left."""
+    peak: list[int] = []
+    busy: list[None] = []
+    ran: list[int] = []
+
+    def work(number: int) -> threading.Thread:
+        busy.append(None)
+        peak.append(len(busy))
+        ran.append(number)
+        busy.pop()
+        return threading.current_thread()
+
+    async def request(number: int) -> int:
+        async with ThreadSensitiveContext():
+            one, two = await asyncio.gather(*[sync_to_async(work)(number) for _ in range(2)])
+            assert one is two
+            if number % 3 == 0:
+                await release_thread()
+                if number % 2:
+                    await sync_to_async(work)(number)
+            if number % 7 == 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(sync_to_async(work)(number), 0.0005)
+        return number
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(request(number)) for number in range(40)]
+        await asyncio.sleep(0)
+        for task in tasks[::5]:
+            task.cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        others = [result for i, result in enumerate(done) if i % 5]
+        assert others == [number for number in range(40) if number % 5]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ThreadSensitiveContext, "max_threads", THREADS - 1)
+        at_once(*[lambda: asyncio.run(main())] * THREADS)
+        assert max(peak) < THREADS
+        deadline = time.monotonic() + LIMIT
+        while limit._leases or limit._queue:
+            assert time.monotonic() < deadline, (limit.figures().leased_threads, limit.figures().waiting_calls)
+            time.sleep(0.001)
+
+
+@meeting
+def limit_changes_while_contexts_wait() -> None:
+    """Each call ends, though the limit changes at any moment."""
+    done = threading.Event()
+
+    def change() -> None:
+        for number in [1, 3, None, 2] * 10_000:
+            if done.is_set():
+                return
+            ThreadSensitiveContext.max_threads = number
+
+    async def request() -> int:
+        async with ThreadSensitiveContext():
+            await sync_to_async(int)()
+            await release_thread()
+            return await sync_to_async(int)()
+
+    async def main() -> None:
+        assert [0] * 50 == await asyncio.gather(*[request() for _ in range(50)])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ThreadSensitiveContext, "max_threads", 1)
+        changing = Thread(change)
+        at_once(*[lambda: asyncio.run(main())] * THREADS)
+        done.set()
+        changing.get()
+        ThreadSensitiveContext.max_threads = None
+        deadline = time.monotonic() + LIMIT
+        while limit._leases or limit._queue:
+            assert time.monotonic() < deadline, (limit.figures().leased_threads, limit.figures().waiting_calls)
+            time.sleep(0.001)
+
+
+@meeting
+def leases_are_counted_exactly() -> None:
+    """Executors begin and end at the same moment on all CPUs, and each has its job run."""
+    ran: list[int] = []
+
+    def use(number: int) -> None:
+        for _ in range(100):
+            executor = limit.ContextExecutor()
+            job = executor.submit(ran.append, number)
+            executor.shutdown(wait=False)
+            job.result(LIMIT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ThreadSensitiveContext, "max_threads", 1)
+        at_once(*[functools.partial(use, number) for number in range(THREADS)])
+        assert len(ran) == 100 * THREADS
+        deadline = time.monotonic() + LIMIT
+        while limit._leases:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert not limit._queue
 
 
 @meeting
