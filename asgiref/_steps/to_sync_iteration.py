@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
+from .._bridge.jobs import is_empty
 from .decorating import Decorated, name_of
 from .tasks import OneTask, TaskEnded
 from .threads import _is_same
@@ -58,10 +59,9 @@ class AsyncToSyncIterator(Generic[T_co]):
             raise self._is_in_use() from None
         try:
             while True:
-                # Looked at first: what the task has noted before it was over is seen then. Copying takes the lock of
-                # the deque, as adding an item does; its length does not, where the interpreter has no lock.
+                # Looked at first: what the task has noted before it was over is seen then.
                 over = iteration.over or iteration.given_up
-                if iteration.items or (over and iteration.items.copy()):
+                if iteration.items or (over and not is_empty(iteration.items)):
                     item = iteration.take()
                 elif over:
                     item = _END
