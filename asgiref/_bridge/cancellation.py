@@ -1,8 +1,7 @@
-"""What synchronous code learns of a cancellation of the task that awaits it.
+"""``check_cancelled``: synchronous code learns that the task that awaits it was cancelled.
 
-The loop notes the first cancellation in the ``InnerCalls`` of the call, and the thread that runs the function reads it
-there. Each call has a note of its own, so a call that begins later knows nothing of it, and neither does one that
-``asyncio.shield`` keeps from being cancelled.
+The loop records the first cancellation in the ``InnerCalls`` of the call, and the thread of the function reads it
+there. Each call has its own record, so calls that start later, and calls under ``asyncio.shield``, are not affected.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["expect_only_cleanup", "is_cancelled", "learn_from", "raise_if_cancelled", "runs_loop"]
 
-# ``inner_calls`` is what ``SyncToAsync.threadlocal`` has as ``task_context``: None outside of a call, and others may
-# put a plain list there.
+# ``inner_calls`` is ``SyncToAsync.threadlocal.task_context``: None outside of a call; other packages may set a plain
+# list.
 
 
 def raise_if_cancelled(inner_calls: InnerCalls) -> None:
-    """Raise ``CancelledError`` where the task that awaits the call was cancelled, or its caller has gone."""
+    """Raise ``CancelledError`` if the task that awaits the call was cancelled, or its client has disconnected."""
     cancelled = inner_calls.cancelled
     if cancelled is None and (inner_calls.caller_has_gone is None or not inner_calls.caller_has_gone()):
         return
@@ -34,7 +33,7 @@ def raise_if_cancelled(inner_calls: InnerCalls) -> None:
 
 
 def runs_loop() -> bool:
-    """Tell whether a loop runs in this thread: its tasks are cancelled by whoever has to do with them."""
+    """Return whether a loop is running in this thread: its tasks are cancelled in the usual way."""
     running = running_loop()
     return running is not None and not greenlets.runs_in_another(running)
 
@@ -44,13 +43,13 @@ def is_cancelled(inner_calls: Any) -> bool:
 
 
 def learn_from(inner_calls: Any, caller_has_gone: Callable[[], bool]) -> None:
-    """Have *caller_has_gone* asked too, on the thread of the call, by ``raise_if_cancelled``."""
+    """Let ``raise_if_cancelled`` also call *caller_has_gone*, on the thread of the call."""
     if isinstance(inner_calls, InnerCalls):
         inner_calls.caller_has_gone = caller_has_gone
         inner_calls.may_be_cancelled = True
 
 
 def expect_only_cleanup(inner_calls: Any) -> None:
-    """Keep ``raise_if_cancelled`` from raising in the rest of the call, which must not be broken off."""
+    """Prevent ``raise_if_cancelled`` from raising in the rest of the call, which is cleanup."""
     if isinstance(inner_calls, InnerCalls):
         inner_calls.only_cleans_up = True

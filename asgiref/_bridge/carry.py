@@ -1,8 +1,7 @@
-"""What goes along with a hand-off between threads: context variables and the exception being handled.
+"""Context variables, and the exception being handled, which a bridged call passes to another thread.
 
-Both directions of the bridge run the callee in a copy of the caller's context and
-bring back afterwards what the callee changed: only that, so that what another task
-changed meanwhile in a context that both share stays as it is.
+Both directions of the bridge run the function in a copy of the caller's context, and bring
+back only its changes. So changes of another task in a shared context are kept.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ _MISSING: Any = object()
 def changes_since(snapshot: contextvars.Context, context: contextvars.Context) -> contextvars.Context | None:
     """Return a context of only the variables that differ in *context*, a descendant of *snapshot*.
 
-    Variables compare by identity: a user's ``__eq__`` is none of our business. The values
-    of a ``Local`` are merged, name by name, into those that the calling context has by
-    now. None stands for "no change".
+    Values are compared by identity, which calls no ``__eq__`` of users. The values of a
+    ``Local`` are merged by name into the current values of the calling context. None means
+    "no change".
     """
-    # A context never loses a variable that it was copied with, so two of equal size have
-    # the same variables in the same order.
+    # A context keeps all variables of its copy, so two contexts of equal size have the same
+    # variables in the same order.
     if len(context) == len(snapshot) and all(map(operator.is_, context.values(), snapshot.values())):
         return None
     return changes_between(snapshot, context) or None
 
 
 def changes_between(snapshot: contextvars.Context, context: contextvars.Context) -> contextvars.Context:
-    """Return a context of only the variables that differ in *context*, whatever variables the two have."""
+    """Return a context of only the variables that differ in *context*; the two may have any variables."""
     changes = contextvars.Context()
     for variable, value in context.items():
         before = snapshot.get(variable, _MISSING)
@@ -50,7 +49,7 @@ def changes_between(snapshot: contextvars.Context, context: contextvars.Context)
 
 
 def _merged(before: Mapping[Any, Any], after: Mapping[Any, Any], now: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """Apply to the attributes *now* what makes *after* of *before*."""
+    """Apply the changes from *before* to *after* to the attributes *now*."""
     attributes = {name: value for name, value in now.items() if name in after or name not in before}
     for name, value in after.items():
         if before.get(name, _MISSING) is not value:
@@ -58,18 +57,18 @@ def _merged(before: Mapping[Any, Any], after: Mapping[Any, Any], now: Mapping[An
     return {name: value for name, value in attributes.items() if not local.is_out_of_reach(name)}
 
 
-# As Python itself reads and writes them. A class of exceptions may refuse assignments (a frozen
-# dataclass does), or have properties of these names.
+# Used as Python itself does. A class of exceptions may refuse assignments (a frozen dataclass does), or
+# have properties of these names.
 _context: Any = vars(BaseException)["__context__"]
 _traceback: Any = vars(BaseException)["__traceback__"]
 
 
 class ExceptionMarks:
-    """What raising an exception again would change about it, to be put back.
+    """The traceback and context of an exception, to restore them after raising it again.
 
-    ``sys.exc_info()`` shows an exception only inside an ``except`` block that caught it, so
-    the other side of a hand-off has to raise the caller's exception once more. That would
-    lengthen its traceback and replace its ``__context__``.
+    ``sys.exc_info()`` shows an exception only inside an ``except`` block that caught it, so the
+    other thread must raise the caller's exception again. That lengthens its traceback and
+    replaces its ``__context__``.
     """
 
     __slots__ = ("_context", "_traceback")

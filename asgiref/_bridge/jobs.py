@@ -1,20 +1,19 @@
-"""Work on its way between threads, and its outcome on the way back.
+"""Jobs, which pass calls between threads, and their outcomes.
 
-A *job* runs on the thread that takes it from a queue: first ``run()``, then, when that
-thread has put its own house in order, ``report()``. A job that was accepted comes to an
-end in exactly one way: it is run, its caller takes it back before that, or it is
-abandoned with an exception that the caller gets.
+A *job* runs on the thread that takes it from a queue: first ``run()``, then, when that thread
+has finished its own bookkeeping, ``report()``. An accepted job ends in exactly one way: it is
+run, its caller takes it back before that, or it is abandoned with an exception for the caller.
 
-No exception is kept in a future or in a frame that the exception's own traceback
-leads to: that would be a reference cycle for each failing call.
+An exception is never kept in a future or a frame to which its own traceback refers: each
+failing call would leave a reference cycle.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-# asyncio would import this with the first call on a default executor. A fork meanwhile
-# would leave the import lock held forever in the child.
+# asyncio would import this with the first call on a default executor. A fork during that import would leave the
+# import lock held forever in the child.
 import concurrent.futures.thread  # noqa: F401
 import contextlib
 import contextvars
@@ -52,13 +51,13 @@ __all__ = [
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Where ``ThreadCall`` keeps the attribute that two threads claim by deleting it: a slot of that name, or, without the
-# interpreter's lock, the object's ``__dict__``. To delete a slot is no claim there: PyMember_SetOne
-# (Python/structmember.c) looks for the value before it takes the object's lock, so that two threads can both succeed.
-# _PyObject_StoreInstanceAttribute (Objects/dictobject.c) looks while it holds the lock.
+# Where ``ThreadCall`` keeps the attribute that two threads claim by deleting it: a slot of that name, or, on
+# free-threaded builds, the object's ``__dict__``. There, deleting a slot is not atomic: PyMember_SetOne
+# (Python/structmember.c) looks for the value before it takes the object's lock, so two threads can both succeed.
+# _PyObject_StoreInstanceAttribute (Objects/dictobject.c) looks for it with the lock held.
 CLAIMED_IN = "__dict__" if builds.FREE_THREADED else "_call"
 
-# When a call began; in debug mode, the clock of ``_diagnosis.watch`` is in its place.
+# Returns the start time of a call; in debug mode, replaced by the clock of ``_diagnosis.watch``.
 clock = time.monotonic
 
 
@@ -66,69 +65,69 @@ if TYPE_CHECKING:
 
     class Job(Protocol):
         def run(self) -> None:
-            """Do the work on this thread; keep the outcome, let no exception out."""
+            """Do the work on this thread and keep the outcome; must not raise."""
 
         def report(self) -> None:
-            """Hand the outcome, if there is one, to whoever waits for it."""
+            """Pass the outcome, if there is one, to the caller."""
 
         def abandon(self, error: BaseException) -> None:
-            """Report *error* in place of an outcome, unless there is one already."""
+            """Report *error* instead of an outcome, unless there is one already."""
 
     class Delivery(Protocol):
         def deliver(self) -> None:
-            """Do what there is to do on the loop; let no exception out but those that end it."""
+            """Do the work on the loop; must not raise, except exceptions that end the loop."""
 
 
 def removed(queue: deque[Any], item: object) -> bool:
-    """Remove *item* from *queue*; return False where another thread has done so. Exactly one of them gets it."""
+    """Remove *item* from *queue*; return False if another thread has done so. Exactly one thread gets it."""
     while True:
         try:
             queue.remove(item)
             return True
         except ValueError:
             return False
-        except IndexError:  # pragma: no cover: PyPy, and a build without the GIL, notice that the queue changed
+        except IndexError:  # pragma: no cover: the queue has changed meanwhile (PyPy, free-threaded builds)
             continue
 
 
 def snapshot(queue: deque[R]) -> list[R]:
-    """Return what is in *queue*. Its own ``copy`` is no single step without the interpreter's lock, and slow there."""
+    """Return the items of *queue*. Not its ``copy``, which is neither atomic nor fast on free-threaded builds."""
     while True:
         try:
             return list(queue)
-        except RuntimeError:  # pragma: no cover: it changed meanwhile, as above
+        except RuntimeError:  # pragma: no cover: as above
             continue
 
 
 def is_empty(queue: deque[Any]) -> bool:
-    """Tell whether nothing is in *queue*, which takes its lock, as adding and removing an item do; ``len`` does not."""
+    """Return whether *queue* is empty. This takes its lock, as adding and removing an item do; ``len`` does not."""
     queue.rotate(0)
     return not queue
 
 
 class WouldDeadlock(Exception):
-    """A thread is about to wait for a job that only that thread could run."""
+    """A thread would wait for a job that only that thread can run."""
 
 
 class JobExecutor(Executor):
-    """An executor that takes jobs; ``submit`` wraps a plain call in one."""
+    """An executor that accepts jobs; ``submit`` wraps a plain call in one."""
 
     def post(self, job: Job, waiting_thread: int | None = None) -> bool:
-        """Accept *job*, or return False where nobody serves the queue any more.
+        """Accept *job*, or return False if no thread serves the queue any more.
 
         Args:
-            job: What to run.
-            waiting_thread: The ``ident`` of a thread that can do nothing else until the job has ended.
+            job: The job.
+            waiting_thread: The ``ident`` of a thread that is blocked until the job has ended.
 
         Raises:
-            WouldDeadlock: if that thread is the only one that serves the queue.
+            WouldDeadlock: if only that thread serves the queue.
         """
         raise NotImplementedError
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         call = SubmittedCall(fn, args, kwargs)
         if not self.post(call):
-            raise RuntimeError(f"{self!r} serves no thread any more and takes no new calls")
+            raise RuntimeError(f"{self!r} accepts no more calls, because no thread serves it any more")
         return call.future
 
 
@@ -145,12 +144,12 @@ class SubmittedCall:
         if not self.future.set_running_or_notify_cancel():
             return
         fn, args, kwargs = self._fn, self._args, self._kwargs
-        del self._fn, self._args, self._kwargs  # an idle worker may keep this object for a moment
+        del self._fn, self._args, self._kwargs  # an idle worker may keep this object alive for a moment
         try:
             result = fn(*args, **kwargs)
         except BaseException as error:
             self.future.set_exception(error)
-            del self  # else the exception's traceback leads back to the future that holds it
+            del self  # else the exception's traceback refers to the future that holds it
         else:
             self.future.set_result(result)
 
@@ -159,7 +158,7 @@ class SubmittedCall:
 
     @property
     def given_up(self) -> bool:
-        """Whether nobody waits for the outcome of a call that has not begun."""
+        """Whether the call has not started and its outcome is no longer wanted."""
         return self.future.cancelled()
 
     def abandon(self, error: BaseException) -> None:
@@ -175,7 +174,7 @@ if TYPE_CHECKING:
 else:
 
     class OfResult:
-        """What ``Generic`` is to type checkers, without its cost, which is a tenth of this module's import."""
+        """A replacement for ``Generic`` at run time, which costs a tenth of this module's import."""
 
         __slots__ = ()
 
@@ -184,7 +183,7 @@ else:
 
 
 class Outcome(OfResult[R]):
-    """What a bridged call came to: a result or an exception, taken out once."""
+    """The outcome of a bridged call: a result or an exception, taken out once."""
 
     __slots__ = ("_error", "_result", "settled")
 
@@ -198,13 +197,13 @@ class Outcome(OfResult[R]):
         self.settled = True
 
     def set_exception(self, error: BaseException) -> None:
-        """Fail with *error*, whatever the result was; the first exception stays."""
+        """Set *error*, which replaces a result; the first exception stays."""
         if self._error is None:
             self._error = error
         self.settled = True
 
     def take(self) -> R:
-        """Return the result or raise the exception; either is let go of."""
+        """Return the result or raise the exception, and drop the reference to it."""
         __traceback_hide__ = True
         if self._error is not None:
             error, self._error = self._error, None
@@ -218,21 +217,20 @@ class Outcome(OfResult[R]):
 
 
 class AwaitedOutcome(Outcome[R]):
-    """The outcome of a coroutine for which a thread waits: lets the thread go on when it is settled.
+    """The outcome of a coroutine that a thread waits for; wakes the thread when it is settled.
 
-    It is also what others know of the call: ``cancel`` finds the hand-over that is under
-    way, whichever it is.
+    It also represents the call for other code: ``cancel`` finds its current ``LoopCall``.
     """
 
     __slots__ = ("began", "call", "cancelled", "thread_goes_on")
 
     def __init__(self, thread_goes_on: Callable[[], None]) -> None:
         super().__init__()
-        # None where something else, the end of a fresh loop, is what the thread waits for.
+        # None if the thread waits for the end of a new loop instead.
         self.thread_goes_on: Callable[[], None] | None = thread_goes_on
-        # The thread writes ``call`` and then reads ``cancelled``; who cancels does it the other
-        # way round, so that one of the two notices. Without the interpreter's lock too: each
-        # write takes the lock of this object, and who takes it second sees what the first wrote.
+        # The thread writes ``call`` and then reads ``cancelled``; a cancelling thread does the reverse, so at
+        # least one of them notices. On free-threaded builds, each write takes the lock of this object, so the
+        # second thread sees the write of the first.
         self.call: LoopCall | None = None
         self.cancelled = False
         self.began = clock()
@@ -246,7 +244,7 @@ class AwaitedOutcome(Outcome[R]):
         self._let_thread_go_on()
 
     def cancel(self, *message: Any) -> bool:
-        """Cancel the coroutine, begun or not; return False where there is nothing left to cancel. On any thread.
+        """Cancel the coroutine, started or not; return False if nothing is left to cancel. On any thread.
 
         Args:
             message: The arguments of the ``CancelledError`` that the coroutine gets.
@@ -264,13 +262,13 @@ class AwaitedOutcome(Outcome[R]):
 
 
 class ThreadCall(Outcome[R]):
-    """One ``sync_to_async`` call, on its way from a loop to a thread and back.
+    """One ``sync_to_async`` call, passed from a loop to a thread and back.
 
     Args:
-        loop: Where the caller awaits ``arrival``.
-        wrapper: The ``SyncToAsync`` object; its ``thread_handler`` is what the thread calls, with what follows.
-        exc_info: What the caller is handling.
-        inner_calls: Takes up the ``async_to_sync`` calls for which the thread waits.
+        loop: The loop on which the caller awaits ``arrival``.
+        wrapper: The ``SyncToAsync`` object, whose ``thread_handler`` the thread calls with the following arguments.
+        exc_info: The exception that the caller is handling.
+        inner_calls: Collects the ``async_to_sync`` calls that the thread waits for.
         context: The context to run in.
         child: The wrapped function with its arguments.
     """
@@ -286,18 +284,18 @@ class ThreadCall(Outcome[R]):
         context: contextvars.Context,
         child: Callable[[], R],
     ) -> None:
-        # In place of super().__init__(), since a hundredth of a bridged call is worth a line.
+        # Instead of super().__init__(), which costs a hundredth of a bridged call.
         self.settled, self._error = False, None
-        # Until the result is on its way to it: what waits for a loop must not keep it.
+        # Dropped when the result is being delivered: a queued delivery must not keep its loop alive.
         self._loop: asyncio.AbstractEventLoop | None = loop
-        # Ends with None when there is an outcome to take; deleted when nobody will.
+        # Done, with None, when there is an outcome; deleted when the outcome is no longer wanted.
         self.arrival: asyncio.Future[None] = asyncio.Future(loop=loop)
         self._arrived = False
-        # To delete an attribute is one step, and an error the second time: either the thread
-        # gets the call, to run it, or the caller, to take it back. See CLAIMED_IN.
+        # Deletion is atomic and fails the second time: either the thread gets the call to run it, or the caller
+        # takes it back. See CLAIMED_IN.
         self._call = wrapper, loop, exc_info, inner_calls, context, child
         self._submitted: Future[R] | asyncio.Future[R] | None = None
-        # For those who look at all calls, some of which may be the parent's.
+        # For bridge_calls, which may find calls of the parent process.
         self._generation = forks.generation
         self.began = clock()
 
@@ -335,9 +333,9 @@ class ThreadCall(Outcome[R]):
         self.report(True)
 
     def submit_to(self, executor: Any) -> None:
-        """Have a foreign *executor* run the call; it needs no more than ``submit(fn)``.
+        """Let an *executor* of another package run the call; it only needs ``submit(fn)``.
 
-        Where it refuses, the call can be given to another.
+        If it refuses, the call can be given to another executor.
         """
         call = self._call
         try:
@@ -348,13 +346,13 @@ class ThreadCall(Outcome[R]):
         submitted.add_done_callback(self._take_over)
 
     def submit_to_default_executor(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have the default executor of the loop run the call."""
-        # Not awaited itself: a cancellation would cut the link to the thread's outcome.
+        """Let the default executor of the loop run the call."""
+        # Not awaited directly: a cancellation would lose the outcome of the thread.
         submitted = self._submitted = loop.run_in_executor(None, self._as_function())
         submitted.add_done_callback(self._take_over)
 
     def _as_function(self) -> functools.partial[R]:
-        """Return the call; a ``partial``, in which instruments look for ``thread_handler``."""
+        """Return the call as a ``partial``, in which instrumentation looks for ``thread_handler``."""
         wrapper, loop, exc_info, inner_calls, context, child = self._call
         del self._call
         return functools.partial(wrapper.thread_handler, loop, exc_info, inner_calls, context.run, child)
@@ -375,10 +373,10 @@ class ThreadCall(Outcome[R]):
     # On the loop:
 
     def deliver(self) -> None:
-        """Let the task that awaits ``arrival`` go on, in this call.
+        """Resume the task that awaits ``arrival``, directly.
 
-        The future would have the loop call the task in its next turn, which is a look at the
-        selector more for each call, a tenth of what a bridged call costs.
+        The future would resume it in the next event loop iteration, with one more call of the
+        selector, which is a tenth of the cost of a bridged call.
         """
         try:
             arrival = self.arrival
@@ -386,28 +384,28 @@ class ThreadCall(Outcome[R]):
             self._forget()
             return
         self._arrived = True
-        if arrival.done():  # cancelled, and the task is about to hear of it; or delivered twice, after an interrupt
+        if arrival.done():  # cancelled, and the task will be resumed; or delivered twice, after an interrupt
             pass
         elif not (callbacks := callbacks_of(arrival)) or arrival.get_loop().get_debug():
-            arrival.set_result(None)  # asyncio's debug mode tells which task is slow, if the loop calls it
+            arrival.set_result(None)  # in debug mode, the loop must resume it, to log slow tasks
         else:
             callback, context = callbacks[0]  # any others can wait
             arrival.remove_done_callback(callback)
             arrival.set_result(None)
             context.run(callback, arrival)
-            # The traceback of an exception of the task leads here, and these may lead to the exception.
+            # The traceback of an exception of the task refers to this frame, and these may refer to the exception.
             del callbacks, callback, context
 
     @property
     def given_up(self) -> bool:
-        """Whether nobody waits for the outcome of a call that has not begun. On any thread."""
+        """Whether the call has not started and its outcome is no longer wanted. On any thread."""
         loop, arrival = self._loop, getattr(self, "arrival", None)
         if arrival is None or arrival.cancelled() or not hasattr(self, "_call"):
             return True
         return loop is not None and loop.is_closed()
 
     def _forget(self) -> None:
-        """Drop an outcome that nobody takes: the traceback of an exception leads back to this object."""
+        """Drop an unwanted outcome: the traceback of an exception refers to this object."""
         self._error = None
         self._result = None  # type: ignore[assignment]
 
@@ -420,12 +418,12 @@ class ThreadCall(Outcome[R]):
             submitted.cancel()
 
     def survives_cancellation(self, inner_calls: InnerCalls, cancellation: asyncio.CancelledError) -> bool:
-        """Tell whether to wait on, now that the caller was cancelled.
+        """After a cancellation of the caller, return whether to keep waiting.
 
-        The first *cancellation* goes to the *inner_calls* for which the synchronous code waits, and
-        their outcome decides. Where there are none, it ends the wait: a call that has
-        begun goes on alone, one that has not is never run. Further ones, which may come until
-        the task has ended, must not break off the cleanup that the first has caused.
+        The first *cancellation* goes to the *inner_calls* that the synchronous code waits for, and
+        their outcome is used. Without any, it ends the wait: a call that has started keeps running
+        in the background, one that has not started never runs. Further cancellations, which may
+        come until the task has ended, must not interrupt the cleanup.
         """
         if inner_calls.cancelled is not None:
             inner_calls.absorbed = cancellation.args
@@ -444,7 +442,7 @@ class ThreadCall(Outcome[R]):
         return True
 
     def cancel_result(self, *message: Any) -> None:
-        """Put ``CancelledError`` in the place of a result; an exception stays."""
+        """Replace a result by ``CancelledError``; an exception stays."""
         if self._error is None:
             self._error = asyncio.CancelledError(*message)
             self._result = None  # type: ignore[assignment]
@@ -472,14 +470,13 @@ class InnerCalls(list[AwaitedOutcome[Any]]):
 
 
 class LoopCall:
-    """One hand-over of an ``async_to_sync`` call: a coroutine on its way to a loop.
+    """An attempt to run the coroutine of an ``async_to_sync`` call on a loop.
 
-    Whether the loop ever gets to the coroutine is not in the caller's power, so ``start``
-    and ``take_back`` exclude each other, and only one of them wins. Once begun, it is the
-    coroutine that settles the outcome.
+    The loop may never start it. Exactly one of ``start`` and ``take_back`` succeeds. A
+    coroutine that was started settles the outcome itself.
     """
 
-    # The thread on which the loop came to this call, which can hardly be taken back from then on.
+    # The thread on which the loop has started this call.
     thread: threading.Thread | None = None
 
     def __init__(
@@ -525,11 +522,11 @@ class LoopCall:
 
     @property
     def ended_unheard(self) -> bool:
-        """Whether the task is done and the outcome open: the task was cancelled before its first step."""
+        """Whether the task is done without an outcome: it was cancelled before its first step."""
         return self._task is not None and self._task.done() and not self._outcome.settled
 
     def take_back(self) -> bool:
-        """Keep the coroutine from being started; return False where it has been, or was taken back before."""
+        """Prevent the start of the coroutine; return False if it was started or taken back before."""
         try:
             del self._coroutine
         except AttributeError:
@@ -537,17 +534,17 @@ class LoopCall:
         return True
 
     def cancel(self, *message: Any) -> bool:
-        """Cancel the coroutine, if this hand-over still has to do with it; see ``AwaitedOutcome.cancel``."""
+        """Cancel the coroutine, started or not; see ``AwaitedOutcome.cancel``."""
         if self.take_back():
             self._outcome.set_exception(asyncio.CancelledError(*message))
             return True
         loop = self._loop
-        if loop is None:  # the thread has taken it back for another loop, and will see that it is cancelled
+        if loop is None:  # the thread has taken it back for another loop, and will see the cancellation
             return True
         if running_loop() is loop:
             return self._cancel_task(*message)
         try:
-            # Behind the callback that starts the task, so never ahead of the task's existence.
+            # Queued after the callback that creates the task.
             loop.call_soon_threadsafe(self._cancel_task, *message, context=contextvars.Context())
         except RuntimeError:  # the loop is closed
             return False
@@ -558,15 +555,15 @@ class LoopCall:
 
 
 class _Deliveries:
-    """Finished calls, and other news from threads, for one loop; one wake-up brings many.
+    """The queue of finished calls, and other deliveries of threads, for one loop; one wake-up delivers many.
 
-    The lock is held from the decision to wake the loop until the loop begins to look at the
-    queue. Who finds it held has put a delivery there before, and so in time. Without the
-    interpreter's lock, this goes by the lock of the deque, which appending takes and rotating
-    does (``len`` does not). If the thread takes it first, the loop sees its delivery. If the loop
-    does, it released ``waking`` before, so the thread finds that free.
+    The lock is held from the decision to wake the loop until the loop reads the queue. A thread
+    that finds it held has appended its delivery before, so the loop sees it. On free-threaded
+    builds, the lock of the deque orders this: ``append`` and ``rotate`` take it (``len`` does not).
+    If the thread takes it first, the loop sees the delivery. If the loop does, it has released
+    ``waking`` before, so the thread finds it free.
 
-    The queue may be all that keeps a task, to which asyncio itself refers weakly.
+    The queue may have the only strong reference to a task: asyncio refers to tasks weakly.
     """
 
     def __init__(self) -> None:
@@ -575,10 +572,10 @@ class _Deliveries:
 
     def wake(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            # An empty context keeps nothing of a user's alive; one for all would be
-            # entered by two loops at once.
+            # An empty context, which keeps no objects of users alive. Not a shared one, which two loops would
+            # enter concurrently.
             loop.call_soon_threadsafe(self._deliver, loop, context=contextvars.Context())
-        except RuntimeError:  # the loop is closed, and whoever waited in it is gone
+        except RuntimeError:  # the loop is closed, and nothing waits on it any more
             self.queue.clear()
             self._release()
 
@@ -592,9 +589,9 @@ class _Deliveries:
         self._release()
         queue = self.queue
         queue.rotate(0)
-        # What goes on with its delivery may ask for more, which is for the next turn: or nothing else would get one.
+        # Results that resumed tasks ask for wait for the next iteration, so that other callbacks are not starved.
         count = len(queue)
-        # It may also end the loop, or run it until another one of these has gone on.
+        # A resumed task may also end the loop, or run it until another one of these has been resumed.
         if count > 1 and self.waking.acquire(False):
             loop.call_soon(self._deliver, loop, context=contextvars.Context())
         for _ in range(count):
@@ -603,20 +600,20 @@ class _Deliveries:
             queue.popleft().deliver()
 
 
-# What is under way to each loop. Entries end with their loop, and all of them at a fork.
+# The deliveries to each loop. Entries end with their loop; a fork removes all of them.
 _deliveries: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Deliveries] = weakref.WeakKeyDictionary()
 
-# The entry that was used last, so that most looks need not go through the dictionary; at first, what refers to nothing.
+# The entry that was used last, which saves most look-ups in the dictionary; at first, dead references.
 _NOTHING: weakref.ref[Any] = weakref.ref(_Deliveries())
 _latest = _NOTHING, _NOTHING
 
 
 def deliver_on(loop: asyncio.AbstractEventLoop, delivery: Delivery, surely: bool = False) -> None:
-    """Have ``delivery.deliver()`` called on *loop*, soon; never, if the loop is closed. On any thread.
+    """Call ``delivery.deliver()`` on *loop* soon; never, if the loop is closed. On any thread.
 
     Args:
-        surely: Wake the loop in any case: an exception raised by a signal may have come
-            between the decision to do that and the deed.
+        surely: Wake the loop in any case: an exception of a signal handler may have prevented
+            an earlier wake-up.
     """
     latest_loop, latest_deliveries = _latest
     deliveries = latest_deliveries() if latest_loop() is loop else None
@@ -631,7 +628,7 @@ def _deliveries_to(loop: asyncio.AbstractEventLoop) -> _Deliveries:
     global _latest
     deliveries = _deliveries.get(loop)
     if deliveries is None:
-        # A loop that was closed before it could empty its queue may be kept by what is in it.
+        # Items in the queue of a closed loop may keep that loop alive.
         for other in [reference() for reference in _deliveries.keyrefs()]:
             if other is not None and other.is_closed():
                 _deliveries.pop(other, None)

@@ -1,17 +1,17 @@
-"""How many threads ``ThreadSensitiveContext`` blocks may have, and the queue of those that wait for one.
+"""The limit for threads of ``ThreadSensitiveContext`` blocks, and the queue of contexts that wait for a thread.
 
-A context that needs a thread takes a *lease*. Leases stand in a dict, which keeps the order in which they came: where
-there is a limit, the first ones hold, and one that finds itself further back is taken away again. A context whose
-lease does not hold gets a *place* in the queue, which stands for the worker until there is one and collects the
-calls of the context. Whoever takes a lease away serves the queue afterwards.
+A context that needs a thread takes a *lease*. Leases are in a dict, which keeps their order: with a limit, the first
+ones are valid, and one further back is removed again. A context without a valid lease gets a *place* in the queue. The
+place replaces the worker until there is one, and collects the calls of the context. A thread that removes a lease
+serves the queue afterwards.
 
-There is no lock here, as in ``workers`` and for the same reason. What must be one step is one operation of a dict, a
-deque or a list. Two things are claimed so: a place, by removing it from the queue, and the right to put a place
-there, by the ``pop`` of a list of one.
+There is no lock here, for the same reason as in ``workers``. Atomic steps are single operations of a dict, a deque or
+a list. Two things are claimed in this way: a place, by removing it from the queue, and the right to put a place there,
+by the ``pop`` of a list of one item.
 
-Who gets a thread is decided where a lease is taken or ends. In addition, each place has a timer on the event loop of
-its first call, which looks for what nobody tells: that the limit was raised, that a call was given up, that a blocked
-thread waits for the call, or that all leased threads stand still.
+Threads are given out when a lease is taken or ends. In addition, each place has a timer on the event loop of its first
+call, for events without a notification: the limit was raised, a call was cancelled, a blocked thread waits for the
+call, or all leased threads stand still.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ if TYPE_CHECKING:
 
 __all__ = ["ContextExecutor", "Figures", "Lease", "figures"]
 
-# The three questions that ``asgiref.sync`` answers, which puts its own functions here: how many threads there may be,
-# or None; after how many seconds without any work the leased threads stand still; and whether a blocked thread waits
-# for a call, or for the running task where it is asked about None.
+# ``asgiref.sync`` replaces these three functions: the maximum number of threads, or None; the seconds without any work
+# after which the leased threads stand still; and whether a blocked thread waits for a call (None: for the running
+# task).
 max_threads: Callable[[], Any] = lambda: None  # noqa: E731
 thread_standstill: Callable[[], float] = lambda: 5.0  # noqa: E731
 is_below_blocked: Callable[[Any], bool] = lambda call: False  # noqa: E731
 
-# Seconds between two looks at a place, at first and at most. Guesses: soon enough for a call that a blocked thread
-# waits for, rare enough for thousands of places.
+# Seconds between two checks of a place: the first and the longest interval. Guesses: soon enough for a call that a
+# blocked thread waits for, rare enough for thousands of places.
 FIRST_LOOK, LAST_LOOK = 0.005, 1.0
 
-# The leases, in the order in which they came, and the places that wait. A forked child starts with none.
+# The leases, in their order, and the queued places. A forked child starts with none.
 _leases: dict[Lease, None] = {}
 _queue: deque[Place] = deque()
-# What the latest look at the leased threads has seen.
+# The result of the latest check of the leased threads.
 _rest: Rest | None = None
 
 
@@ -63,10 +63,10 @@ def _start_afresh() -> None:
 
 
 def current_limit() -> int | None:
-    """Return the limit as it is now.
+    """Return the current limit.
 
     Raises:
-        ValueError: where it is below 1.
+        ValueError: if it is below 1.
     """
     limit: int | None = max_threads()
     if limit is not None and limit < 1:
@@ -78,31 +78,31 @@ def current_limit() -> int | None:
 
 
 class Lease:
-    """One thread that counts, from before its worker is chosen until that is idle again."""
+    """One counted thread, from before the choice of its worker until that is idle again."""
 
     __slots__ = ("unfinished", "worker")
 
     def __init__(self, executor: ContextExecutor | None) -> None:
-        # Not the executor itself: whether it is still in use is seen by who refers to it.
+        # A weak reference: other references to the executor show whether it is still in use.
         self.unfinished: deque[Any] = deque() if executor is None else executor.unfinished
         self.worker: _Worker | None = None
 
     def holds(self, limit: int) -> bool:
-        """Tell whether this is one of the first *limit* leases. Others only ever come behind it."""
+        """Return whether this is one of the first *limit* leases. New ones are always behind it."""
         # A copy takes the lock of the dict, also on free-threaded builds.
         return self in list(_leases.copy())[:limit]
 
     def end(self) -> None:
-        """Let the next place have the thread; its worker is idle."""
+        """Give the thread to the next place; its worker is idle."""
         _leases.pop(self, None)
-        # Whoever came too late for this lease has put its place into the queue before it saw the lease in the dict,
-        # and so before the line above.
+        # A context that came too late for this lease has put its place into the queue before it saw the lease in the
+        # dict, and so before the line above.
         if _queue:
             _serve_queue(own=True)
 
 
 def _try_lease(executor: ContextExecutor) -> Lease | None:
-    """Return a lease for *executor*; None where it has to stand in the queue."""
+    """Return a lease for *executor*; None if it must be queued."""
     limit = current_limit()
     lease = Lease(executor)
     try:
@@ -112,13 +112,13 @@ def _try_lease(executor: ContextExecutor) -> Lease | None:
     except BaseException:
         _leases.pop(lease, None)
         raise
-    # The queue, which this may have kept waiting for a moment, is served when the place of the executor is in it.
+    # This may have delayed the queue for a moment; it is served when the place of the executor is in it.
     _leases.pop(lease, None)
     return None
 
 
 def _serve_queue(own: bool = False) -> None:
-    """Give threads to the places at the front of the queue for as long as the limit allows it.
+    """Give threads to the places at the front of the queue while the limit allows it.
 
     Args:
         own: Whether the worker on whose thread this is may be one of these threads.
@@ -126,7 +126,7 @@ def _serve_queue(own: bool = False) -> None:
     while _queue:
         try:
             limit = current_limit()
-        except Exception as error:  # the calls that wait would do so for ever
+        except Exception as error:  # else the queued calls would wait forever
             _abandon_queue(error)
             return
         lease = Lease(None)
@@ -135,13 +135,13 @@ def _serve_queue(own: bool = False) -> None:
             _leases[lease] = None
             if limit is not None and not lease.holds(limit):
                 _leases.pop(lease, None)
-                # Each of the others serves the queue when it is taken away, and this place is in the queue before.
+                # Each of the other leases serves the queue when it is removed, and this place is in the queue before.
                 if len(list(_leases.copy())) >= limit:
                     return
                 continue
             try:
-                # Not popleft(): the exception of a signal is raised as soon as a call returns, and the place would be
-                # lost on the way into its variable.
+                # Not popleft(): a signal handler may raise as soon as a call returns, and the place would be lost
+                # before it is assigned.
                 place = _queue[0]
             except IndexError:
                 pass
@@ -171,29 +171,29 @@ def _abandon_queue(error: Exception) -> None:
 
 
 class Place:
-    """Stands for the worker of an executor that waits for one.
+    """Replaces the worker of an executor that waits for one.
 
-    It is held back, or in the queue, or outside because all its calls were given up, or it has got a worker. The
-    worker moves the calls into its own queue, and takes this object's place in the executor.
+    It is held back, or in the queue, or outside because all its calls were cancelled, or it has a worker. The worker
+    moves the calls into its own queue, and replaces this object in the executor.
     """
 
-    # As those of a worker: no thread has this number.
+    # Like attributes of a worker: no thread has this ident.
     ident: int | None = 0
     # Set when there is one.
     worker: _Worker | None = None
-    # Whether the worker has moved the calls; what comes later has to go to its own queue.
+    # Whether the worker has moved the calls; later ones must go to its own queue.
     _moved = False
-    # Whether a timer is going to look.
+    # Whether a timer is set.
     _timed = False
 
     def __init__(self, executor: ContextExecutor) -> None:
         self.executor = executor
-        # What a worker's queue holds: pairs of an executor and a job, and events.
+        # As in the queue of a worker: pairs of an executor and a job, and events.
         self.items: deque[Any] = deque()
         self.since = time.monotonic()
-        # Holds one item while the place is outside: who takes it has to put the place into the queue.
+        # One item while the place is outside: the thread that takes it must put the place into the queue.
         self._outside: list[None] = []
-        # Who takes this has to give the place its worker.
+        # The thread that takes this must give the place its worker.
         self._ungiven = [None]
 
     @property
@@ -201,11 +201,11 @@ class Place:
         return self
 
     def put(self, item: Any) -> None:
-        """Keep *item* for the worker, and see to it that this place waits for one."""
+        """Keep *item* for the worker, and put this place into the queue if needed."""
         self.items.append(item)
-        # Whether the worker has looked for the last time is read after that, and it sets this before: it finds the
-        # item, or this thread finds it gone, and whoever removes the item has it. The two meet at the lock of the
-        # deque where there is no lock of the interpreter.
+        # The worker sets ``_moved`` before its last look; this thread reads it after appending. So the worker finds the
+        # item, or this thread sees the flag; the side that removes the item handles it. On free-threaded builds, the
+        # lock of the deque orders this.
         if self._moved:
             assert self.worker is not None
             if removed(self.items, item):
@@ -216,9 +216,9 @@ class Place:
             self._wait()
 
     def hold(self) -> None:
-        """Begin to wait, in the queue from the first call on."""
+        """Start waiting; the place is in the queue from the first call on."""
         self._outside.append(None)
-        # A call that has come before found nothing to take, and relies on this look.
+        # An earlier call found nothing to take, and relies on this check.
         if not is_empty(self.items):
             self._enter()
 
@@ -231,11 +231,11 @@ class Place:
         _serve_queue()
 
     def is_wanted(self) -> bool:
-        """Tell whether somebody waits for one of the calls."""
+        """Return whether any of the calls is still wanted."""
         return self.worker is None and not all(_is_given_up(item) for item in snapshot(self.items))
 
     def leave(self, error: Exception | None = None) -> None:
-        """Leave the queue, since nobody waits for the calls any more; or let them all fail with *error*."""
+        """Leave the queue, because no call is wanted any more; or let all calls fail with *error*."""
         if not removed(_queue, self) or self.worker is not None:
             return
         self._forget_calls(error)
@@ -256,7 +256,7 @@ class Place:
             executor.give_back_if_done()
 
     def give(self, lease: Lease, own: bool = False) -> None:
-        """Have a worker do the calls; only whoever has removed this place from the queue calls this."""
+        """Give the calls to a worker; only the thread that has removed this place from the queue calls this."""
         try:
             self._ungiven.pop()
         except IndexError:  # it was in the queue twice, after an interrupt
@@ -281,12 +281,12 @@ class Place:
         lease.unfinished = executor.unfinished
         worker.lease, lease.worker = lease, worker
         self.worker, self.ident = worker, worker.ident
-        # The worker is not given back before it has moved the calls.
+        # The worker is not released before it has moved the calls.
         executor.unfinished.append(self)
         worker.jobs.put((executor, self))
 
     def give_over_limit(self) -> bool:
-        """Have a worker do the calls, whatever the limit is; return False where this place is not in the queue."""
+        """Give the calls to a worker in spite of the limit; return False if this place is not in the queue."""
         if not removed(_queue, self):
             return False
         lease = Lease(self.executor)
@@ -295,7 +295,7 @@ class Place:
         return True
 
     def _run_in_place(self, lease: Lease) -> None:
-        """Run the calls here, since Python starts no threads any more."""
+        """Run the calls here, because Python no longer starts threads."""
         self._ungiven.append(None)
         executor = self.executor
         try:
@@ -315,7 +315,7 @@ class Place:
     # On the worker, as a job:
 
     def run(self) -> None:
-        """Move the calls into the worker's own queue, in their order: nobody else puts anything there before."""
+        """Move the calls into the worker's own queue, in order; no other thread adds to it before."""
         worker, executor = self.worker, self.executor
         assert worker is not None
         waited = time.monotonic() - self.waiting_since()
@@ -367,13 +367,13 @@ class Place:
             self._look_later(loop, 0)
 
     def _look_later(self, loop: asyncio.AbstractEventLoop, pause: float) -> None:
-        # At most a few looks within the time after which threads stand still.
+        # Several checks within the time after which threads count as standing still.
         pause = min(max(2 * pause, FIRST_LOOK), LAST_LOOK, max(FIRST_LOOK, thread_standstill() / 4))
-        # By reference: the timer keeps nothing of a call that is long done.
+        # A weak reference, so that the timer does not keep a finished call alive.
         loop.call_later(pause, _look, weakref.ref(self), loop, pause, context=contextvars.Context())
 
     def look(self) -> bool:
-        """See what has become of the calls; return whether to look again."""
+        """Check the calls; return whether to check again."""
         if self.worker is not None or self.executor._generation is not forks.generation:
             return False
         if not self.is_wanted():
@@ -393,7 +393,7 @@ class Place:
         return [item[1] for item in snapshot(self.items) if type(item) is tuple and not _is_given_up(item)]
 
     def waiting_since(self) -> float:
-        """Return the time at which the first call that still waits was made."""
+        """Return the start time of the first call that is still wanted."""
         return min([getattr(job, "began", self.since) for job in self._calls()], default=self.since)
 
 
@@ -409,7 +409,7 @@ def _is_given_up(item: Any) -> bool:
 
 
 def _is_leased_thread() -> bool:
-    """Tell whether this thread, which runs a loop, is itself a leased one, whose job waits for the loop."""
+    """Return whether this thread, which runs a loop, is itself a leased one, whose job waits for the loop."""
     here = threading.get_ident()
     return any(lease.worker is not None and lease.worker.ident == here for lease in list(_leases.copy()))
 
@@ -418,10 +418,10 @@ def _is_leased_thread() -> bool:
 
 
 class Rest:
-    """How the leased threads were found: the same once more means that none of them has run anything since."""
+    """The state of the leased threads: if it is the same again, none of them has run anything meanwhile."""
 
     def __init__(self, threads: list[Any] | None) -> None:
-        # None where one of them runs something.
+        # None if one of them is running something.
         self.threads = threads
         self.since = self.seen = time.monotonic()
         # Who takes this resolves the standstill.
@@ -429,11 +429,11 @@ class Rest:
 
 
 def _threads_at_rest() -> list[Any] | None:
-    """Return what shows the progress of each leased thread, by number; None where one of them runs something."""
+    """Return the progress of each leased thread; None if one of them is running something."""
     threads: list[Any] = []
     for lease in list(_leases.copy()):
         worker = lease.worker
-        # What a thread runs while it is blocked is counted by its mailbox.
+        # The mailbox of a blocked thread counts the jobs that it runs.
         mailbox = None if worker is None else current_thread_executor.waiting.get(worker.ident or 0)
         if lease.unfinished and mailbox is None:
             return None
@@ -444,10 +444,10 @@ def _threads_at_rest() -> list[Any] | None:
 
 
 def _resolve_standstill() -> None:
-    """Give the first place in the queue a thread over the limit, if no leased thread has run anything for long."""
+    """Give the first place in the queue an additional thread, if no leased thread has run anything for long."""
     global _rest
     now, longest, rest = time.monotonic(), thread_standstill(), _rest
-    if rest is not None and rest.seen <= now < rest.seen + longest / 20:  # one look is enough for all places
+    if rest is not None and rest.seen <= now < rest.seen + longest / 20:  # one check is enough for all places
         return
     threads = _threads_at_rest()
     if rest is None or threads is None or threads != rest.threads:
@@ -481,7 +481,7 @@ def _resolve_standstill() -> None:
 
 
 class Figures:
-    """How many threads are leased, how many calls wait for one, and for how many seconds the first of these has."""
+    """The number of leased threads, the number of queued calls, and the seconds since the first of these was made."""
 
     __slots__ = ("leased_threads", "longest_wait", "waiting_calls")
 
@@ -490,7 +490,7 @@ class Figures:
 
 
 def figures() -> Figures:
-    """Return how things are at the moment. On any thread, also in a signal handler."""
+    """Return the current figures. On any thread, also in a signal handler."""
     waiting = [place for place in snapshot(_queue) if place.is_wanted()]
     since = min([place.waiting_since() for place in waiting], default=None)
     return Figures(
@@ -519,15 +519,15 @@ class ContextExecutor(WorkerExecutor):
     purpose = "ThreadSensitiveContext"
     counted_in = "context_threads"
 
-    # Takes the calls that come after the release; set before ``shut_down``.
+    # Accepts the calls after the release; set before ``shut_down``.
     successor: ContextExecutor | None = None
-    # The executor that this one succeeds, until it is known when that is done: calls of one context do not overlap. By
-    # reference, since it refers to this one; its jobs keep it until they are done.
+    # The previous executor of the context, as long as it may have running calls: calls of one context do not overlap.
+    # A weak reference, because it refers to this one; its jobs keep it alive until they are done.
     _after: weakref.ref[ContextExecutor] | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        # An item for each iterator or block whose further steps have to run on this very thread.
+        # One item for each iterator or block whose next steps must run on this thread.
         self.pins: list[None] = []
 
     def _lease(self, lease: Lease | None = None) -> Any:
@@ -554,10 +554,10 @@ class ContextExecutor(WorkerExecutor):
         return standing
 
     def _let_follow(self, place: Place) -> bool:
-        """Have *place* begin to wait when this executor's worker has been given back; return False if it has been."""
+        """Let *place* start waiting when this executor's worker is released; return False if it has been."""
         if self._generation is not forks.generation:
             return False
-        # These are steps of one dict, as are those of give_back_if_done(): this finds the worker gone, or the other
+        # Atomic steps of one dict, as in give_back_if_done(): either this finds that the worker is gone, or the other
         # thread finds the place.
         self.__dict__["_then"] = place
         return "_worker" in self.__dict__.copy() or self.__dict__.pop("_then", None) is None
@@ -566,22 +566,22 @@ class ContextExecutor(WorkerExecutor):
         super().give_back_if_done()
         if "_worker" not in self.__dict__:
             if self.successor is not None:
-                self.successor._after = None  # which need not wait, and would be a circle
+                self.successor._after = None  # it need not wait; and this would be a reference cycle
             place = self.__dict__.pop("_then", None)
             if place is not None:
                 place.hold()
 
     def release(self, install: Callable[[ContextExecutor], None]) -> None:
-        """Give the worker back when the accepted jobs are done and nothing is pinned to it.
+        """Release the worker when the accepted jobs are done and nothing is pinned to it.
 
         Args:
-            install: Is given the executor that takes the calls from then on.
+            install: Called with the executor for later calls.
         """
         self.__dict__["_release"] = install
         self._release_if_unpinned()
 
     def _release_if_unpinned(self) -> None:
-        # Asked after ``_release`` was set; unpin() removes its pin and then looks for that.
+        # Checked after setting ``_release``; unpin() removes its pin and then checks ``_release``.
         if self.pins.copy():
             return
         install = self.__dict__.pop("_release", None)
@@ -597,13 +597,13 @@ class ContextExecutor(WorkerExecutor):
         return ContextExecutor()
 
     def unpin(self) -> None:
-        """Note that one of those that had to run on this very thread is done."""
+        """Record that an iterator or block that was pinned to this thread has ended."""
         self.pins.pop()
         if "_release" in self.__dict__:
             self._release_if_unpinned()
 
     def call_given_up(self) -> None:
-        """Leave the queue, if this executor stands there and nobody waits for any of its calls. On a loop."""
+        """Leave the queue, if this executor is in it and none of its calls is wanted any more. On a loop."""
         place: Any = self._worker
         if isinstance(place, Place) and not place.is_wanted():
             place.leave()

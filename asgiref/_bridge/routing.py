@@ -1,4 +1,4 @@
-"""Which thread? The decision alone, over given facts: it starts, locks and changes nothing."""
+"""The choice of a thread: a decision from given facts. It starts, locks and changes nothing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["has_no_other_thread", "innermost", "thread_sensitive_executors"]
 def thread_sensitive_executors(
     ancestor: Any, of_context: Any, blocked_on_loop: CurrentThreadExecutor | None, process_wide: Any
 ) -> Iterator[Any]:
-    """Yield the executors for thread-sensitive code, best first.
+    """Yield the executors for thread-sensitive code, in order of preference.
 
-    The first will do as a rule, but a mailbox can close between the look and the post.
+    Usually the first one accepts the call, but a mailbox can close before the post.
 
     Args:
         ancestor: The mailbox of the innermost ``async_to_sync`` call above, finished or not, or None.
@@ -33,7 +33,7 @@ def thread_sensitive_executors(
         yield ancestor
     while of_context is not None:
         yield of_context
-        # Its thread may have been released since.
+        # Its thread may have been released meanwhile.
         of_context = getattr(of_context, "successor", None)
     if blocked_on_loop is not None and blocked_on_loop.serving:
         yield blocked_on_loop
@@ -41,10 +41,10 @@ def thread_sensitive_executors(
 
 
 def innermost(ancestor: Any, blocked_on_loop: CurrentThreadExecutor) -> Any:
-    """Return the mailbox that is the nearest to a task, of a loop whose tasks all count to the thread blocked on it.
+    """Return the innermost mailbox for a task of a loop whose tasks all belong to the thread blocked on it.
 
     Args:
-        ancestor: What the context of the task says, which may be from before the thread ran the loop.
+        ancestor: The mailbox in the context of the task, which may be older than the run of the loop.
         blocked_on_loop: The mailbox of that thread.
     """
     while isinstance(ancestor, CurrentThreadExecutor) and not ancestor.serving:
@@ -54,8 +54,8 @@ def innermost(ancestor: Any, blocked_on_loop: CurrentThreadExecutor) -> Any:
 
 
 def has_no_other_thread(executor: Any) -> bool:
-    """Tell whether this thread is the only one of *executor*, so that waiting for it here would never end.
+    """Return whether this thread is the only one of *executor*, so that waiting for it here would deadlock.
 
-    Where an executor does not show its threads as a ``ThreadPoolExecutor`` does, the answer is no.
+    False if the executor does not show its threads as a ``ThreadPoolExecutor`` does.
     """
     return thread_limit_of(executor) == 1 and threading.current_thread() in (threads_of(executor) or ())

@@ -1,10 +1,9 @@
-"""Threads of the library's own, on which users' code runs.
+"""Threads of the library, on which users' code runs.
 
-Python joins every thread at its end that is no daemon. A thread of the library waits for
-work as a rule, perhaps forever, so it is a daemon: for the interpreter, also in a child
-that was forked in C and still has the thread on its list, and for a program that joins
-all other threads. A thread that users start inherits that from the thread on which they
-do it, and must not be a daemon for that reason.
+At its end, Python joins every thread that is not a daemon. A thread of the library usually
+waits for work, so it is a daemon: for the interpreter, also in a child that was forked in C
+and still has the thread in its list, and for a program that joins all other threads. Threads
+that users start on it would inherit this, and must not be daemons for this reason.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ __all__ = ["LibraryThread"]
 
 
 class LibraryThread(threading.Thread):
-    """A daemon thread, but what it runs does not see it as one.
+    """A daemon thread that does not look like one to the code that it runs.
 
-    ``Thread.__init__`` asks ``current_thread().daemon`` for the default of a new thread.
+    ``Thread.__init__`` uses ``current_thread().daemon`` as the default for a new thread.
     """
 
-    # Up to Python 3.12, the new thread itself asks whether to be joined at the end, before it calls run().
+    # Up to Python 3.12, the new thread itself checks, before run(), whether it is to be joined at the end.
     _runs = False
 
     def run(self) -> None:
@@ -29,7 +28,7 @@ class LibraryThread(threading.Thread):
 
     @property
     def daemon(self) -> bool:
-        """Whether the interpreter may end while this thread runs; False where it asks for itself."""
+        """Whether the interpreter may end while this thread is running; False on the thread itself."""
         return not (self._runs and self.ident == threading.get_ident())
 
     @daemon.setter

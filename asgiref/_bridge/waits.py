@@ -1,7 +1,7 @@
-"""What the log says of calls that wait long for a thread.
+"""Log messages for calls that wait long for a thread.
 
-Nothing here is called with a lock held, or in the midst of passing threads on: a handler of the log may wait for
-locks. The callers are callbacks of event loops, and workers between two jobs.
+A logging handler may wait for locks, so nothing here is called with a lock held, or while a thread is being passed on.
+The callers are callbacks of event loops, and workers between two jobs.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ logger = logging.getLogger("asgiref.sync")
 # Seconds between two such warnings.
 PAUSE = 60.0
 
-# How long, in seconds, a call may wait unnoticed, or None; ``asgiref.sync`` puts its own function here.
+# How long, in seconds, a call may wait without a message, or None; ``asgiref.sync`` replaces this function.
 slow_thread_wait: Callable[[], float | None] = lambda: None  # noqa: E731
 
-# A list of one: when a warning was last given. To take it out is one step, so one thread at a time decides.
+# A list of one item: the time of the last warning. pop() is atomic, so one thread at a time decides.
 _last = [float("-inf")]
 
 
 def log_wait(waited: float, tell: Callable[[], tuple[object, ...]]) -> None:
-    """Warn of a call that has *waited* for so many seconds, if that is long and no warning was given just before.
+    """Warn of a call that has *waited* for so many seconds, if this is long and there was no recent warning.
 
     Args:
-        tell: Returns what to log, a text and its arguments.
+        tell: Returns the message and its arguments.
     """
     longest = slow_thread_wait()
     if longest is None or waited <= longest:
         return
     try:
         last = _last.pop()
-    except IndexError:  # another thread is about to warn
+    except IndexError:  # another thread is warning now
         return
     now = time.monotonic()
     is_due = now >= last + PAUSE

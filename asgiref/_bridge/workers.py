@@ -1,18 +1,18 @@
-"""Threads that the library owns.
+"""Worker threads of the library.
 
-A worker runs one job at a time. Idle workers wait in a pool, last in, first out, and
-leave after some seconds; a ``WorkerExecutor`` leases one with its first job and gives it
-back when it has been shut down and its last job is done. A ``WorkerPool`` leases several,
-for as long as its one queue has jobs. A worker goes back *before* the outcome of its last
-job is reported, so that the caller's next lease finds it there.
+A worker runs one job at a time. Idle workers wait in a pool, last in, first out, and end
+after some seconds. A ``WorkerExecutor`` leases one with its first job, and releases it when
+it has been shut down and its last job is done. A ``WorkerPool`` leases several, as long as
+its queue has jobs. A worker is released *before* the outcome of its last job is reported, so
+that the caller's next lease finds it in the pool.
 
-There is no lock here. A signal handler, or a finalizer that the garbage collector calls,
-may bridge at any moment, and would wait forever on a thread that held one. What must be
-one step is one operation of a list, a dict or a queue.
+There is no lock here. A signal handler, or a finalizer that the garbage collector calls, may
+bridge at any moment, and would deadlock on a thread that holds the lock. Atomic steps are
+single operations of a list, a dict or a queue.
 
-Workers are daemon threads: an idle one holds up nobody's exit. Jobs that run are waited
-for when the interpreter ends, after the ``atexit`` handlers of users, who may still
-bridge in these.
+Workers are daemon threads, so an idle one does not delay the exit. At the end of the
+interpreter, running jobs are waited for, after the ``atexit`` handlers of users, which may
+still bridge.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ __all__ = [
     "run_in_place",
 ]
 
-# Seconds for which an idle worker stays. A guess: longer than the pauses of a site with little traffic.
+# Seconds after which an idle worker ends. A guess: longer than the pauses of a site with little traffic.
 IDLE_TIME = 10.0
 
-# Every worker that lives, and the idle ones among them. A forked child starts with none.
+# All workers, and the idle ones. A forked child starts with none.
 _workers: set[_Worker] = set()
 _idle: list[_Worker] = []
 
@@ -70,7 +70,7 @@ _numbers = itertools.count(1)
 _starts = itertools.count(1)
 _started: set[int] = set()
 
-# Of a thread that runs a job in place, at the interpreter's end: the loops that are held up by it.
+# For a thread that runs a job in place, at the end of the interpreter: the loops that this blocks.
 _here = threading.local()
 
 
@@ -98,22 +98,22 @@ def _note_start() -> None:
 
 
 class _WorkerThread(LibraryThread):
-    """A thread whose name says what it works for, unless somebody else has named it.
+    """A thread whose name shows its current use, unless other code has set a name.
 
-    Such a name lasts until the lease ends, or until a name that was read before is set again.
+    A name that was set lasts until the lease ends, or until a name that was read before is set again.
     """
 
-    # What kind of executor leases it.
+    # The class of the executor that leases it.
     serves: type[WorkerExecutor] | None = None
-    # The thread that has the runs of a loop done here, since the last one and until the loop is closed.
+    # The thread for which a loop is run here, from its last run until the loop is closed.
     runs_for: threading.Thread | None = None
 
-    # Whether somebody has named it.
+    # Whether other code has set a name.
     _named = False
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._number = next(_numbers)
-        # What the system shows has to be short, since it keeps 15 bytes.
+        # The system keeps only 15 bytes of a name.
         self._short_name = f"asgiref {self._number}"
         super().__init__(target=work, name=self._short_name, daemon=True)
 
@@ -123,7 +123,7 @@ class _WorkerThread(LibraryThread):
 
     @name.setter
     def name(self, name: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        # It may have been read while the worker served something else, or as the system shows it.
+        # It may be a name that was read during another use, or the one that the system shows.
         kinds = None, *kinds_of_executors()
         own = name == self._short_name or any(name == self._name_while_serving(kind) for kind in kinds)
         self._set_name(self._short_name if own else name)
@@ -147,19 +147,19 @@ class _WorkerThread(LibraryThread):
 class _Worker:
     """A thread and the queue of its jobs, each with the executor that leases the worker.
 
-    In that queue, None ends the lease, and an event is set when its turn comes.
+    In the queue, None ends the lease, and an event is set when it is reached.
     """
 
-    # Ends with the lease, where the number of such leases is limited.
+    # Ends with the lease of the worker, if the number of such leases is limited.
     lease: Lease | None = None
 
     def __init__(self) -> None:
-        # Of pairs of an executor and a job, of events, and of None.
+        # Pairs of an executor and a job, events, and None.
         self.jobs = greenlets.work_queue()
         self.jobs_done = 0
         self.idle_since = time.monotonic()
         self.thread = _WorkerThread(self._work)
-        # Where threads inherit contexts, this one must not keep its first caller's.
+        # If threads inherit contexts, this one must not keep the context of its first caller.
         contextvars.Context().run(self.thread.start)
         self.ident = self.thread.ident
         _workers.add(self)
@@ -168,10 +168,10 @@ class _Worker:
     def _work(self) -> None:
         generation = forks.generation
         jobs, lasting = self.jobs, False
-        # A job that forks returns here in the child, which nothing can measure: the frame is from before the fork.
+        # A job that forks returns here in the child, which coverage cannot measure: the frame is older than the fork.
         while generation is forks.generation:  # pragma: no branch
             try:
-                # A time-out costs a twentieth of a bridged call.
+                # A timeout costs a twentieth of a bridged call.
                 item = jobs.get() if lasting else jobs.get(timeout=IDLE_TIME)
             except queue.Empty:
                 if self._leaves():
@@ -192,7 +192,7 @@ class _Worker:
                 _complain()
             self.jobs_done += 1
             if generation is not forks.generation:  # pragma: no cover: as above
-                return  # whoever waits for the outcome is the parent's
+                return  # nothing here waits for the outcome: the caller is in the parent
             # Before the outcome is reported.
             executor.unfinished.popleft()
             if executor.shut_down:
@@ -201,10 +201,10 @@ class _Worker:
                 job.report()
             except BaseException:
                 _complain()
-            del executor, item, job  # a waiting thread keeps nothing of a user's alive
+            del executor, item, job  # a waiting worker must keep no objects of users alive
 
     def wait_until_reached(self) -> None:
-        """Wait until all that is in the queue now is done."""
+        """Wait until all jobs that are in the queue now are done."""
         reached = threading.Event()
         self.jobs.put(reached)
         while not reached.wait(1) and self.thread.is_alive():
@@ -222,15 +222,15 @@ class _Worker:
         self.idle_since = time.monotonic()
         lease, self.lease = self.lease, None
         _idle.append(self)
-        if lease is not None:  # afterwards, so that whoever has waited for this finds the worker in the pool
+        if lease is not None:  # last, so that a context that waits for this finds the worker in the pool
             lease.end()
 
     def let_go(self) -> None:
-        """Go idle when all that is in the queue is done."""
+        """Go idle when all jobs in the queue are done."""
         self.jobs.put(None)
 
     def _leaves(self) -> bool:
-        """Leave the pool, unless somebody has leased this worker between the time-out and now."""
+        """Leave the pool, unless this worker has been leased since the timeout; return whether it left."""
         if time.monotonic() < self.idle_since + IDLE_TIME:
             return False
         try:
@@ -254,26 +254,26 @@ class WorkerExecutor(JobExecutor):
     # none. One for each class, so that counting them takes no time.
     leases: ClassVar[dict[_Worker, deque[Any]]] = {}
 
-    # For a lease that ends seldom, if at all: the worker then has to be woken to go idle.
+    # For a lease that rarely ends: the worker must then be woken to go idle.
     lasting = False
 
-    # For jobs that last: the interpreter does not wait for them when it ends.
+    # For long-running jobs: the interpreter does not wait for them at its end.
     background = False
 
-    # Whether jobs are run in place once Python starts no threads, rather than refused.
+    # Whether jobs are run in place, instead of refused, when Python no longer starts threads.
     runs_in_place = True
 
-    # For jobs that run a loop: asyncio allows one in each thread of the system.
+    # For jobs that run a loop: asyncio allows one in each system thread.
     runs_loop = False
 
-    # Until when the jobs that wait behind another are watched, by the clock that tells when they began.
+    # Until when queued jobs are watched, by the clock of their start time.
     watched_until = math.inf
 
-    # As a ThreadPoolExecutor has it; see also _threads.
+    # As in a ThreadPoolExecutor; see also _threads.
     _max_workers = 1
 
-    # Set, on the object, for as long as a worker is leased. To give it back is to take the
-    # attribute away, which only one thread can do.
+    # Set, on the instance, while a worker is leased. Removing the attribute is atomic, so exactly one thread
+    # releases the worker.
     _worker: _Worker | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -282,21 +282,21 @@ class WorkerExecutor(JobExecutor):
             cls.leases = {}
 
     def __init__(self) -> None:
-        # The jobs that were accepted and are not done. Their number is exact; their order is that of the queue, unless
-        # two threads post at the same moment.
+        # The accepted jobs that are not done. Their number is exact. Their order is that of the queue, unless two
+        # threads post at the same moment.
         self.unfinished: deque[Any] = deque()
         self.shut_down = False
         self._generation = forks.generation
 
     @property
     def _threads(self) -> set[threading.Thread]:
-        """The threads that serve this executor now: others read it from any executor that stands in its place."""
+        """The threads of this executor now; other packages read this attribute of a ``ThreadPoolExecutor``."""
         worker = self._worker
         return set() if worker is None or self._generation is not forks.generation else {worker.thread}
 
     @property
     def belongs_to_this_thread(self) -> bool:
-        """Whether this thread is the one that serves the queue."""
+        """Whether this thread serves the queue."""
         worker = self._worker
         return worker is not None and worker.ident == threading.get_ident() and self._generation is forks.generation
 
@@ -312,7 +312,7 @@ class WorkerExecutor(JobExecutor):
         if worker.ident == waiting_thread:
             raise WouldDeadlock
         self.unfinished.append(job)
-        # Looked at again, now that the worker cannot be given back: shutdown() sets it first.
+        # Check again, now that the worker cannot be released: shutdown() sets this first.
         if self.shut_down:
             self.unfinished.pop()
             self.give_back_if_done()
@@ -323,11 +323,11 @@ class WorkerExecutor(JobExecutor):
         return True
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more jobs, and give the worker back when the accepted ones are done.
+        """Accept no more jobs, and release the worker when the accepted ones are done.
 
         Args:
-            wait: Wait for that, except on the worker itself.
-            cancel_futures: Has no effect: accepted jobs are done.
+            wait: Wait for this, except on the worker itself.
+            cancel_futures: Has no effect: accepted jobs are run.
         """
         if wait:
             forks.notice()
@@ -340,7 +340,7 @@ class WorkerExecutor(JobExecutor):
             worker.wait_until_reached()
 
     def watch_queue(self) -> None:
-        """See to it that jobs which wait for long are told to the log."""
+        """Start logging jobs that are queued for long."""
 
     def _do_without_worker(self, job: Job) -> bool:
         if self.runs_loop and greenlets.is_patched("threading"):
@@ -371,9 +371,9 @@ class WorkerExecutor(JobExecutor):
         return leased
 
     def give_back_if_done(self) -> None:
-        # This takes the lock of the deque, as adding and removing an item do: either shutdown() finds here the
-        # item of a job that was accepted, or who added or removed that item reads ``shut_down`` after it was set.
-        # That holds without the interpreter's lock too, where merely asking for the length takes no lock.
+        # is_empty() takes the lock of the deque, as adding and removing an item do; len() does not. So on free-threaded
+        # builds, either shutdown() finds the item of an accepted job here, or the thread that adds or removes it sees
+        # ``shut_down``.
         if is_empty(self.unfinished):
             worker = self.__dict__.pop("_worker", None)
             if worker is None:
@@ -389,7 +389,7 @@ class WorkerExecutor(JobExecutor):
         self._generation = forks.generation
 
     def __del__(self) -> None:
-        # Nobody kept this executor, jobs included, so its worker is free.
+        # No reference to this executor is left, not even by a job, so its worker is free.
         if self._worker is not None:
             self._worker.let_go()
 
@@ -401,17 +401,17 @@ class ProcessExecutor(WorkerExecutor):
     watched_until = -math.inf
 
     def watch_queue(self) -> None:
-        """Have this loop tell the log when the first of the jobs that wait has waited for long.
+        """Let this loop log when the first queued job has waited for long.
 
-        One timer does for all jobs, since none can wait longer than the first. Where its loop does not run any more,
-        a later job finds that it is overdue.
+        One timer is enough, because no job waits longer than the first. If its loop no longer runs, a later job notices
+        that the timer is overdue.
         """
         loop = running_loop()
         if loop is None or self._generation is not forks.generation:
             return
         now = time.monotonic()
         self.watched_until = -math.inf
-        # Looked at afterwards: who posts a job after this look finds that nobody watches.
+        # Read last: a thread that posts a job afterwards sees that no timer is set.
         first = self._first_waiting()
         if first is None:
             return
@@ -420,13 +420,13 @@ class ProcessExecutor(WorkerExecutor):
         if longest is None:
             longest = 5.0
         pause = longest - waited if waited < longest else max(longest, 1.0)
-        # With some time for a loop that is late. After that, a later job takes the loop for one that does not run.
+        # One second more for a slow loop. After that, a later job assumes that the loop is not running.
         self.watched_until = now + pause + 1
         watch = weakref.WeakMethod(self.watch_queue)
         loop.call_later(pause + 0.001, _call_if_alive, watch, context=contextvars.Context())
 
     def _first_waiting(self) -> Any:
-        """Return the first call that waits behind the one that runs, or None."""
+        """Return the first call that is queued behind the running one, or None."""
         for job in snapshot(self.unfinished)[1:]:
             if hasattr(job, "began") and not job.given_up:
                 return job
@@ -435,8 +435,8 @@ class ProcessExecutor(WorkerExecutor):
     def _told_of(self, waited: float) -> tuple[object, ...]:
         text = (
             "a sync_to_async call has waited %.1f seconds for the one thread that serves the whole process, and %d "
-            "calls wait for it; put a ThreadSensitiveContext around what is independent of the rest, or find the code "
-            "that holds the thread (asgiref.sync.print_bridge_calls() shows it) and make it shorter"
+            "calls are queued for it; use a ThreadSensitiveContext around independent code, or find the code that "
+            "blocks the thread (asgiref.sync.print_bridge_calls() shows it) and make it shorter"
         )
         return text, waited, len(self.unfinished) - 1
 
@@ -462,7 +462,7 @@ class KeptLoopExecutor(WorkerExecutor):
 
 
 class LoopExecutor(WorkerExecutor):
-    """For the runs of a loop, for which the thread waits that started them: it ends with them, or gave up waiting."""
+    """For runs of a ``ThreadSensitiveEventLoop``; the thread that started a run waits for it."""
 
     purpose = "ThreadSensitiveEventLoop"
     counted_in = "loop_threads"
@@ -470,7 +470,7 @@ class LoopExecutor(WorkerExecutor):
     background = True
 
     def note_caller(self, caller: threading.Thread) -> None:
-        """Have the worker know the thread for which it runs the loop."""
+        """Record the thread for which the worker runs the loop."""
         worker = self._worker
         if worker is not None:
             worker.thread.runs_for = caller
@@ -482,17 +482,16 @@ class _PoolExecutor(WorkerExecutor):
 
 
 def _complain() -> None:
-    """Show what a job let out after all, of a future's callback, say: the thread serves others too."""
+    """Print an exception of a job, for example from a future's callback; the worker must survive it."""
     threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()]))
 
 
 class WorkerPool(JobExecutor):
     """An executor of at most *limit* leased workers that take their jobs from one queue.
 
-    One worker at a time is on its way to the queue. It takes a job, and calls the next
-    worker if there are more, before it runs its own. So while the jobs are short, one or
-    two threads do them all, in one go, and are not woken for each; as soon as a job waits
-    for something, another thread goes on with the queue.
+    One worker at a time goes to the queue. It takes a job and, if there are more, wakes the
+    next worker before it runs its own. So one or two threads run all short jobs, without a
+    wake-up for each. As soon as a job blocks, another thread takes the next ones.
     """
 
     def __init__(self, limit: int) -> None:
@@ -502,9 +501,9 @@ class WorkerPool(JobExecutor):
 
     def _start_afresh(self) -> None:
         self._jobs: deque[Job] = deque()
-        # An item for each worker that may still be leased.
+        # One item for each worker that may still be leased.
         self._free: list[None] = [None] * self._limit
-        # Held while a worker is on its way to the queue. Nobody waits for it.
+        # Held while a worker is going to the queue. No thread waits for this lock.
         self._coming = threading.Lock()
 
     def post(self, job: Job, waiting_thread: int | None = None) -> bool:
@@ -513,7 +512,7 @@ class WorkerPool(JobExecutor):
         try:
             self._call_worker()
         except Exception as error:
-            # No thread could be started. Whoever has a slot now comes to the queue, or gets here too.
+            # No thread could be started. A thread that has a slot comes to the queue, or gets here, too.
             if len(self._free) == self._limit and self._abandon_jobs(error, but_for=job):
                 raise
         except BaseException:
@@ -523,7 +522,7 @@ class WorkerPool(JobExecutor):
         return True
 
     def _abandon_jobs(self, error: Exception, but_for: Job) -> bool:
-        """Abandon all jobs, since nobody will come to them; return whether *but_for* was among them."""
+        """Abandon all jobs, because no worker will take them; return whether *but_for* was among them."""
         found = False
         while True:
             try:
@@ -536,10 +535,10 @@ class WorkerPool(JobExecutor):
                 job.abandon(error)
 
     def _call_worker(self) -> None:
-        """See to it that a worker comes to the queue, if there is something in it and one is free.
+        """Lease a worker for the queue, if it has jobs and a worker is free, and none is coming already.
 
-        Who finds another on its way has put a job there before that one looks: by the locks of the deque
-        and the list, this holds without the interpreter's lock too.
+        If a worker is already coming, it will see our job, which was appended before this check. On free-threaded
+        builds, the locks of the deque and the list ensure this.
         """
         try:
             while self._jobs and self._coming.acquire(blocking=False):
@@ -547,15 +546,15 @@ class WorkerPool(JobExecutor):
                     self._free.pop()
                 except IndexError:
                     self.arrived()
-                    # One may have become free meanwhile, found the queue empty and gone; and then
-                    # somebody may have added a job and relied on this call.
+                    # Meanwhile, a worker may have become free, found the queue empty and left; then a thread may
+                    # have added a job and relied on this call.
                     if not self._free:
                         return
                 else:
                     self._lease_worker()
                     return
         except BaseException:
-            # An interrupt comes at any point. To say so too often is harmless: a second worker is called.
+            # An interrupt may come at any point. Releasing too often is harmless: a second worker is leased.
             self.arrived()
             raise
 
@@ -566,20 +565,20 @@ class WorkerPool(JobExecutor):
             executor.post(service)
             executor.shutdown(wait=False)
         except BaseException:
-            # Whether a worker has got it is not known after an interrupt.
+            # After an interrupt, a worker may or may not have it.
             if service.take_slot():
                 self._free.append(None)
             raise
 
     def arrived(self) -> None:
-        """Note that no worker is on its way any more."""
+        """Record that no worker is going to the queue any more."""
         try:
             self._coming.release()
         except RuntimeError:  # not held, after an interrupt
             pass
 
 
-# Every pool, to be made anew in a forked child.
+# All pools, which are reset in a forked child.
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
 
@@ -590,12 +589,12 @@ def _renew_pools() -> None:
 
 
 class _QueueService:
-    """A job: do the jobs of a pool for as long as there are any."""
+    """A job: run the jobs of a pool until there are none."""
 
     def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
         self._last: Job | None = None
-        # A list of one, since pop() is atomic: either the worker has the slot, or who called it gives it back.
+        # A list of one item. pop() is atomic: either the worker gets the slot, or its caller gives it back.
         self._slot = [None]
 
     def take_slot(self) -> bool:
@@ -616,12 +615,12 @@ class _QueueService:
                 job = jobs.popleft()
             except IndexError:
                 free.append(None)
-                # Jobs that came since the look above, and found no worker free, have only this one.
+                # Jobs that were added since the check above, and found no free worker, rely on this one.
                 if not jobs:
                     return
                 try:
                     free.pop()
-                except IndexError:  # others have been leased since, and will come to the queue
+                except IndexError:  # other workers have been leased meanwhile, and will come to the queue
                     return
                 continue
             if self._last is not None:
@@ -629,19 +628,19 @@ class _QueueService:
             if jobs:
                 try:
                     pool._call_worker()
-                except Exception:  # no more threads can be had, so this one goes on alone
+                except Exception:  # no more threads can be started: this one runs the other jobs, too
                     pass
             try:
                 job.run()
             except BaseException:
                 _complain()
             self._last = job
-            # A job that forked returns here in the child, in a frame from before the fork.
+            # A job that forked returns here in the child, in a frame that is older than the fork.
             if generation is not forks.generation:  # pragma: no cover
                 return
 
     def report(self) -> None:
-        """Report the job that was done last: when the next one has begun, or the worker is back among the idle."""
+        """Report the last job: after the next one was taken, or after the worker was released."""
         job, self._last = self._last, None
         if job is not None:
             try:
@@ -654,10 +653,10 @@ class _QueueService:
 
 
 def _lease(own: bool = False) -> _Worker | None:
-    """Return an idle worker or a new one, or None where Python starts no thread any more.
+    """Return an idle worker or a new one, or None if Python no longer starts threads.
 
     Args:
-        own: Whether the worker may be the one whose thread this is: nobody here waits for what it gets.
+        own: Whether it may be the worker of this thread, because this thread does not wait for the job.
     """
     try:
         worker = _idle.pop()
@@ -669,7 +668,7 @@ def _lease(own: bool = False) -> _Worker | None:
                 return None
             raise
     if not own and worker.ident == threading.get_ident():
-        # A finalizer bridges on a worker that is back in the pool and drops its last job.
+        # A finalizer bridges on a worker that is in the pool again and is dropping its last job.
         try:
             return _lease()
         finally:
@@ -679,7 +678,7 @@ def _lease(own: bool = False) -> _Worker | None:
 
 @atexit.register
 def _wait_for_running_jobs() -> None:
-    """Let jobs that run, or wait behind one, come to their end before the interpreter does."""
+    """Wait for running and queued jobs at the end of the interpreter."""
     forks.notice()
     while True:
         done = _count_jobs_done()
@@ -689,7 +688,7 @@ def _wait_for_running_jobs() -> None:
         late = _threads_started_late()
         for thread in late:
             thread.join()
-        if not late and done == _count_jobs_done():  # else they may have led to others
+        if not late and done == _count_jobs_done():  # else they may have started others
             break
     greenlets.wait_for_real_threads()
 
@@ -699,25 +698,24 @@ def _count_jobs_done() -> int:
 
 
 def _threads_started_late() -> list[threading.Thread]:
-    """Return the threads to be waited for that users, in a job as a rule, started when Python had waited for all."""
-    if threading.main_thread().is_alive():  # somebody calls the handlers in the midst of the program
+    """Return the threads of users, usually started in a job, that were started after Python had joined all threads."""
+    if threading.main_thread().is_alive():  # atexit handlers were called before the end
         return []
     finishing = threading.main_thread(), threading.current_thread()
     return [thread for thread in threading.enumerate() if not thread.daemon and thread not in finishing]
 
 
 def run_in_place(job: Job) -> None:
-    """Run *job* on this very thread, because Python starts none any more; its loop, if one runs here, is held up."""
+    """Run *job* on this thread, because Python no longer starts threads; this blocks a loop that runs here."""
     with loop_suspended():
         job.run()
     job.report()
 
 
 class loop_suspended:
-    """In the block, no loop runs on this thread as far as anybody can tell, just as on a thread without one.
+    """In the block, asyncio believes that no loop is running on this thread.
 
-    Not made of a generator: contextlib assigns to each exception that leaves the block, and
-    an exception may refuse that.
+    Not a generator: contextlib assigns to attributes of exceptions, which an exception may refuse.
     """
 
     def __enter__(self) -> None:
@@ -736,5 +734,5 @@ class loop_suspended:
 
 
 def is_suspended_here(loop: Any) -> bool:
-    """Tell whether *loop* is held up by a job that this thread runs in place, and so can do nothing for that job."""
+    """Return whether *loop* is blocked by a job that this thread runs in place, and so cannot work for that job."""
     return loop in getattr(_here, "suspended_loops", ())

@@ -587,5 +587,5 @@ def test_worker_executor_is_an_executor() -> None:
     finished(executor)
     executor.shutdown()
     assert ran_on in idle_workers()
-    with pytest.raises(RuntimeError, match="takes no new calls"):
+    with pytest.raises(RuntimeError, match="accepts no more calls"):
         executor.submit(thread)

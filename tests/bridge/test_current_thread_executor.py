@@ -107,7 +107,7 @@ def test_future_that_is_done_already_ends_the_service() -> None:
     done.set_result(None)
     executor = CurrentThreadExecutor(None)
     executor.run_until_future(done)
-    with pytest.raises(RuntimeError, match="takes no new calls"):
+    with pytest.raises(RuntimeError, match="accepts no more calls"):
         Thread(executor.submit, print).get()
 
 

@@ -657,7 +657,7 @@ async def test_call_that_waits_long_for_the_process_worker_is_logged(log: pytest
     go_on.set()
     await asyncio.gather(held, *tasks)
     [record] = log.records
-    assert "for the one thread that serves the whole process, and 3 calls wait for it" in record.getMessage()
+    assert "for the one thread that serves the whole process, and 3 calls are queued for it" in record.getMessage()
 
 
 async def test_released_context_leaves_no_garbage() -> None:

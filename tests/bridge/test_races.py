@@ -634,7 +634,7 @@ def test_post_that_meets_the_shutdown_is_refused() -> None:
             executor.shutdown(wait=False)
 
     executor.unfinished = Unfinished()
-    with pytest.raises(RuntimeError, match="takes no new calls"):
+    with pytest.raises(RuntimeError, match="accepts no more calls"):
         executor.submit(print)
     assert executor._worker is None
     assert worker.thread in idle_workers()
