@@ -308,7 +308,7 @@ def draw(found: dict[str, dict[int, tuple[int, Outcome]]], file: Path) -> None:
                 times = [1000 * outcome.percentile(share) for _, outcome in points.values()]
                 latency.plot(loads, times, style, color=colour, marker=marker, markersize=4)
         connections.set_ylabel("database connections, at most")
-        latency.set_ylabel("ms until the response; median, and 95 % dotted")
+        latency.set_ylabel("latency in ms; median, dotted: 95 %")
         for axes in connections, latency:
             axes.set_xlabel("concurrent requests")
             axes.set_xlim(left=0)
