@@ -4,58 +4,63 @@ import os
 import threading
 
 import redis.asyncio
-from celery import Celery
-from celery.signals import worker_process_init, worker_process_shutdown, worker_shutdown
-
 from asgiref.sync import AsyncSingleThreadContext, async_to_sync, sync_to_async
+from celery import Celery
+from celery.signals import worker_process_init, worker_process_shutdown
 
 URL = os.environ["REDIS_URL"]
 POOL = os.environ["CELERY_POOL"]
 
 app = Celery("tasks", broker=URL, backend=URL)
-# The client keeps a connection open, which belongs to the event loop of all tasks of this process.
+# Of all tasks of a process in the pool "prefork". It keeps a connection open, which belongs to an event loop.
 client = redis.asyncio.from_url(URL)
 block = AsyncSingleThreadContext()
-entered = False
 
 
 @worker_process_init.connect
 def begin(**kwargs):
-    global entered
     block.__enter__()
-    entered = True
 
 
 @worker_process_shutdown.connect
-@worker_shutdown.connect
 def end(**kwargs):
-    global entered
-    if entered:
-        entered = False
-        async_to_sync(client.aclose)()
-        block.__exit__(None, None, None)
+    async_to_sync(client.aclose)()
+    block.__exit__(None, None, None)
 
 
 async def count(user, client):
     """From asynchronous code to synchronous code and back, on the thread of the task."""
-    before = await client.incr(f"count of {user}")
-    thread = await sync_to_async(threading.get_ident)()
-    return before, thread
+    number = await client.incr(f"count of {user}")
+    return number, await sync_to_async(threading.get_ident)()
+
+
+def told(counted):
+    numbers, threads = zip(*counted, strict=True)
+    return {"numbers": list(numbers), "on the task's thread": set(threads) == {threading.get_ident()}}
 
 
 @app.task
 def visit(user):
-    """Count a visit of *user*; all calls share a loop, so they can share a client."""
-    if POOL != "prefork" and not entered:
-        # Such a worker's thread has a block for each task, and a client in it.
-        with AsyncSingleThreadContext():
-            own = redis.asyncio.from_url(URL)
-            counted = [async_to_sync(count)(user, own) for _ in range(3)]
-            async_to_sync(own.aclose)()
-    else:
-        counted = [async_to_sync(count)(user, client) for _ in range(3)]
-    numbers, threads = zip(*counted, strict=True)
-    return {"numbers": sorted(numbers), "on the task's thread": set(threads) == {threading.get_ident()}}
+    """Count three visits of *user*, in one asynchronous call with a client of its own."""
+
+    async def counted():
+        async with redis.asyncio.from_url(URL) as client:
+            return [await count(user, client) for _ in range(3)]
+
+    return told(async_to_sync(counted)())
+
+
+@app.task
+def visit_three_times(user):
+    """Count three visits of *user*, in three calls, which share a client."""
+    if POOL == "prefork":
+        return told([async_to_sync(count)(user, client) for _ in range(3)])
+    # A block counts for the thread that has entered it; the threads of the other pools are entered by tasks alone.
+    with AsyncSingleThreadContext():
+        own = redis.asyncio.from_url(URL)
+        counted = [async_to_sync(count)(user, own) for _ in range(3)]
+        async_to_sync(own.aclose)()
+        return told(counted)
 
 
 @app.task
