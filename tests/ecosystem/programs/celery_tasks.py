@@ -4,9 +4,10 @@ import os
 import threading
 
 import redis.asyncio
-from asgiref.sync import AsyncSingleThreadContext, async_to_sync, sync_to_async
 from celery import Celery
 from celery.signals import worker_process_init, worker_process_shutdown
+
+from asgiref.sync import AsyncSingleThreadContext, async_to_sync, sync_to_async
 
 URL = os.environ["REDIS_URL"]
 POOL = os.environ["CELERY_POOL"]
