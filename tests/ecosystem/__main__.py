@@ -47,9 +47,10 @@ def measure(project: Project, workshop: Workshop, logs: Path) -> results.Result:
     comparison = compare(*([run.outcomes for run in runs[package]] for package in ("ours", "upstream")))
     versions = workshop.versions(workshop.python(project, "ours"), project)
     result = results.Result.of(project, versions, {name: of[0] for name, of in runs.items()}, comparison)
+    known = {**project.fails, **project.differs, **project.varies}
     for name in [*comparison.failing, *comparison.differing, *comparison.unstable]:
         for package in PACKAGES:
-            if text := texts[package].get(name):
+            if name not in known and (text := texts[package].get(name)):
                 print(f"-- {name}, with {package}:\n{text[-3000:]}")
     return result
 
