@@ -75,7 +75,7 @@ ALLOWED = {
         *(f"_bridge.{room}" for room in ("forks", "greenlets", "internals", "jobs", "lending", "loops", "patience")),
         *("_bridge.register", "_bridge.workers", "_steps.threads", "current_thread_executor", "local", "sync"),
     },
-    "_steps.to_sync_iteration": {"_steps.decorating", "_steps.tasks", "_steps.threads"},
+    "_steps.to_sync_iteration": {"_bridge.jobs", "_steps.decorating", "_steps.tasks", "_steps.threads"},
     "_steps.to_sync_managers": {"_steps.decorating", "_steps.tasks", "sync"},
     "_wsgi": set[str](),
     "_wsgi.dropped": set[str](),
