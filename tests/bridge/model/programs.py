@@ -201,9 +201,12 @@ class Block:
 
 @dataclasses.dataclass
 class With:
-    """Steps inside a synchronous context manager, which ``sync_to_async_context_manager`` bridges."""
+    """Steps inside a context manager of the other kind, which is bridged: asynchronous steps in a synchronous one.
 
-    # What __enter__ and __exit__ do, and whether the latter suppresses an Exception.
+    Where the functions are asynchronous, the steps are synchronous.
+    """
+
+    # What entering and leaving do, and whether the latter suppresses an Exception.
     enter: Piece
     exit: Piece
     suppresses: bool
@@ -218,7 +221,8 @@ class With:
             self.executor, f", thread_sensitive=False, executor={self.executor}"
         )
         suppresses = "  # suppresses Exception" * self.suppresses
-        yield f"async with sync_to_async_context_manager(<{self.enter.name}, {self.exit.name}>{options}):{suppresses}"
+        bridge = "with async_to_sync" if self.enter.is_async else "async with sync_to_async"
+        yield f"{bridge}_context_manager(<{self.enter.name}, {self.exit.name}>{options}):{suppresses}"
         yield from _indented(self.steps)
 
 
@@ -232,7 +236,7 @@ class Item:
 
 @dataclasses.dataclass
 class Iterate:
-    """Take items of a generator, which ``sync_to_async_iterator`` bridges, and close it."""
+    """Take items of a generator of the other kind, which is bridged, and close it."""
 
     items: list[Item]
     # What the generator does in the end, after the last item or when it is closed.
@@ -240,7 +244,7 @@ class Iterate:
     # How often the consumer asks: with one more than there are items, it hears of the end.
     takes: int
     executor: str = ""
-    # Where the thread reads ahead, all items are taken, and the consumer does nothing with them.
+    # Where the generator runs ahead, all items are taken, and the consumer does nothing with them.
     read_ahead: int = 0
 
     def lines(self) -> Iterator[str]:
@@ -251,12 +255,14 @@ class Iterate:
             self.executor, f", thread_sensitive=False, executor={self.executor}"
         ) + f", read_ahead={self.read_ahead}" * bool(self.read_ahead)
         names = ", ".join(item.piece.name for item in self.items)
-        yield f"items = sync_to_async_iterator(<{names}; finally {self.end.name}>{options})"
+        to_sync = self.end.is_async
+        bridge = "async_to_sync" if to_sync else "sync_to_async"
+        yield f"items = {bridge}_iterator(<{names}; finally {self.end.name}>{options})"
         for item in [*self.items, Item(self.end, [])][: self.takes]:
-            yield "await anext(items)"
+            yield "next(items)" if to_sync else "await anext(items)"
             for step in item.steps:
                 yield from step.lines()
-        yield "await items.aclose()"
+        yield "items.close()" if to_sync else "await items.aclose()"
 
 
 @dataclasses.dataclass
@@ -377,8 +383,10 @@ class _Writer:
         if place.is_async and place.spawns and place.depth < MAX_DEPTH - 3 and self.choose(*[False] * 7, True):
             return self.outlived_call(place)
         kinds = [self.simple_step, self.call, self.call, self.call, self.block]
+        if place.is_async or not place.in_loop:
+            kinds += [self.with_, self.iterate]
         if place.is_async:
-            kinds += [self.gather, self.collect, self.with_, self.iterate]
+            kinds += [self.gather, self.collect]
             kinds += [self.spawn] * (2 * place.spawns) + [self.held] * (2 * place.holds)
             kinds += [self.inner_request] * (2 * (self.max_threads is not None and place.depth < MAX_DEPTH - 2))
         return [self.choose(*kinds)(place)]
@@ -464,14 +472,18 @@ class _Writer:
         return Block(self.manager(place), self.steps(place))
 
     def with_(self, place: Place, steps: list[Any] | None = None) -> With:
-        executor = self.choose("", "", "", "leased", "one")
-        inside = place.inside(False, called_back=False)
+        executor, inside = self.other_side(place)
         enter, leave = self.piece(inside), self.piece(inside)
         return With(enter, leave, self.choose(False, True), self.steps(place) if steps is None else steps, executor)
 
+    def other_side(self, place: Place) -> tuple[str, Place]:
+        """Return where steps of a bridged object run, and what may stand in them."""
+        if place.is_async:
+            return self.choose("", "", "", "leased", "one"), place.inside(False, called_back=False)
+        return "", place.inside(True, called_back=place.at_leaving)
+
     def iterate(self, place: Place) -> Iterate:
-        inside = place.inside(False, called_back=False)
-        executor = self.choose("", "", "", "leased", "one")
+        executor, inside = self.other_side(place)
         read_ahead = self.choose(0, 0, 0, 1, 2, 5)
         items = []
         for _ in range(self.choose(1, 2, 3)):

@@ -108,6 +108,8 @@ class Loop:
         # The mailboxes of the threads that are blocked on it, and whether there may be others.
         self.blocked: list[Mailbox] = []
         self.shared = False
+        # Whether a generator runs on it while its consumer does not wait.
+        self.reads_ahead = False
         # What becomes of it at the Leave below, and what has become of it; how late it leaves, with
         # the next coroutine for it, where the Leave was reached.
         self.leaves, self.left, self.leaves_soon = leaves, "", ""
@@ -150,6 +152,19 @@ class Steps:
         self.thread = ""
         self.mailbox: Mailbox | None = None
         # The context of all steps, and that of the consumer as it was when they last met.
+        self.context: dict[Any, Any] = {}
+        self.seen: dict[Any, Any] = {}
+
+
+class TaskSteps:
+    """One iteration or block of an asynchronous object, for a thread."""
+
+    def __init__(self, name: str, reads_ahead: bool) -> None:
+        self.name, self.reads_ahead = name, reads_ahead
+        self.loop: Loop | None = None
+        self.kind = ""
+        # One mailbox for all steps. What is handled where the thread serves it differs.
+        self.mailbox: Mailbox | None = None
         self.context: dict[Any, Any] = {}
         self.seen: dict[Any, Any] = {}
 
@@ -490,6 +505,8 @@ class _Reference:
         if manager is not None and not manager.ended:
             return self.worker_of(manager), None
         assert flow.loop is not None
+        if flow.loop.reads_ahead:
+            raise Unfit("whether a thread is blocked on the loop at that time is chance")
         if flow.loop.blocked:
             if flow.loop.shared and not flow.alone:
                 raise Unfit("which thread blocked on the loop last is chance")
@@ -570,6 +587,9 @@ class _Reference:
         return _result(outcome)
 
     def with_(self, step: With, flow: Flow, name: str) -> None:
+        if step.enter.is_async:
+            self.with_in_thread(step, flow, name)
+            return
         steps = Steps(step.enter.name, step.executor)
         self.step_of(steps, functools.partial(self.piece, step.enter), flow)
         failure = None
@@ -586,7 +606,15 @@ class _Reference:
             raise failure
 
     def iterate(self, step: Iterate, flow: Flow, name: str) -> None:
-        steps = Steps(step.items[0].piece.name, step.executor)
+        name_of_steps = step.items[0].piece.name
+        steps = Steps(name_of_steps, step.executor)
+        task_steps = TaskSteps(name_of_steps, bool(step.read_ahead))
+
+        def step_of(function: Callable[[Flow], str], flow: Flow) -> str:
+            if step.end.is_async:
+                return self.task_step_of(task_steps, function, flow)
+            return self.step_of(steps, function, flow)
+
         pieces = [item.piece for item in step.items]
         begun = finished = False
 
@@ -619,7 +647,7 @@ class _Reference:
         failure = None
         for item in [*step.items, None][: step.takes]:
             try:
-                self.note(name, ("returned", self.step_of(steps, make, flow)))
+                self.note(name, ("returned", step_of(make, flow)))
                 self.look(name, flow)
             except Failure as caught:
                 failure = caught
@@ -633,8 +661,108 @@ class _Reference:
                 failure = caught
                 break
         if begun and not (failure is not None and failure.outcome[0] == "StopAsyncIteration"):
-            self.step_of(steps, close, flow)
+            try:
+                step_of(close, flow)
+            except Failure as caught:
+                failure = caught
+        if task_steps.loop is not None:
+            self.end_task_steps(task_steps, flow)
         if failure is not None and failure.outcome[0] != "StopAsyncIteration":
+            raise failure
+
+    # Several calls in one task
+
+    def task_step_of(self, steps: TaskSteps, function: Callable[[Flow], str], flow: Flow) -> str:
+        if flow.leaving is not None:
+            raise Unfit("whether a step is still in time is chance")
+        if steps.loop is None:
+            self.begin_task_steps(steps, flow)
+        loop, mailbox = steps.loop, steps.mailbox
+        assert loop is not None
+        assert mailbox is not None
+        _carry(steps.seen, flow.context, steps.context)
+        steps.context["ancestor"] = mailbox
+        before = steps.context.copy()
+        inner = flow.but(
+            thread=loop.thread,
+            loop=loop,
+            home=None,
+            context=steps.context,
+            handled=ANY,
+            chain=flow.chain | {flow.thread, loop.thread},
+            is_async=True,
+        )
+        self.busy[flow.thread].append(mailbox)
+        if steps.kind != "home":
+            loop.blocked.append(mailbox)
+        loop.awaited.append(mailbox)
+        outcome = self.outcome_of(functools.partial(function, inner))
+        loop.awaited.pop()
+        if steps.kind != "home":
+            loop.blocked.remove(mailbox)
+        self.busy[flow.thread].pop()
+        _carry(before, steps.context, flow.context)
+        steps.seen = flow.context.copy()
+        return _result(outcome)
+
+    def begin_task_steps(self, steps: TaskSteps, flow: Flow) -> None:
+        steps.mailbox = Mailbox(flow, flow.context.get("ancestor"))
+        steps.mailbox.handled = ANY
+        home = flow.home if flow.home is not None and flow.home.running else None
+        manager = flow.context.get("single")
+        if home is not None:
+            steps.loop, steps.kind = home, "home"
+        elif manager is not None and not manager.ended:
+            if manager.loop is None:
+                manager.loop = Loop(f"loop of {manager.name}", f"the loop thread of {manager.name}")
+                self.busy[manager.loop.thread] = [None]
+            manager.loop.shared |= not flow.alone
+            steps.loop, steps.kind = manager.loop, "kept"
+        else:
+            steps.loop, steps.kind = Loop(f"loop of {steps.name}", f"the loop thread of {steps.name}"), "own"
+            self.busy[steps.loop.thread] = [None]
+        if steps.loop.leaves:
+            raise Unfit("whether a step is still in time is chance")
+        steps.loop.reads_ahead |= steps.reads_ahead
+
+    def end_task_steps(self, steps: TaskSteps, flow: Flow) -> None:
+        assert steps.loop is not None
+        assert steps.mailbox is not None
+        if steps.kind == "own":
+            self.end_kept_loop(steps.loop, flow.but(handled=ANY))
+        steps.mailbox.serving = False
+
+    def with_in_thread(self, step: With, flow: Flow, name: str) -> None:
+        """The same as in an ``AsyncSingleThreadContext``, whatever the loop."""
+        before, manager = flow.context.get("single"), None
+        if before is None or before.ended:
+            self.managers += 1
+            flow.context["single"] = manager = Manager(f"block number {self.managers}", "", flow.bridged)
+        try:
+            self.steps_of_with_in_thread(step, flow, name)
+        finally:
+            if manager is not None:
+                manager.ended = True
+                _write(flow.context, "single", before)
+                if manager.loop is not None:  # perhaps with an exception on its way
+                    self.end_kept_loop(manager.loop, flow.but(handled=ANY))
+
+    def steps_of_with_in_thread(self, step: With, flow: Flow, name: str) -> None:
+        steps = TaskSteps(step.enter.name, reads_ahead=False)
+        failure = None
+        try:
+            self.task_step_of(steps, functools.partial(self.piece, step.enter), flow)
+            try:
+                self.look(name, flow)
+                for inner in step.steps:
+                    self.step(inner, flow, name)
+            except Failure as caught:
+                failure = caught
+            self.task_step_of(steps, functools.partial(self.piece, step.exit), flow)
+        finally:
+            if steps.loop is not None:
+                self.end_task_steps(steps, flow)
+        if failure is not None and not (step.suppresses and failure.outcome[0] not in NO_EXCEPTIONS):
             raise failure
 
     # From synchronous to asynchronous code

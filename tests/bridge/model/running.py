@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from asgiref import current_thread_executor, sync
@@ -25,6 +25,8 @@ from asgiref.sync import (
     SyncToAsync,
     ThreadSensitiveContext,
     async_to_sync,
+    async_to_sync_context_manager,
+    async_to_sync_iterator,
     release_thread,
     sync_to_async,
     sync_to_async_context_manager,
@@ -480,6 +482,12 @@ class _Run:
                         error = caught  # so that the block ends with nothing being handled
                 if error is not None:
                     raise error
+            elif isinstance(step, With):
+                with async_to_sync_context_manager(_AsyncManager(self, step, flow)):
+                    self.look(flow.name)
+                    self.sync_steps(step.steps, flow)
+            elif isinstance(step, Iterate):
+                self.iterate_in_thread(step, flow)
             elif isinstance(step, Hold):
                 assert flow.gate is not None
                 assert flow.bridged is not None
@@ -490,6 +498,32 @@ class _Run:
                 assert flow.bridged is not None
                 flow.leaving.reach_in_thread(step.late if flow.bridged.loop is flow.leaving.loop else "")
             self.look(flow.name)
+
+    def iterate_in_thread(self, step: Iterate, flow: _Flow) -> None:
+        async def generator() -> AsyncIterator[str]:
+            try:
+                for item in step.items:
+                    yield await self.async_piece(item.piece, flow.into(item.piece))
+            finally:
+                await self.async_piece(step.end, flow.into(step.end))
+
+        items = async_to_sync_iterator(generator, read_ahead=step.read_ahead)()
+        error, ended = None, False
+        for number in range(step.takes):
+            outcome, error = _attempt_here(functools.partial(next, items))
+            if isinstance(error, StopIteration):  # the end: one that the generator raises is a RuntimeError
+                outcome, error = ("StopAsyncIteration", ""), None
+                ended = True
+            self.note(flow.name, outcome)
+            if ended or error is not None:
+                break
+            self.look(flow.name)
+            _, error = _attempt_here(functools.partial(self.sync_steps, step.items[number].steps, flow))
+            if error is not None:
+                break
+        items.close()
+        if error is not None:
+            raise error
 
     def sync_caught(self, call: Call, flow: _Flow) -> Outcome:
         if call.handling:
@@ -797,6 +831,27 @@ class _Manager:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
         self._run.sync_piece(self._step.exit, self._flow.into(self._step.exit, self._bridged))
         return self._step.suppresses and isinstance(error, Exception)
+
+
+class _AsyncManager:
+    """The same for synchronous steps."""
+
+    def __init__(self, run: _Run, step: With, flow: _Flow) -> None:
+        self._run, self._step, self._flow = run, step, flow
+
+    async def __aenter__(self) -> None:
+        await self._run.async_piece(self._step.enter, self._flow.into(self._step.enter))
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
+        await self._run.async_piece(self._step.exit, self._flow.into(self._step.exit))
+        return self._step.suppresses and isinstance(error, Exception)
+
+
+def _attempt_here(function: Callable[[], Any]) -> tuple[Outcome, BaseException | None]:
+    try:
+        return ("returned", function()), None
+    except BaseException as error:
+        return _outcome(error), error
 
 
 async def _attempt(awaitable: Awaitable[Any]) -> tuple[Outcome, BaseException | None]:
