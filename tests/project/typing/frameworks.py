@@ -12,9 +12,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
 from asgiref.compatibility import guarantee_single_callable
+from asgiref.sync import ThreadSensitiveMiddleware
 from asgiref.typing import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, Scope
 
 
@@ -40,3 +42,7 @@ async def middleware(scope: Any, receive: Any, send: Any) -> None:
 
 here: ASGI3Application = middleware
 there: ASGIApp = middleware
+
+# And the one that is here.
+wrapped: ASGI3Application = ThreadSensitiveMiddleware(application)
+wrapped_too: ASGIApp = ThreadSensitiveMiddleware(Starlette(middleware=[Middleware(ThreadSensitiveMiddleware)]))
