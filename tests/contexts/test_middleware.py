@@ -190,6 +190,28 @@ async def test_calls_at_the_same_time_while_it_waits_do_not_overlap() -> None:
     await connection.end()
 
 
+async def test_call_at_the_moment_when_a_message_comes_keeps_its_thread() -> None:
+    """The message is about to be handled, and gets the thread that the call has taken."""
+    go_on = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def call() -> threading.Thread:
+            await go_on.wait()
+            return await look()
+
+        calls = asyncio.create_task(call())
+        await receive()
+        thread = await calls
+        await send((thread not in idle_workers(), thread is await look()))
+
+    connection = Connection(app)
+    await connection.until_it_waits()
+    go_on.set()  # 1. makes the call, which is to release its thread in the loop's next turn
+    connection.messages.put_nowait("a message")  # 2. ends receive() before that
+    assert (True, True) == await asyncio.wait_for(connection.sent.get(), LIMIT)
+    await connection.end()
+
+
 async def test_iterator_that_is_open_keeps_the_thread() -> None:
     threads: list[threading.Thread] = []
 

@@ -367,6 +367,7 @@ print(bridge_statistics().threads_started)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("coverage" in sys.modules, reason="coverage takes longer than what it watches")
 @pytest.mark.parametrize("limit", [None, 20])
 async def test_costs_no_more_than_five_calls_with_a_thousand_in_flight(
     limit: int | None, monkeypatch: pytest.MonkeyPatch
