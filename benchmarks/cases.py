@@ -21,6 +21,7 @@ MODULES = {
     "sync_to_async": "sync_to_async",
     "async_to_sync": "async_to_sync",
     "sync_to_async_iterator": "steps",
+    "async_to_sync_iterator": "to_sync_steps",
     "ThreadSensitiveContext": "contexts",
     "Local": "local",
     "StatelessServer": "stateless",

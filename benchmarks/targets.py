@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from . import async_to_sync, contexts, django_http, imports, local, memory, steps, sync_to_async
+from . import async_to_sync, contexts, django_http, imports, local, memory, steps, sync_to_async, to_sync_steps
 from .cases import UPSTREAM
 from .turns import Cost
 
@@ -91,6 +91,9 @@ TARGETS = [
     Target(async_to_sync.WRAP_METHOD, UPSTREAM, times=1.3),
     Target(async_to_sync.NESTED, UPSTREAM, times=1.1),
     Target(async_to_sync.NESTED, async_to_sync.FROM_THREAD, times=1.3),
+    Target(to_sync_steps.ONE, to_sync_steps.ANEXT, within=1.1),
+    Target(to_sync_steps.AHEAD, to_sync_steps.NOT_AHEAD, times=8),
+    Target(to_sync_steps.MANAGER, to_sync_steps.TWO_CALLS, within=1.1),
     *local_targets(),
     *[Target(django_http.asgi_name(view), UPSTREAM, times=2.2) for view in ("async", "sync", "SQLite")],
     Target(django_http.asgi_name("sync"), django_http.GTHREAD, times=0.75),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import local
 from .._bridge import forks, greenlets, lending, loops, register, workers
-from .._bridge.internals import make_first_step, running_loop
+from .._bridge.internals import callbacks_of, make_first_step, running_loop
 from .._bridge.jobs import AwaitedOutcome, LoopCall
 from .._bridge.patience import Patience
 from ..current_thread_executor import CurrentThreadExecutor
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .. import sync
 
-__all__ = ["OneTask", "TaskEnded"]
+__all__ = ["OneTask", "TaskEnded", "refuse_on_loop"]
 
 
 # How often a task works between two steps before other tasks of the loop get a turn. A guess: a turn costs as much as a
@@ -41,6 +41,16 @@ MOST_WORKS_IN_A_ROW = 64
 
 class TaskEnded(Exception):
     """A step came too late: the task has ended meanwhile, by a cancellation."""
+
+
+def refuse_on_loop(name: str) -> None:
+    """Raise ``RuntimeError`` in a thread that runs an event loop."""
+    running = running_loop()
+    if running is not None and not greenlets.runs_in_another(running):
+        raise RuntimeError(
+            f"{name} was used through async_to_sync in a thread that runs an event loop, which it would block; use it "
+            "with `async for` or `async with` there"
+        )
 
 
 class OneTask(AsyncToSync[Any, Any]):
@@ -65,12 +75,12 @@ class OneTask(AsyncToSync[Any, Any]):
         self._kept: Any = None
         self._block: AsyncSingleThreadContext | None = None
         # It is open from the first step to the last: what comes between two steps waits for the second.
-        self._mailbox = _Mailbox(None)
+        self._mailbox: Any = None
         # Whether the task has yet to hear of it.
         self._mailbox_is_new = True
         # The context of the task, and that of the consumer as it was when a step last ended.
-        self._context = contextvars.Context()
-        self._seen = contextvars.Context()
+        self._context: contextvars.Context
+        self._seen: contextvars.Context
         # Of variables that were not set before: who takes such a variable away needs the token.
         self._tokens_here: dict[Any, contextvars.Token[Any]] = {}
         self._tokens_there: dict[Any, contextvars.Token[Any]] = {}
@@ -105,18 +115,6 @@ class OneTask(AsyncToSync[Any, Any]):
 
     # On the thread of the consumer:
 
-    @property
-    def begun(self) -> bool:
-        return self.task is not None
-
-    def check_thread(self) -> None:
-        running = running_loop()
-        if running is not None and not greenlets.runs_in_another(running):
-            raise RuntimeError(
-                f"{self.__qualname__} was used through async_to_sync in a thread that runs an event loop, which it "
-                "would block; use it with `async for` or `async with` there"
-            )
-
     @register.noted
     def step(self, function: Callable[[], Awaitable[Any]], hurries: bool = False) -> Any:
         """Have the task await ``function()``, with the context variables that there are here; changes come back.
@@ -127,12 +125,11 @@ class OneTask(AsyncToSync[Any, Any]):
             BaseException: what *function* raises.
         """
         __traceback_hide__ = True
-        self.check_thread()
         end = register.here().ending() if register.KEPT else None
         inner_calls = SyncToAsync.threadlocal.__dict__.get("task_context")
         if inner_calls is None:
             forks.notice()
-        if not self.begun:
+        if self.task is None:
             self._generation, self.finished = forks.generation, False
         elif self._generation is not forks.generation:
             raise RuntimeError(
@@ -146,7 +143,7 @@ class OneTask(AsyncToSync[Any, Any]):
         outcome: AwaitedOutcome[Any] = AwaitedOutcome(mailbox.stop)
         step = _Step(self, function, outcome, hurries, sys.exc_info(), inner_calls)
         contexts = step.contexts
-        if not self.begun:
+        if self.task is None:
             self._context = here.copy()
             _open.add(self)
         elif not _is_same(self._seen, here):
@@ -161,10 +158,11 @@ class OneTask(AsyncToSync[Any, Any]):
                 end()
             if contexts[0] is not None:
                 self._seen = here
-                self.bring_back(contexts[1], contexts[0])
-            if self.begun and not outcome.settled:  # a second interrupt, which waits for nothing
+                if not _is_same(contexts[1], contexts[0]):
+                    self.bring_back(contexts[1], contexts[0])
+            if self.task is not None and not outcome.settled:  # a second interrupt, which waits for nothing
                 self.end_unawaited()
-            elif self.over or not self.begun:
+            elif self.over or self.task is None:
                 try:
                     self.finish()
                 except Exception as error:  # of ending the loop: what asyncio.run would raise
@@ -173,10 +171,10 @@ class OneTask(AsyncToSync[Any, Any]):
 
     def _take_mailbox(self, inner_calls: Any) -> _Mailbox:
         """Return the mailbox, which this thread serves from now on."""
-        mailbox = self._mailbox
-        if not self.begun or not mailbox.serving:
-            mailbox = self._mailbox = _Mailbox(local.peek(self.executors, "current"))
+        if self.task is None or not self._mailbox.serving:
+            self._mailbox = _Mailbox(local.peek(self.executors, "current"))
             self._mailbox_is_new = True
+        mailbox: _Mailbox = self._mailbox
         mailbox.owner = threading.get_ident()
         mailbox.resume()
         if inner_calls is not None:
@@ -187,7 +185,7 @@ class OneTask(AsyncToSync[Any, Any]):
         self, step: _Step, outcome: AwaitedOutcome[Any], mailbox: CurrentThreadExecutor, inner_calls: Any
     ) -> None:
         __traceback_hide__ = True
-        home: Any = self._home_loop() if not self.begun else self.loop if self._kept is None else None
+        home: Any = self._home_loop() if self.task is None else self.loop if self._kept is None else None
         outcome.call = step
         if inner_calls is not None:
             inner_calls.append(outcome)
@@ -196,7 +194,7 @@ class OneTask(AsyncToSync[Any, Any]):
                 self._hand_over_and_serve(step, home, outcome, mailbox)
                 if outcome.settled:
                     return
-                if self.begun:
+                if self.task is not None:
                     outcome.set_exception(self._has_left())
                     return
                 # That loop left before it began the task, so another one is asked.
@@ -224,12 +222,12 @@ class OneTask(AsyncToSync[Any, Any]):
     def _circumstances(self) -> tuple[Patience, threading.Thread | None]:
         patience, thread = super()._circumstances()
         # No other loop can have a later step.
-        return (Patience(patience.begun, patience.begun) if self.begun else patience), thread
+        return (Patience(patience.begun, patience.begun) if self.task is not None else patience), thread
 
     def _give_to_own_loop(
         self, call: LoopCall, outcome: AwaitedOutcome[Any], mailbox: CurrentThreadExecutor
     ) -> loops.KeptLoop | None:
-        if self.begun:
+        if self.task is not None:
             if self._kept is None or not self._kept.post(call, mailbox):
                 outcome.set_exception(self._has_left())
                 return None
@@ -260,9 +258,7 @@ class OneTask(AsyncToSync[Any, Any]):
         )
 
     def bring_back(self, before: contextvars.Context, after: contextvars.Context) -> None:
-        """Make here the changes that lead from *before* to *after*, both of the task."""
-        if _is_same(before, after):
-            return
+        """Make here the changes that lead from *before* to *after*, both of the task and not the same."""
         _put_mailbox_into(local.peek(self.executors, "current"), before, after)
         _apply(before, after, self._tokens_here)
         self._seen = contextvars.copy_context()
@@ -273,7 +269,8 @@ class OneTask(AsyncToSync[Any, Any]):
             return
         self.finished = True
         _open.discard(self)
-        self._mailbox.close()
+        if self._mailbox is not None:
+            self._mailbox.close()
         kept, block = self._kept, self._block
         self._block = None
         if isinstance(kept, _LoopHere):
@@ -344,8 +341,18 @@ class OneTask(AsyncToSync[Any, Any]):
         return self._current is step
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        """Let the task go on, in this call: the future would have the loop call it in its next turn."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        callbacks = callbacks_of(waiter)
+        if not callbacks or waiter.get_loop().get_debug():
+            waiter.set_result(None)  # asyncio's debug mode tells which task is slow, if the loop calls it
+            return
+        callback, context = callbacks[0]
+        waiter.remove_done_callback(callback)
+        waiter.set_result(None)
+        context.run(callback, waiter)
 
     def _give_up(self) -> None:
         task: Any = self.task
@@ -434,6 +441,8 @@ class _Step(LoopCall):
     # What the consumer has changed in its context since the last step: how that was, and how it is.
     changes: tuple[contextvars.Context, contextvars.Context] | None = None
 
+    asked = _loop = _task = None
+
     def __init__(
         self,
         of: OneTask,
@@ -443,8 +452,10 @@ class _Step(LoopCall):
         exc_info: sync.ExcInfo,
         inner_calls: Any,
     ) -> None:
-        super().__init__(function, None, outcome)  # type: ignore[arg-type]
-        self._of, self.function, self.outcome = of, function, outcome
+        # Not super().__init__(), since a step is to cost no more than a call.
+        self._coroutine = self.function = function  # type: ignore[assignment]
+        self._outcome = self.outcome = outcome
+        self._of = of
         # Whether work between the steps is cancelled for this one.
         self.hurries = hurries
         self.exc_info, self.inner_calls = exc_info, inner_calls
@@ -460,8 +471,11 @@ class _Step(LoopCall):
     def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
         self.thread = threading.current_thread()
         self._loop = loop
-        if self.take_back():  # so that nobody else can
-            self._task = self._of.accept(self, loop)
+        try:
+            del self._coroutine
+        except AttributeError:  # taken back
+            return None
+        self._task = self._of.accept(self, loop)
         return self._task
 
     def _cancel_task(self, *message: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, ov
 
 from .._bridge.jobs import is_empty
 from .decorating import Decorated, name_of
-from .tasks import OneTask, TaskEnded
+from .tasks import OneTask, TaskEnded, refuse_on_loop
 from .threads import _is_same
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class AsyncToSyncIterator(Generic[T_co]):
         """
         __traceback_hide__ = True
         iteration = self._iteration
-        iteration.check_thread()
+        refuse_on_loop(iteration.name)
         try:
             del self._is_free
         except AttributeError:
@@ -87,7 +87,7 @@ class AsyncToSyncIterator(Generic[T_co]):
         """
         __traceback_hide__ = True
         iteration = self._iteration
-        iteration.check_thread()
+        refuse_on_loop(iteration.name)
         try:
             del self._is_free
         except AttributeError:
@@ -108,7 +108,7 @@ class AsyncToSyncIterator(Generic[T_co]):
         if is_finalizing():  # pragma: no cover: nothing measures that late
             return
         iteration = getattr(self, "_iteration", None)  # none where the constructor failed
-        if iteration is not None and iteration.begun and not iteration.given_up:
+        if iteration is not None and iteration.task is not None and not iteration.given_up:
             iteration.end_unawaited()
 
 
@@ -159,7 +159,7 @@ class _Iteration(OneTask):
 
     def close_from_here(self) -> None:
         __traceback_hide__ = True
-        if not self.begun and not (hasattr(type(self._iterable), "__anext__") and hasattr(self._iterable, "aclose")):
+        if self.task is None and not (hasattr(type(self._iterable), "__anext__") and hasattr(self._iterable, "aclose")):
             self.over = True
         elif not self.over and not self.given_up:
             try:

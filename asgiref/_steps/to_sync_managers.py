@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, ov
 
 from ..sync import AsyncSingleThreadContext
 from .decorating import Decorated, name_of
-from .tasks import OneTask, TaskEnded
+from .tasks import OneTask, TaskEnded, refuse_on_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,8 +36,8 @@ class AsyncToSyncContextManager(Generic[T_co]):
 
     def __enter__(self) -> T_co:
         __traceback_hide__ = True
+        refuse_on_loop(self._name)
         block = _Block(self._make, self._name)
-        block.check_thread()
         # What is called in the block is to run on the loop of the block.
         block.calls.__enter__()
         try:
@@ -56,6 +56,7 @@ class AsyncToSyncContextManager(Generic[T_co]):
         self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
     ) -> bool | None:
         __traceback_hide__ = True
+        refuse_on_loop(self._name)
         block = self._innermost_block()
         try:
             return block.leave(exc, value, tb)
