@@ -39,8 +39,8 @@ __all__ = ["OneTask", "TaskEnded", "refuse_on_loop"]
 MOST_WORKS_IN_A_ROW = 64
 
 
-class TaskEnded(Exception):
-    """A step came too late: the task has ended meanwhile, by a cancellation."""
+class TaskEnded(RuntimeError):
+    """A step came too late: the task has ended meanwhile."""
 
 
 def refuse_on_loop(name: str) -> None:
@@ -162,7 +162,7 @@ class OneTask(AsyncToSync[Any, Any]):
                     self.bring_back(contexts[1], contexts[0])
             if self.task is not None and not outcome.settled:  # a second interrupt, which waits for nothing
                 self.end_unawaited()
-            elif self.over or self.task is None:
+            elif self.task is None or self.over or self.task.done():
                 try:
                     self.finish()
                 except Exception as error:  # of ending the loop: what asyncio.run would raise
@@ -310,7 +310,9 @@ class OneTask(AsyncToSync[Any, Any]):
         if task is None:
             self._begin(step, loop)
         elif self.over or task.done():
-            step.outcome.set_exception(TaskEnded())
+            step.outcome.set_exception(
+                TaskEnded(f"{self.__qualname__} cannot go on: its task, {task!r}, has ended between two steps")
+            )
         else:
             self._current = step
             if step.hurries and self._works:
@@ -334,8 +336,7 @@ class OneTask(AsyncToSync[Any, Any]):
             self.loop = self._current = None
             step.outcome.set_exception(error)
         else:
-            if running_loop() is loop:
-                make_first_step(self.task, loop)
+            make_first_step(self.task, loop)
 
     def is_making(self, step: _Step) -> bool:
         return self._current is step
@@ -510,19 +511,21 @@ class _LoopHere:
         """Have *step* made, and return when that is done."""
         outcome = step._outcome
         mailbox.run_in_place = workers.run_in_place
-        stop_mailbox, outcome.thread_goes_on = outcome.thread_goes_on, self._stop
+        outcome.thread_goes_on = self._stop
         mailboxes = AsyncToSync.loop_thread_executors
         with workers.loop_suspended():
             mailboxes[self.loop] = mailbox
             try:
                 self.loop.call_soon(step.start, self.loop, context=contextvars.Context())
                 self.loop.run_forever()
-            except BaseException as error:  # as on a fresh loop
-                outcome.set_exception(error)
+            except BaseException:
+                # An exit of another task, or Ctrl-C. As an interrupt of a thread that waits, it cancels the step first.
+                if outcome.cancel() and not outcome.settled:
+                    self.loop.run_forever()
+                raise
             finally:
                 del mailboxes[self.loop]
-        if stop_mailbox is not None:
-            stop_mailbox()
+        mailbox.stop()
         return True
 
     def _stop(self) -> None:

@@ -67,10 +67,7 @@ class AsyncToSyncIterator(Generic[T_co]):
                     item = _END
                     iteration.finish()
                 else:
-                    try:
-                        item = iteration.step(iteration.next)
-                    except TaskEnded:
-                        continue
+                    item = iteration.step(iteration.next)
                 if item is _END:
                     raise StopIteration
                 if item is not _LOOK_AGAIN:
@@ -187,14 +184,12 @@ class _Iteration(OneTask):
     # In the task:
 
     async def next(self) -> Any:
-        """Return the next item, ``_END``, or ``_LOOK_AGAIN`` where there is something to take."""
+        """Return the next item, ``_END``, or ``_LOOK_AGAIN`` where there is something to take, the end included."""
         __traceback_hide__ = True
         if self.items:
             return _LOOK_AGAIN
+        self._pauses = False
         try:
-            if self._closes:
-                return _END
-            self._pauses = False
             return await self._advance()
         finally:
             self.over = self._closes

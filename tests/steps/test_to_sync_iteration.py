@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from asgiref import sync
-from asgiref._bridge import loops
+from asgiref import local, sync
+from asgiref._bridge import loops, register
+from asgiref._bridge.builds import FREE_THREADED
 from asgiref._steps import threads as steps_threads
 from asgiref.local import Local
 from asgiref.sync import (
@@ -162,6 +163,13 @@ async def test_home_loop_is_used() -> None:
     lines = Lines()
     assert [0, 1, 2] == await sync_to_async(lambda: list(async_to_sync_iterator(lines())))()
     assert {asyncio.get_running_loop()} == set(lines.loops)
+
+
+async def test_debug_mode_of_the_home_loop() -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_debug(True)
+    loop.slow_callback_duration = LIMIT
+    assert [0, 1, 2] == await sync_to_async(lambda: list(async_to_sync_iterator(Lines()())))()
 
 
 def test_loop_of_the_block_is_used() -> None:
@@ -563,6 +571,30 @@ def test_exception_being_handled_is_seen() -> None:
         assert next(items) is handled
     assert next(items) is None
     items.close()
+
+
+def test_values_go_along_where_threads_inherit_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python 3.14 can start them; which class a ``Local`` is of is chosen when it is made."""
+    monkeypatch.setattr(local, "THREADS_INHERIT", True)
+    storage = Local()
+
+    async def lines() -> AsyncIterator[int]:
+        for _ in range(3):
+            value = storage.value
+            storage.value = value + 1
+            assert value + 1 == await sync_to_async(lambda: storage.value)()
+            yield value
+
+    def look() -> None:
+        storage.value = 1
+        items = async_to_sync_iterator(lines())
+        assert (1, 2) == (next(items), storage.value)
+        storage.value = 7
+        assert (7, 8) == (next(items), storage.value)
+        assert (8, 9) == (next(items), storage.value)
+        assert [] == list(items)
+
+    contextvars.Context().run(look)
 
 
 # Errors
@@ -1103,6 +1135,114 @@ def test_step_and_cancellation_in_the_same_turn_of_the_loop() -> None:
     assert [] == list(items)
 
 
+def test_task_that_was_ended_by_an_interrupt_of_its_own() -> None:
+    """As where a signal raises KeyboardInterrupt in the thread of the loop while that is in the task."""
+    with AsyncSingleThreadContext():
+        items = async_to_sync_iterator(Lines()())
+        next(items)
+        iteration = iteration_of(items)
+        done = threading.Event()
+
+        def end() -> None:
+            coroutine = iteration.task.get_coro()
+            coroutine.close()
+            iteration.task.cancel()
+            iteration.task.add_done_callback(lambda task: done.set())
+
+        iteration.loop.call_soon_threadsafe(end)
+        wait_for(done)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"cannot go on: its task, .*, has ended between two steps"):
+                next(items)
+        items.close()
+
+
+async def test_call_that_is_cancelled_while_the_home_loop_does_not_begin_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. The loop is not seen to begin the step, which is taken back. 2. The call above is cancelled."""
+    lines = Lines()
+    iterations: list[Any] = []
+
+    def consume() -> None:
+        items = async_to_sync_iterator(lines())
+        iteration = iteration_of(items)
+
+        def take_back_and_cancel(step: Any, home: Any, outcome: Any, mailbox: Any) -> None:
+            assert step.take_back()
+            outcome.call = step
+            outcome.cancelled = True
+
+        iteration._hand_over_and_serve = take_back_and_cancel
+        iterations.append(iteration)
+        next(items)
+
+    with pytest.raises(asyncio.CancelledError):
+        await sync_to_async(consume)()
+    assert [] == lines.tasks
+    assert iterations[0].task is None
+
+
+def test_mailbox_that_is_stopped_for_an_earlier_step_is_served_again() -> None:
+    """Who cancels a step settles its outcome, and stops the mailbox when the next step may have begun."""
+    items: Any
+
+    async def lines() -> AsyncIterator[int]:
+        yield 1
+        iteration_of(items)._mailbox.stop()
+        yield await sync_to_async(me)()
+
+    items = async_to_sync_iterator(lines())
+    assert [1, me()] == list(items)
+
+
+def test_closing_that_nobody_awaits_may_be_cancelled() -> None:
+    cancelled = threading.Event()
+
+    async def lines() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            asyncio.get_running_loop().call_soon(task.cancel)
+            try:
+                await asyncio.sleep(LIMIT)
+            finally:
+                cancelled.set()
+
+    items = async_to_sync_iterator(lines())
+    next(items)
+    del items
+    gc.collect()
+    wait_for(cancelled)
+
+
+async def test_error_of_what_was_made_ahead_for_a_dropped_iterator_goes_to_the_exception_handler() -> None:
+    told: list[dict[str, Any]] = []
+    waits = threading.Event()
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+
+    async def lines() -> AsyncIterator[int]:
+        yield 1
+        try:
+            waits.set()
+            await asyncio.sleep(LIMIT)
+        finally:
+            raise LookupError
+        yield 2
+
+    def look() -> None:
+        for _ in async_to_sync_iterator(lines(), read_ahead=2):
+            wait_for(waits)
+            break
+        gc.collect()
+
+    await sync_to_async(look)()
+    while not told:
+        gc.collect()
+        await asyncio.sleep(0.001)
+    assert isinstance(told[0]["exception"], LookupError)
+
+
 # Interrupts
 
 
@@ -1231,6 +1371,60 @@ def test_first_step_goes_to_another_loop_where_the_home_loop_does_not_begin_it(
     loop.close()
 
 
+@pytest.mark.parametrize("read_ahead", [0, 2])
+def test_task_that_is_destroyed_with_its_loop_does_not_resist(read_ahead: int) -> None:
+    """The loop is closed while an item is being made; then the garbage collector closes the coroutine of the task."""
+    loop = asyncio.new_event_loop()
+    ended = threading.Event()
+    taken: list[Any] = []
+
+    async def lines() -> AsyncIterator[int]:
+        yield 1
+        loop.stop()
+        await asyncio.Event().wait()
+
+    def iterate() -> None:
+        items = async_to_sync_iterator(lines(), read_ahead=read_ahead)
+        taken.append(iteration_of(items))
+        assert 1 == next(items)
+        with pytest.raises(RuntimeError, match="stopped or closed"):
+            next(items)
+        ended.set()
+
+    async def main() -> None:
+        tasks.append(asyncio.create_task(sync_to_async(iterate, thread_sensitive=False, executor=pool)()))
+        await asyncio.Event().wait()
+
+    tasks: list[Any] = []
+    with ThreadPoolExecutor(1) as pool:
+        tasks.append(loop.create_task(main()))
+        with pytest.raises(RuntimeError):  # stopped before it was done
+            loop.run_until_complete(tasks[0])
+        [iteration] = taken
+        for task in (iteration.task, *tasks):
+            task._log_destroy_pending = False
+        loop.close()
+        wait_for(ended)
+        iteration.task.get_coro().close()
+    assert iteration.over
+    steps_threads._open.discard(iteration)
+
+
+def test_iterator_that_is_dropped_in_a_forked_child_is_left_alone() -> None:
+    lines = Lines()
+    items = async_to_sync_iterator(lines())
+    next(items)
+    iteration = iteration_of(items)
+    generation, iteration._generation = iteration._generation, object()
+    del items
+    gc.collect()
+    assert iteration.task is not None
+    assert not iteration.task.done()
+    iteration._generation = generation
+    iteration.end_unawaited()
+    wait_for(lines.is_closed)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_fork() -> None:
     assert ["child: RuntimeError", "child: RuntimeError", "0", "[1, 2]"] == output_of(
@@ -1305,21 +1499,49 @@ def test_loop_on_the_thread_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [0, 1, 2] == list(async_to_sync_iterator(lines()))
     assert lines.loops[0].is_closed()
 
-    async def sync_code() -> AsyncIterator[int]:
+    async def sync_code(exits: Callable[[], Any]) -> AsyncIterator[int]:
         yield await sync_to_async(me)()
+        await exits()
+        yield 2
+
+    def leave() -> None:
         raise SystemExit
 
-    items = async_to_sync_iterator(sync_code())
-    assert me() == next(items)
-    with pytest.raises(SystemExit):
-        next(items)
+    async def at_once() -> None:
+        leave()
+
+    async def before_the_next_step() -> None:
+        asyncio.get_running_loop().call_soon(leave)
+
+    async def while_it_waits() -> None:
+        await before_the_next_step()
+        await asyncio.sleep(LIMIT)
+
+    async def as_the_step_ends() -> None:
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        loop.call_soon(future.set_result, None)
+        loop.call_soon(loop.call_soon, leave)
+        await future
+
+    for exits in (at_once, before_the_next_step, while_it_waits, as_the_step_ends):
+        items = async_to_sync_iterator(sync_code(exits))
+        assert me() == next(items)
+        with pytest.raises(SystemExit):
+            while True:
+                next(items)
+        items.close()
     assert {} == AsyncToSync.loop_thread_executors
 
 
 # What is in flight
 
 
-def test_bridge_calls_shows_a_step_and_no_iteration_between_its_steps() -> None:
+@pytest.mark.parametrize("is_noted", [False, True])
+def test_bridge_calls_shows_a_step_and_no_iteration_between_its_steps(
+    is_noted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(register, "KEPT", is_noted or FREE_THREADED)
     looks: list[Any] = []
 
     @async_to_sync_iterator

@@ -507,6 +507,34 @@ def test_second_interrupt_gives_up_waiting_and_the_block_is_left_later() -> None
     assert [asyncio.CancelledError] == [type(error) for error in manager.reasons]
 
 
+def test_second_interrupt_of_an_enter_that_fails_leaves_nothing() -> None:
+    go_on = threading.Event()
+    failed = threading.Event()
+
+    class Slow(Manager):
+        async def __aenter__(self) -> Manager:
+            asyncio.get_running_loop().call_soon(send)
+            try:
+                await asyncio.sleep(LIMIT)
+            finally:
+                send()
+                while not go_on.is_set():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.sleep(0.001)
+                failed.set()
+            return self
+
+    manager = Slow()
+    with keyboard_interrupts() as send, AsyncSingleThreadContext():
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                async_to_sync_context_manager(manager).__enter__()
+        finally:
+            go_on.set()
+        wait_for(failed)
+    assert [] == manager.reasons
+
+
 # What is in flight, garbage, the end of the process
 
 
