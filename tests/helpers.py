@@ -6,9 +6,11 @@ import contextlib
 import contextvars
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -144,3 +146,11 @@ from asgiref.sync import *
 from asgiref.sync import AsyncToSync, SyncToAsync
 faulthandler.dump_traceback_later(20, exit=True)
 """
+
+
+def code_of_guide(page: str, start: str) -> str:
+    """Return the code of docs/guides that begins with *start*."""
+    guide = (ROOT / "docs" / "guides" / f"{page}.rst").read_text()
+    blocks = re.findall(r"\.\. code-block:: python\n(?: +:.*\n)*\n((?: +.*\n|\n)+)", guide)
+    [found] = [block for block in map(textwrap.dedent, blocks) if block.startswith(start)]
+    return found

@@ -21,7 +21,7 @@ from asgiref.sync import (
     sync_to_async_iterator,
 )
 
-from ..helpers import LIMIT, idle_workers, no_garbage, output_of
+from ..helpers import LIMIT, code_of_guide, idle_workers, no_garbage, output_of
 
 look = sync_to_async(threading.current_thread)
 
@@ -348,7 +348,7 @@ async def until(condition):
 
 async def served(application, use):
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(application, lifespan="on", log_level="error", ws="websockets-sansio")
+    config = uvicorn.Config(application, lifespan="auto", log_level="error", ws="websockets-sansio")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve([listener]))
     await until(lambda: server.started)
@@ -413,24 +413,21 @@ async def use(clients):
     await until(lambda: bridge_statistics().context_threads == 0)
     print(await ask_all(clients))
 
+from django.urls import path
+import types
 def application(consumer):
-    app = consumer.as_asgi()
-    async def with_lifespan(scope, receive, send):
-        if scope["type"] == "lifespan":
-            for kind in "startup", "shutdown":
-                await receive()
-                await send({"type": f"lifespan.{kind}.complete"})
-        else:
-            await app(scope, receive, send)
-    return ThreadSensitiveMiddleware(with_lifespan)
+    sys.modules["chat"] = types.ModuleType("chat")
+    sys.modules["chat.routing"] = types.ModuleType("chat.routing")
+    sys.modules["chat.routing"].websocket_urlpatterns = [path("", consumer.as_asgi())]
+    asgi = {}
+    exec(GUIDE, asgi)
+    return asgi["application"]
 
 asyncio.run(served(application(Consumer), use))
 asyncio.run(served(application(SyncConsumer), use))
 """
 
 STARLETTE = """
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.routing import WebSocketRoute
 started = []
 
@@ -448,8 +445,9 @@ async def use(clients):
     for _ in range(3):
         print(await ask_all(clients))
 
-middleware = [Middleware(ThreadSensitiveMiddleware)]
-app = Starlette(routes=[WebSocketRoute("/", endpoint)], middleware=middleware, lifespan=lifespan)
+routes = [WebSocketRoute("/", endpoint)]
+exec(GUIDE)
+app.router.lifespan_context = lifespan
 asyncio.run(served(app, use))
 print(started)
 """
@@ -460,11 +458,13 @@ def test_consumers_of_channels_on_a_real_server() -> None:
     """30 open sockets need 30 threads while all of them query, and none while they wait."""
     for package in ("channels", "uvicorn", "websockets"):
         pytest.importorskip(package)
-    assert ["30"] * 6 == output_of(SERVER + CHANNELS)
+    guide = code_of_guide("channels", "from channels")
+    assert ["30"] * 6 == output_of(f"GUIDE = {guide!r}" + SERVER + CHANNELS)
 
 
 @pytest.mark.slow
 def test_starlette_on_a_real_server() -> None:
     for package in ("starlette", "uvicorn", "websockets"):
         pytest.importorskip(package)
-    assert [*["30"] * 3, "[None]"] == output_of(SERVER + STARLETTE)
+    guide = code_of_guide("channels", "from starlette")
+    assert [*["30"] * 3, "[None]"] == output_of(f"GUIDE = {guide!r}" + SERVER + STARLETTE)

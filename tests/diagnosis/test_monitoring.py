@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import textwrap
 
 import pytest
 
 from asgiref.sync import BridgeStatistics
 
-from ..helpers import ROOT, output_of
+from ..helpers import code_of_guide, output_of
 
 pytestmark = pytest.mark.slow
 
@@ -57,14 +55,6 @@ SERVED = [name.removesuffix("_threads") for name in NAMES if name not in OTHERS]
 SUFFIXES = {"threads_started": "_total", "longest_wait": "_seconds"}
 
 
-def recipe(start: str) -> str:
-    """Return the code of the guide that begins with *start*."""
-    guide = (ROOT / "docs" / "guides" / "monitoring.rst").read_text()
-    blocks = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", guide)
-    [found] = [block for block in map(textwrap.dedent, blocks) if block.startswith(start)]
-    return found
-
-
 def value(name: str) -> str:
     """Return what the number is in the block: one worker, which serves that."""
     return {"context": "1.0", "threads_started": "1.0", "max_threads": "5.0"}.get(name, "0.0")
@@ -76,7 +66,7 @@ def test_prometheus() -> None:
         *[f'asgiref_threads{{serves="{served}"}} {value(served)}' for served in SERVED],
         *[f"asgiref_{name}{SUFFIXES.get(name, '')} {value(name)}" for name in OTHERS],
     ]
-    assert sorted(expected) == output_of(recipe("import math") + SHOW_PROMETHEUS + IN_A_BLOCK)
+    assert sorted(expected) == output_of(code_of_guide("monitoring", "import math") + SHOW_PROMETHEUS + IN_A_BLOCK)
 
 
 def test_opentelemetry() -> None:
@@ -85,5 +75,5 @@ def test_opentelemetry() -> None:
         *[f"asgiref.threads {served} {value(served)}" for served in SERVED],
         *[f"asgiref.{name} {value(name)}" for name in OTHERS],
     ]
-    code = BEFORE_OPENTELEMETRY + recipe("from opentelemetry") + SHOW_OPENTELEMETRY + IN_A_BLOCK
+    code = BEFORE_OPENTELEMETRY + code_of_guide("monitoring", "from opentelemetry") + SHOW_OPENTELEMETRY + IN_A_BLOCK
     assert sorted(expected) == output_of(code)
