@@ -471,9 +471,9 @@ class _Writer:
     def block(self, place: Place) -> Block:
         return Block(self.manager(place), self.steps(place))
 
-    def with_(self, place: Place, steps: list[Any] | None = None) -> With:
+    def with_(self, place: Place, steps: list[Any] | None = None, goal: Goal | None = None) -> With:
         executor, inside = self.other_side(place)
-        enter, leave = self.piece(inside), self.piece(inside)
+        enter, leave = self.piece(inside, goal), self.piece(inside)
         return With(enter, leave, self.choose(False, True), self.steps(place) if steps is None else steps, executor)
 
     def other_side(self, place: Place) -> tuple[str, Place]:
@@ -482,12 +482,12 @@ class _Writer:
             return self.choose("", "", "", "leased", "one"), place.inside(False, called_back=False)
         return "", place.inside(True, called_back=place.at_leaving)
 
-    def iterate(self, place: Place) -> Iterate:
+    def iterate(self, place: Place, goal: Goal | None = None) -> Iterate:
         executor, inside = self.other_side(place)
-        read_ahead = self.choose(0, 0, 0, 1, 2, 5)
+        read_ahead = self.choose(0, 0, 0, 1, 2, 5) if goal is None else 0
         items = []
         for _ in range(self.choose(1, 2, 3)):
-            piece = self.piece(inside)
+            piece, goal = self.piece(inside, goal), None
             items.append(
                 Item(piece, [] if read_ahead else self.steps(dataclasses.replace(place, depth=place.depth + 1)))
             )
@@ -560,12 +560,16 @@ class _Writer:
         step: Any
         kinds = ["goal", "call", "call", "block"]
         if place.is_async and not leaves:
-            kinds += ["with"]
+            kinds += ["with", "enter", "make"]
         if leaves and place.is_async and not place.called_back:
             kinds += ["call"] * 3  # since nothing waits yet that could be left behind
         kind = self.choose(*kinds)
         if kind == "goal" or place.depth >= MAX_DEPTH or self.pieces >= MAX_PIECES + 3 * leaves:
             step = goal
+        elif kind == "enter":
+            step, on_its_own = self.with_(place, goal=goal), False
+        elif kind == "make":
+            step, on_its_own = self.iterate(place, goal), False
         elif kind == "with":
             inner, on_its_own = self.steps_to(goal, dataclasses.replace(place, depth=place.depth + 1))
             step = self.with_(place, inner)
@@ -596,17 +600,25 @@ def _changes_side(steps: list[Any]) -> bool:
     for step in steps:
         if isinstance(step, Hold | Leave):
             return False
-        if isinstance(step, Block | With) and _leads_to_hold(step):
+        if isinstance(step, Block | With) and _leads_to_hold(step) and any(map(_leads_to_hold, step.steps)):
             return _changes_side(step.steps)
+        if isinstance(step, With | Iterate) and _leads_to_hold(step):
+            return True
         if isinstance(step, Call) and _leads_to_hold(step):
             return step.by != "call" or _changes_side(step.piece.steps)
     raise AssertionError("no Hold below")
 
 
 def _leads_to_hold(step: Any) -> bool:
+    if isinstance(step, Hold | Leave):
+        return True
     if isinstance(step, Call):
         return not step.leaves and any(map(_leads_to_hold, step.piece.steps))
-    return isinstance(step, Hold | Leave) or (isinstance(step, Block | With) and any(map(_leads_to_hold, step.steps)))
+    if isinstance(step, Iterate):
+        return any(map(_leads_to_hold, step.items[0].piece.steps))
+    if isinstance(step, With) and any(map(_leads_to_hold, step.enter.steps)):
+        return True
+    return isinstance(step, Block | With) and any(map(_leads_to_hold, step.steps))
 
 
 # Made once, since that takes as long as drawing from them.

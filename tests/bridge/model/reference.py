@@ -536,7 +536,14 @@ class _Reference:
 
     # Several calls on one thread and in one context
 
-    def step_of(self, steps: Steps, function: Callable[[Flow], str], flow: Flow) -> str:
+    def step_of(
+        self,
+        steps: Steps,
+        function: Callable[[Flow], str],
+        flow: Flow,
+        end: Callable[[Flow], object] | None = None,
+    ) -> str:
+        """Run *function* as a step; where that is cancelled, *end* follows it, and nobody waits for that."""
         loop = flow.loop
         assert loop is not None
         if loop.leaves:
@@ -577,10 +584,18 @@ class _Reference:
         )
         doing.append(None)
         outcome = self.outcome_of(functools.partial(function, inner))
+        after = inner.but(handled=None if mailbox is None else mailbox.handled, bridged=None)
+        if bridged.cancelled:
+            if end is not None and outcome[0] == "returned":
+                end(after)
+            doing.pop()
+            raise Failure("CancelledError")
         doing.pop()
         _carry(before, steps.context, flow.context)
         steps.seen = flow.context.copy()
         if bridged.absorbs and outcome[0] == "returned":
+            if end is not None:
+                raise Unfit("nobody waits for what follows")
             raise Failure("CancelledError")
         if outcome[0] == "StopIteration":
             raise Failure("RuntimeError", "StopIteration")
@@ -591,7 +606,11 @@ class _Reference:
             self.with_in_thread(step, flow, name)
             return
         steps = Steps(step.enter.name, step.executor)
-        self.step_of(steps, functools.partial(self.piece, step.enter), flow)
+
+        def leave(inner: Flow) -> object:
+            return self.outcome_of(functools.partial(self.piece, step.exit, inner.but(handled=ANY)))
+
+        self.step_of(steps, functools.partial(self.piece, step.enter), flow, leave)
         failure = None
         try:
             self.look(name, flow)
@@ -613,10 +632,18 @@ class _Reference:
         def step_of(function: Callable[[Flow], str], flow: Flow) -> str:
             if step.end.is_async:
                 return self.task_step_of(task_steps, function, flow)
-            return self.step_of(steps, function, flow)
+            return self.step_of(steps, function, flow, end_late if function is make else None)
 
         pieces = [item.piece for item in step.items]
         begun = finished = False
+        late: Failure | None = None
+
+        def end_late(inner: Flow) -> None:
+            nonlocal late
+            try:
+                close(inner)
+            except Failure as failure:
+                late = failure
 
         def end(inner: Flow) -> None:
             nonlocal finished
@@ -663,6 +690,8 @@ class _Reference:
         if begun and not (failure is not None and failure.outcome[0] == "StopAsyncIteration"):
             try:
                 step_of(close, flow)
+                if late is not None:
+                    raise late
             except Failure as caught:
                 failure = caught
         if task_steps.loop is not None:

@@ -203,6 +203,8 @@ class _Gate:
         self.left, self.done = _Signal(), _Signal()
         self.opened = threading.Event()
         self.in_coroutine = False
+        # Whether the call is cancelled while it is held.
+        self.cancels = False
         # The innermost sync_to_async call in which the coroutine is that is held.
         self.bridged: _Bridged | None = None
         self._awaiting: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
@@ -667,8 +669,9 @@ class _Run:
                 bridged.gate.left.tell()
 
     async def with_(self, step: With, flow: _Flow) -> None:
-        options = self.options(step.executor)
-        async with sync_to_async_context_manager(_Manager(self, step, flow), **options):
+        manager = _Manager(self, step, flow)
+        bridged = sync_to_async_context_manager(manager, **self.options(step.executor))
+        async with _Told(bridged, manager.bridged):
             self.look(flow.name)
             await self.async_steps(step.steps, flow)
 
@@ -679,14 +682,22 @@ class _Run:
             try:
                 for item in step.items:
                     yield self.sync_piece(item.piece, flow.into(item.piece, bridged))
+                    if bridged.gate is not None and not bridged.gate.cancels:
+                        bridged.gate.done.tell()
             finally:
-                self.sync_piece(step.end, flow.into(step.end, bridged))
+                try:
+                    self.sync_piece(step.end, flow.into(step.end, bridged))
+                finally:
+                    if bridged.gate is not None:
+                        bridged.gate.done.tell()
 
         options = self.options(step.executor)
         items = sync_to_async_iterator(generator, **options, read_ahead=step.read_ahead)()
         error = None
         for number in range(step.takes):
             outcome, error = await _attempt(anext(items))
+            if bridged.gate is not None:
+                bridged.gate.left.tell()
             self.note(flow.name, outcome)
             if error is not None:
                 break
@@ -795,6 +806,7 @@ class _Run:
                 attempt = asyncio.create_task(_attempt(other), context=context if held.shared else None)
                 self.note(flow.name, (await attempt)[0])
             if held.cancels:
+                gate.cancels = True
                 # Without a bridged call in between, the others would go to the coroutine too.
                 again = held.cancels_again if gate.in_coroutine and gate.bridged is not flow.bridged else 0
                 gate.cleans_up = bool(again)
@@ -823,14 +835,42 @@ class _Manager:
     """The context manager of a ``With``."""
 
     def __init__(self, run: _Run, step: With, flow: _Flow) -> None:
-        self._run, self._step, self._flow, self._bridged = run, step, flow, _Bridged()
+        self._run, self._step, self._flow, self.bridged = run, step, flow, _Bridged()
 
     def __enter__(self) -> None:
-        self._run.sync_piece(self._step.enter, self._flow.into(self._step.enter, self._bridged))
+        entered = False
+        try:
+            self._run.sync_piece(self._step.enter, self._flow.into(self._step.enter, self.bridged))
+            entered = True
+        finally:
+            # Where it was cancelled, __exit__ follows.
+            if self.bridged.gate is not None and not (entered and self.bridged.gate.cancels):
+                self.bridged.gate.done.tell()
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
-        self._run.sync_piece(self._step.exit, self._flow.into(self._step.exit, self._bridged))
+        try:
+            self._run.sync_piece(self._step.exit, self._flow.into(self._step.exit, self.bridged))
+        finally:
+            if self.bridged.gate is not None:
+                self.bridged.gate.done.tell()
         return self._step.suppresses and isinstance(error, Exception)
+
+
+class _Told:
+    """A bridged manager; whoever holds its ``__enter__`` is told when nobody waits for that any more."""
+
+    def __init__(self, manager: Any, bridged: _Bridged) -> None:
+        self._manager, self._bridged = manager, bridged
+
+    async def __aenter__(self) -> None:
+        try:
+            await self._manager.__aenter__()
+        finally:
+            if self._bridged.gate is not None:
+                self._bridged.gate.left.tell()
+
+    def __aexit__(self, *reason: Any) -> Any:
+        return self._manager.__aexit__(*reason)
 
 
 class _AsyncManager:
