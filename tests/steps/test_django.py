@@ -54,7 +54,7 @@ def names():
 used, hold, streamed = [], [], []
 async def stream(request):
     used.clear()
-    streamed[:] = [names()]
+    streamed[:] = [sync_to_async_iterator(read_ahead=int(request.GET.get("ahead", 0)))(names.__wrapped__)()]
     return StreamingHttpResponse(streamed[0])
 urlpatterns = [path("pay", pay), path("stream", stream)]
 application = get_asgi_application()
@@ -106,3 +106,39 @@ async def main():
 asyncio.run(main())
 """
     assert ["a b c ", "a ", "True 4"] == output_of(SITE + code, DATABASE=str(tmp_path / "database"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ahead", [0, 5])
+def test_client_of_uvicorn_that_leaves_half_way(tmp_path: Path, ahead: int) -> None:
+    """1. A step waits. 2. The client leaves. 3. The step ends: the query is closed, and its connection works on."""
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+    code = """
+import socket, urllib.request, uvicorn
+listener = socket.create_server(("127.0.0.1", 0))
+server = uvicorn.Server(uvicorn.Config(application, lifespan="off", log_level="critical", loop="asyncio"))
+serving = threading.Thread(target=server.run, args=([listener],))
+serving.start()
+host, port = listener.getsockname()
+def read(path):
+    with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=20) as response:
+        return response.read().decode()
+for name in "abc":
+    read(f"/pay?name={name}")
+print(read(f"/stream?ahead={ahead}"))
+is_closed.clear()
+streamed.clear()
+hold.append(threading.Event())
+with socket.create_connection((host, port), timeout=20) as client:
+    client.sendall(f"GET /stream?ahead={ahead} HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n".encode())
+    received = b""
+    while b"a " not in received.partition(b"\\r\\n\\r\\n")[2]:
+        received += client.recv(1000)
+while not (streamed and streamed[0]._iteration.over):
+    time.sleep(0.001)
+hold[0].set()
+print(is_closed.wait(20), closed[-1] == used[-1] != serving.ident, read("/pay?name=d"))
+server.should_exit = True
+serving.join(20)
+""".replace("{ahead}", str(ahead))
+    assert ["a b c ", "True True 4"] == output_of(SITE + code, DATABASE=str(tmp_path / "database"))
