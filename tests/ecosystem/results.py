@@ -137,11 +137,11 @@ def render(results: Sequence[Result]) -> str:
     """Return the tables as the documentation includes them."""
     tests = sum(sum(result.counts["ours"].values()) for result in results)
     programs = sum(bool(result.project.program) for result in results)
-    differing = sum(len(result.differing) for result in results)
+    differing = [pair for result in results for pair in result.differing.values()]
+    only_ours = sum(ours == "passed" for ours, _ in differing)
+    only_upstream = sum(upstream == "passed" for _, upstream in differing)
     summary = f"{tests:,} tests, of {len(results) - programs} test suites and {programs} programs. "
-    summary += (
-        f"{differing or 'No'} test{'s have' if differing > 1 else ' has'} a different result with the two packages."
-    )
+    summary += f"{only_ours} of them pass only with this package, {only_upstream} only with upstream; each has its reason below."
     lines = [".. This file is written by ``python -m tests.ecosystem --record``.", "", summary, ""]
     for heading, of_ours in (("Test suites of the projects", False), ("Programs written for this comparison", True)):
         chosen = [result for result in results if bool(result.project.program) == of_ours]
