@@ -49,6 +49,7 @@ from ._bridge import (
 from ._bridge.carry import ExceptionMarks, changes_since
 from ._bridge.internals import running_loop
 from ._bridge.jobs import AwaitedOutcome, InnerCalls, JobExecutor, LoopCall, ThreadCall, WouldDeadlock
+from ._bridge.kept import ATTRIBUTE_OF_TASK, KeptContext, keep_for_task, set_all
 from ._bridge.patience import LoopWait, Patience, cannot_run_again
 from ._bridge.wrapping import Wrapper, take_over
 from .current_thread_executor import CurrentThreadExecutor
@@ -493,24 +494,33 @@ class AsyncToSync(Wrapper[P, R]):
         context = contextvars.copy_context()
         context.run(setattr, self.executors, "current", mailbox)
         snapshot = context.copy()
-        contexts = [context]
+        at_end = [context]
         outcome: AwaitedOutcome[R] = AwaitedOutcome(mailbox.stop)
+        kept = None
         if inner_calls is not None:
             lending.note_executor(mailbox, inner_calls)
-        coroutine = self.main_wrap(outcome, sys.exc_info(), inner_calls, contexts, awaitable)
+            if isinstance(inner_calls, InnerCalls) and inner_calls.kept is not None:
+                kept, inner_calls.kept = inner_calls.kept, None  # not for a signal handler that bridges meanwhile
+        coroutine = self.main_wrap(outcome, sys.exc_info(), inner_calls, at_end, awaitable)
         try:
             if end is not None:
                 register.here().enter("asgiref.sync.AsyncToSync.__call__", self=self, outcome=outcome, mailbox=mailbox)
-            self._run_to_end(coroutine, context, outcome, mailbox, inner_calls)
+            self._run_to_end(coroutine, context, kept, outcome, mailbox, inner_calls)
         finally:
             if end is not None:
                 end()
             mailbox.close(run_rest=False)  # in case of an interrupt in between
-            if contexts[0] is context:
+            if at_end[0] is context:
                 if outcome.settled:
                     _close_if_never_begun(coroutine, awaitable)
-            elif (changes := changes_since(snapshot, contexts[0])) is not None:
-                _restore_context(changes)
+            elif kept is not None:
+                kept.bring_back(snapshot, at_end[0], _restore_context)
+            elif (changes := changes_since(snapshot, at_end[0])) is not None:
+                tokens = _restore_context(changes)
+                if outcome.context is not None and isinstance(inner_calls, InnerCalls):
+                    inner_calls.kept = KeptContext(outcome.context, tokens or {})
+            if kept is not None and inner_calls is not None and not (outcome.goes_on and at_end[0] is context):
+                inner_calls.kept = kept
             del coroutine, awaitable
         return outcome.take()
 
@@ -518,6 +528,7 @@ class AsyncToSync(Wrapper[P, R]):
         self,
         coroutine: Coroutine[Any, Any, None],
         context: contextvars.Context,
+        kept: KeptContext | None,
         outcome: AwaitedOutcome[R],
         mailbox: CurrentThreadExecutor,
         inner_calls: list[AwaitedOutcome[Any]] | None,
@@ -525,7 +536,7 @@ class AsyncToSync(Wrapper[P, R]):
         """Run *coroutine* on the chosen loop, and serve *mailbox* meanwhile."""
         __traceback_hide__ = True
         home = None if self.force_new_loop else self._home_loop()
-        outcome.call = call = LoopCall(coroutine, context, outcome)
+        outcome.call = call = LoopCall(coroutine, context, outcome, kept)
         if inner_calls is not None:
             inner_calls.append(outcome)
         try:
@@ -535,12 +546,13 @@ class AsyncToSync(Wrapper[P, R]):
                     return
                 # That loop ended before it started the coroutine: use another one.
                 home = None
-                outcome.call = call = LoopCall(coroutine, context, outcome)
+                outcome.call = call = LoopCall(coroutine, context, outcome, kept)
                 if outcome.cancelled:
                     outcome.set_exception(asyncio.CancelledError())
                     return
         finally:
             outcome.call = None  # it refers to the outcome
+            outcome.goes_on = call.may_go_on
             if inner_calls is not None:
                 inner_calls.remove(outcome)
 
@@ -744,12 +756,15 @@ class SyncToAsync(Wrapper[P, R]):
         if local.THREADS_INHERIT:
             local.prepare_hand_over()
         context = self.context
-        snapshot = None
+        snapshot = kept = None
         if context is None:
             context = contextvars.copy_context()
             blocked_on_loop = AsyncToSync.loop_thread_executors.get(loop)
             if blocked_on_loop is not None and blocked_on_loop.surroundings is not None:
                 context.run(setattr, AsyncToSync.executors, "current", _mailbox_above(loop))
+            kept = getattr(asyncio.current_task(loop), ATTRIBUTE_OF_TASK, None)
+            if kept is not None:
+                context = kept.follow(context)
             snapshot = context.copy()
         inner_calls = InnerCalls()
         inner_calls.loop_thread = threading.current_thread()
@@ -758,6 +773,8 @@ class SyncToAsync(Wrapper[P, R]):
         awaited = register.here().note_awaited(call, self, inner_calls) if register.KEPT else None
         try:
             self._give_to_thread(call, loop, inner_calls, args)
+            if kept is not None:
+                kept.user = call
             while True:
                 try:
                     await call.arrival
@@ -773,9 +790,13 @@ class SyncToAsync(Wrapper[P, R]):
             if call.settled:  # pragma: no branch: else an exception is being raised, and no line follows
                 if local.THREADS_INHERIT:
                     local.arrive(context)
-                # Variables are never removed from a context, so an empty one has not changed.
-                if snapshot is not None and context and (changes := changes_since(snapshot, context)) is not None:
-                    _restore_context(changes)
+                # Variables are never removed from a copy, so an empty one has not changed.
+                if kept is not None:
+                    kept.bring_back(snapshot, context, _restore_context)
+                elif snapshot is not None and context and (changes := changes_since(snapshot, context)) is not None:
+                    keep_for_task(loop, context, _restore_context(changes) or {})
+            if kept is not None and (call.settled or inner_calls.never_began):
+                kept.user = None
         if inner_calls.absorbed is not None:
             call.cancel_result(*inner_calls.absorbed)
         return call.take()
@@ -964,10 +985,9 @@ def _name_of(func: Any) -> str:
     return getattr(func, "__qualname__", None) or repr(func)
 
 
-def _restore_context(context: contextvars.Context) -> None:
-    """Set each variable of *context* in the current one."""
-    for variable, value in context.items():
-        variable.set(value)
+def _restore_context(context: contextvars.Context) -> Any:
+    """Set each variable of *context* in the current one; see ``_bridge.kept.set_all``."""
+    return set_all(context)
 
 
 # For type checkers, the results of both decorators are Callables, not instances of the classes: mypy

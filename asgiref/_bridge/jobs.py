@@ -33,6 +33,8 @@ from .internals import callbacks_of, make_first_step, running_loop
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from .kept import KeptContext
+
 __all__ = [
     "AwaitedOutcome",
     "InnerCalls",
@@ -222,7 +224,7 @@ class AwaitedOutcome(Outcome[R]):
     It also represents the call for other code: ``cancel`` finds its current ``LoopCall``.
     """
 
-    __slots__ = ("began", "call", "cancelled", "thread_goes_on")
+    __slots__ = ("began", "call", "cancelled", "context", "goes_on", "thread_goes_on")
 
     def __init__(self, thread_goes_on: Callable[[], None]) -> None:
         super().__init__()
@@ -233,6 +235,10 @@ class AwaitedOutcome(Outcome[R]):
         # second thread sees the write of the first.
         self.call: LoopCall | None = None
         self.cancelled = False
+        # The very context of the coroutine's task, where that is known; whether the coroutine may go on in it, though
+        # nobody waits any more.
+        self.context: contextvars.Context | None = None
+        self.goes_on = False
         self.began = clock()
 
     def set_result(self, result: R) -> None:
@@ -409,13 +415,18 @@ class ThreadCall(Outcome[R]):
         self._error = None
         self._result = None  # type: ignore[assignment]
 
-    def _take_back(self) -> None:
-        """Keep the call from running, if it has not begun."""
+    def _take_back(self) -> bool:
+        """Keep the call from running, if it has not begun; return whether it is certain that it never runs."""
         with contextlib.suppress(AttributeError):
             del self._call
+            return True
         submitted = self._submitted  # read once: the thread that ends the call sets it to None
-        if submitted is not None:
+        if isinstance(submitted, asyncio.Future):
+            # Cancelled, it is done while the function may still run, whose end nothing tells then.
+            submitted.remove_done_callback(self._take_over)
             submitted.cancel()
+            return False
+        return submitted is not None and submitted.cancel()
 
     def survives_cancellation(self, inner_calls: InnerCalls, cancellation: asyncio.CancelledError) -> bool:
         """After a cancellation of the caller, return whether to keep waiting.
@@ -432,7 +443,7 @@ class ThreadCall(Outcome[R]):
             inner_calls.cancelled = cancellation.args
             inner_calls.may_be_cancelled = True
             if not any([call.cancel(*cancellation.args) for call in inner_calls.copy()]):
-                self._take_back()
+                inner_calls.never_began = self._take_back()
                 self._forget()
                 return False
         if self.arrival.cancelled():
@@ -460,6 +471,10 @@ class InnerCalls(list[AwaitedOutcome[Any]]):
     # The arguments of the first cancellation of the caller, and of the latest one that came after it.
     cancelled: tuple[Any, ...] | None = None
     absorbed: tuple[Any, ...] | None = None
+    # Whether it is certain that the function never runs, since the caller was cancelled before.
+    never_began = False
+    # For the coroutines for which the function waits, one after the other.
+    kept: KeptContext | None = None
     # For ``cancellation``: whether there is anything to ask; whether only cleanup is left; what else tells that nobody
     # wants the result any more.
     may_be_cancelled = False
@@ -484,12 +499,14 @@ class LoopCall:
         coroutine: Coroutine[Any, Any, None],
         context: contextvars.Context,
         outcome: AwaitedOutcome[Any],
+        kept: KeptContext | None = None,
     ) -> None:
         # To delete an attribute is one step, and an error the second time: either the loop
         # gets the coroutine, or the caller has it back. No slots here, see CLAIMED_IN.
         self._coroutine = coroutine
         self._context = context
         self._outcome = outcome
+        self._kept = kept
         # The loop that was asked to start it, if it is no fresh one, and that which came to that.
         self.asked: asyncio.AbstractEventLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -506,11 +523,19 @@ class LoopCall:
             del self._coroutine
         except AttributeError:
             return None
+        # Only now, on this thread: it may still have been inside, with the coroutine before, when our caller went on.
+        context = self._context if self._kept is None else self._kept.follow(self._context)
         if local.THREADS_INHERIT:
-            local.arrive(self._context)
+            local.arrive(context)
         try:
-            # Not create_task(context=...): task factories of older frameworks do not take it.
-            self._task = self._context.run(loop.create_task, coroutine)
+            try:
+                # Before the task is made: an eager one may end there, and our caller goes on.
+                self._outcome.context = context
+                # In a copy, since an eager task enters its context when it is made.
+                self._task = context.copy().run(loop.create_task, coroutine, context=context)
+            except TypeError:  # task factories of older frameworks do not take a context
+                self._outcome.context = None
+                self._task = context.run(loop.create_task, coroutine)
         except BaseException as error:  # of a task factory
             self._outcome.set_exception(error)
         else:
@@ -519,6 +544,10 @@ class LoopCall:
         return self._task
 
     # On any thread:
+
+    @property
+    def may_go_on(self) -> bool:
+        return self._task is not None and not self._task.done()
 
     @property
     def ended_unheard(self) -> bool:

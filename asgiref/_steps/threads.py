@@ -486,5 +486,5 @@ def _apply(before: contextvars.Context, after: contextvars.Context, tokens: dict
         local.LINEAGE.set(entry)
     for variable in before:
         if variable not in after and variable in tokens:
-            with contextlib.suppress(ValueError):  # set in the context of another task
+            with contextlib.suppress(ValueError, LookupError):  # set in the context of another task; taken away before
                 variable.reset(tokens.pop(variable))

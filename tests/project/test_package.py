@@ -32,8 +32,12 @@ ALLOWED = {
     "_bridge.threads": set[str](),
     "_bridge.cancellation": {"_bridge.greenlets", "_bridge.internals", "_bridge.jobs"},
     "_bridge.carry": {"local"},
+    "_bridge.kept": {"_bridge.carry"},
     "_bridge.register": {"_bridge.builds", "_bridge.forks"},
-    "_bridge.jobs": {"_bridge.builds", "_bridge.forks", "_bridge.internals", "_bridge.register", "local"},
+    "_bridge.jobs": {
+        *(f"_bridge.{room}" for room in ("builds", "forks", "internals", "kept", "register")),
+        "local",
+    },
     "_bridge.patience": {"_bridge.internals", "_bridge.jobs"},
     "_bridge.wrapping": {"_bridge.internals"},
     "_bridge.routing": {"_bridge.internals", "current_thread_executor"},
@@ -100,7 +104,7 @@ ALLOWED = {
         *("_bridge.cancellation", "_bridge.workers", "sync"),
     },
     "sync": {
-        "_bridge.cancellation",
+        *("_bridge.cancellation", "_bridge.kept"),
         *("_bridge.carry", "_bridge.forks", "_bridge.greenlets", "_bridge.internals", "_bridge.jobs"),
         *("_bridge.lending", "_bridge.limit", "_bridge.loops", "_bridge.patience", "_bridge.register"),
         *("_bridge.routing", "_bridge.waits", "_bridge.workers", "_bridge.wrapping"),

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 
 __all__ = [
+    "Ask",
     "Block",
     "Call",
     "Collect",
@@ -27,6 +28,7 @@ __all__ = [
     "Piece",
     "Raise",
     "Release",
+    "Reset",
     "Spawn",
     "With",
     "Write",
@@ -79,13 +81,33 @@ def _indented(steps: list[Any]) -> Iterator[str]:
 
 @dataclasses.dataclass
 class Write:
-    """Give a variable a value; None deletes it."""
+    """Give a variable a value; None deletes it. The token, of a context variable, may be kept."""
 
     variable: str
     value: int | None
+    keeps_token: bool = False
 
     def lines(self) -> Iterator[str]:
-        yield f"del {self.variable}" if self.value is None else f"{self.variable} = {self.value}"
+        if self.keeps_token:
+            yield f"tokens.append({self.variable}.set({self.value}))"
+        else:
+            yield f"del {self.variable}" if self.value is None else f"{self.variable} = {self.value}"
+
+
+@dataclasses.dataclass
+class Reset:
+    """Reset by the latest token that was kept in this line of things, whether that is valid here or not."""
+
+    def lines(self) -> Iterator[str]:
+        yield "RESET BY THE LATEST TOKEN"
+
+
+@dataclasses.dataclass
+class Ask:
+    """Ask whether what awaits this was cancelled."""
+
+    def lines(self) -> Iterator[str]:
+        yield "check_cancelled()"
 
 
 @dataclasses.dataclass
@@ -339,6 +361,8 @@ class Place:
     # whether this is a coroutine on it for which a thread waits.
     at_leaving: bool = False
     called_back: bool = False
+    # Whether it is certain who is cancelled; not where a loop leaves.
+    asks: bool = True
 
     def inside(self, is_async: bool, in_loop: bool | None = None, **changes: Any) -> Place:
         in_loop = is_async if in_loop is None else in_loop
@@ -382,7 +406,10 @@ class _Writer:
             return [self.simple_step(place)]
         if place.is_async and place.spawns and place.depth < MAX_DEPTH - 3 and self.choose(*[False] * 7, True):
             return self.outlived_call(place)
-        kinds = [self.simple_step, self.call, self.call, self.call, self.block]
+        has_room = place.depth < MAX_DEPTH - 2 and self.pieces < MAX_PIECES - 2
+        if has_room and (place.is_async or not place.in_loop) and self.choose(*[False] * 5, True):
+            return self.tokens_over_calls(place)
+        kinds = [self.simple_step, self.call, self.call, self.call, self.block, self.token_step]
         if place.is_async or not place.in_loop:
             kinds += [self.with_, self.iterate]
         if place.is_async:
@@ -399,6 +426,19 @@ class _Writer:
         spawning.steps = [self.spawn(place.inside(False).inside(True))]
         call = Call(calling, "sync_to_async", self.executor())
         return [call, Collect()]
+
+    def tokens_over_calls(self, place: Place) -> list[Any]:
+        """Return calls of which the first keeps a token and the last resets by it, as middleware does."""
+        by = "sync_to_async" if place.is_async else self.choose("async_to_sync", "async_to_sync", "force_new_loop")
+        inside = place.inside(not place.is_async)
+        calls = []
+        for step in (Write(self.choose("var.x", "var.y"), self._below(100), keeps_token=True), Reset()):
+            piece = self.piece(inside)
+            piece.steps.insert(self._below(len(piece.steps) + 1) if isinstance(step, Write) else 0, step)
+            executor = self.executor() if place.is_async else ""
+            calls.append(Call(piece, by, executor, catch=self.choose("", "BaseException")))
+        between = [self.token_step(place)] if self.choose(False, False, True) else self.steps(place)
+        return [calls[0], *between, calls[1]]
 
     def executor(self) -> str:
         default = ["default"] * (self._default_executor < MAX_DEFAULT_EXECUTOR)
@@ -418,8 +458,15 @@ class _Writer:
         piece.steps = first + piece.steps
         return piece
 
+    def token_step(self, place: Place) -> Any:
+        if self.choose(True, True, False):
+            return Write(self.choose("var.x", "var.y"), self._below(100), keeps_token=True)
+        return Reset()
+
     def simple_step(self, place: Place) -> Any:
-        kind = self.choose("write", "write", "write", "delete", "raise")
+        kind = self.choose("write", "write", "write", "delete", "raise", *["ask"] * place.asks)
+        if kind == "ask":
+            return Ask()
         if kind == "raise":
             other = "CancelledError" if place.is_async else "StopIteration"
             return Raise(self.choose(*["Oops"] * 3, *[other] * 3, "SystemExit", "KeyboardInterrupt"))
@@ -461,7 +508,7 @@ class _Writer:
             loop = self.choose(*self._loops)
             leaves = self.choose("", "closed", "paused" if self.patient else "stopped", "cancelled")
             if leaves:
-                inside = place.apart(at_leaving=True, called_back=False)
+                inside = place.apart(at_leaving=True, called_back=False, asks=False)
                 # uvloop begins what it was given, however late, before it stops.
                 goal = Leave(self.choose("", "", "looked at", "looked at" if loop == "uvloop" else "handed over"))
         catch = self.choose("", "Oops", "BaseException")
@@ -583,6 +630,8 @@ class _Writer:
             after = self.steps_after_leave(place, at_once=step is goal)
         else:
             after = [self.simple_step(place)] * self.choose(0, 1) if on_its_own else self.steps(place)
+            if not place.is_async and place.asks and self.choose(True, False):
+                after.insert(0, Ask())
         return [*before, step, *after], on_its_own
 
     def steps_after_leave(self, place: Place, at_once: bool) -> list[Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from .programs import (
+    Ask,
     Block,
     Call,
     Collect,
@@ -24,6 +25,7 @@ from .programs import (
     Piece,
     Raise,
     Release,
+    Reset,
     Spawn,
     With,
     Write,
@@ -154,6 +156,52 @@ class Steps:
         # The context of all steps, and that of the consumer as it was when they last met.
         self.context: dict[Any, Any] = {}
         self.seen: dict[Any, Any] = {}
+        # What can be taken away from the consumer, and from the steps.
+        self.here: set[Any] = set()
+        self.there: set[Any] = set()
+
+
+class Kept:
+    """A context that is kept from one call to the next, as tokens of the bridge allow."""
+
+    def __init__(self, context: dict[Any, Any], of_caller: set[Any]) -> None:
+        self.context, self.of_caller = context, of_caller
+        # What the bridge has a token for to take it away: in the caller's context, and in this one.
+        self.own: set[Any] = set()
+        # Whether a function whose caller was cancelled may still run in it.
+        self.is_taken = False
+
+    def follow(self, here: dict[Any, Any]) -> dict[Any, Any]:
+        """Make the values those of *here*; where that cannot be done, *here* is kept from then on."""
+        if self.is_taken:
+            raise Unfit("whether that function has ended is chance")
+        superfluous = _variables(self.context) - _variables(here)
+        if superfluous <= self.own:
+            self.own -= superfluous
+            self.own |= _variables(here) - _variables(self.context)
+            self.context.clear()
+            self.context.update(here)
+        else:
+            self.context = here
+            self.own.clear()
+            self.of_caller.clear()
+        return self.context
+
+    def bring_back(self, snapshot: dict[Any, Any], caller: dict[Any, Any]) -> None:
+        self.of_caller |= _carry(snapshot, self.context, caller, self.of_caller)
+
+
+class Caller:
+    """Whose calls share a context: a task, or a function below ``sync_to_async``."""
+
+    kept: Kept | None = None
+
+
+@dataclasses.dataclass
+class Token:
+    context: dict[Any, Any]
+    variable: str
+    before: Any
 
 
 class TaskSteps:
@@ -163,6 +211,10 @@ class TaskSteps:
         self.name, self.reads_ahead = name, reads_ahead
         self.loop: Loop | None = None
         self.kind = ""
+        self.task = Caller()
+        # What can be taken away from the consumer, and from the steps.
+        self.here: set[Any] = set()
+        self.there: set[Any] = set()
         # One mailbox for all steps. What is handled where the thread serves it differs.
         self.mailbox: Mailbox | None = None
         self.context: dict[Any, Any] = {}
@@ -173,15 +225,18 @@ class Strand:
     """A line of things that happen one after the other."""
 
     def __init__(self) -> None:
+        self.tokens: list[Token] = []
         self.spawned: list[tuple[Loop, Callable[[str, Flow], None]]] = []
 
 
 @dataclasses.dataclass
-class BridgedCall:
+class BridgedCall(Caller):
     """One call of ``sync_to_async``."""
 
     # The call further out.
     outer: BridgedCall | None = None
+    # Whether what awaits it was cancelled, and whether it has ended the wait.
+    told: bool = False
     cancelled: bool = False
     # Whether it was cancelled again, after that had gone in.
     absorbs: bool = False
@@ -199,6 +254,8 @@ class Flow:
     loop: Loop | None = None
     # The loop from which the bridged call that this thread runs came.
     home: Loop | None = None
+    # The task in which this is; not in synchronous code.
+    task: Caller = dataclasses.field(default_factory=Caller)
     handled: Any = None
     is_async: bool = False
     # Threads with a part in this, of which each is another one.
@@ -214,7 +271,7 @@ class Flow:
 
     def apart(self, context: dict[Any, Any], strand: Strand, handled: Any) -> Flow:
         """Return the flow of a new task that runs when others do too."""
-        return self.but(context=context, strand=strand, handled=handled, alone=False)
+        return self.but(context=context, strand=strand, handled=handled, alone=False, task=Caller())
 
 
 def expected_of(
@@ -300,7 +357,18 @@ class _Reference:
         if isinstance(step, Raise):
             raise Failure(step.kind, name if step.kind == "Oops" else "")
         if isinstance(step, Write):
+            if step.keeps_token:
+                flow.strand.tokens.append(Token(flow.context, step.variable, flow.context.get(step.variable)))
             self.write(step.variable, step.value, flow)
+        elif isinstance(step, Reset) and flow.strand.tokens:
+            token = flow.strand.tokens.pop()
+            is_valid = token.context is flow.context
+            if is_valid:
+                _write(flow.context, token.variable, token.before)
+            self.note(name, ("reset", "done" if is_valid else "not valid here"))
+        elif isinstance(step, Ask):
+            told = flow.loop is None and flow.bridged is not None and flow.bridged.told
+            self.note(name, ("asked", "cancelled" if told else "not cancelled"))
         elif isinstance(step, Call):
             self.note(name, self.caught(step, flow, name))
         elif isinstance(step, Block):
@@ -327,10 +395,11 @@ class _Reference:
         self.look(name, flow)
 
     def write(self, variable: str, value: int | None, flow: Flow) -> None:
-        if variable != "critical.x":
-            _write(flow.context, variable, value)
-        elif flow.loop is not None:
-            _write(flow.context, (flow.loop, variable), value)
+        key: Any = variable if variable != "critical.x" else (flow.loop, variable)
+        if flow.loop is not None or variable != "critical.x":
+            if variable.startswith("var") or value is not None or key in flow.context:
+                _note_change(flow.context, variable)
+            _write(flow.context, key, value)
         else:
             self.critical.setdefault(flow.thread, {})[variable] = value
 
@@ -355,7 +424,7 @@ class _Reference:
         if call.by == "create_task":
             assert flow.loop is not None
             context = {} if call.context else flow.context.copy()
-            task = flow.but(context=context, handled=self.handled_in_task(flow))
+            task = flow.but(context=context, handled=self.handled_in_task(flow), task=Caller())
             outcome = self.outcome_of(functools.partial(self.task, call.piece, task))
             if flow.loop.cancels:
                 flow.loop.cancels = False
@@ -387,7 +456,15 @@ class _Reference:
 
     def sync_to_async(self, piece: Piece, executor: str, context: str, flow: Flow) -> str:
         assert flow.loop is not None
-        mailbox = None
+        mailbox = kept = None
+        inner = {} if context == "empty" else flow.context.copy()
+        if context == "":
+            if flow.loop.mailbox is not None:
+                _note_change(inner, "ancestor")
+                _write(inner, "ancestor", self.mailbox_above(flow))
+            kept = flow.task.kept
+            if kept is not None:
+                inner = kept.follow(inner)
         if executor == "":
             thread, mailbox = self.route(flow)
         elif executor == "one":
@@ -406,10 +483,6 @@ class _Reference:
             if self.kept_is_entered:
                 raise Failure("RuntimeError", "entered")
             inner = self.kept
-        else:
-            inner = {} if context == "empty" else flow.context.copy()
-            if context == "" and flow.loop.mailbox is not None:
-                _write(inner, "ancestor", self.mailbox_above(flow))
         snapshot = inner.copy()
         bridged = BridgedCall(flow.bridged)
         inner_flow = flow.but(
@@ -428,6 +501,8 @@ class _Reference:
         if flow.loop.left_alone == "":
             doing.pop()
         if bridged.cancelled:
+            if kept is not None:
+                kept.is_taken = True
             if flow.loop.left_alone:
                 self.call_off(flow.loop)
             raise Failure("CancelledError")
@@ -435,8 +510,10 @@ class _Reference:
             self.lose(flow.loop)
         if flow.loop.left == "closed":
             raise Frozen
-        if context == "":
-            _carry(snapshot, inner, flow.context)
+        if kept is not None:
+            kept.bring_back(snapshot, flow.context)
+        elif context == "":
+            flow.task.kept = _keep(snapshot, inner, flow.context)
         if flow.loop.left == "stopped" and flow.loop.awaited:
             # A thread that runs the function while it waits reports first, and gives up waiting then.
             if flow.loop.awaited[-1].thread != thread:
@@ -566,9 +643,10 @@ class _Reference:
         if doing and (mailbox is None or doing[-1] is not mailbox):
             raise Unfit("it waits for a thread that waits for it")
         self.wait(thread)
-        _carry(steps.seen, flow.context, steps.context)
+        steps.there |= _carry(steps.seen, flow.context, steps.context, steps.there)
         steps.seen = flow.context.copy()
         if loop.mailbox is not None:
+            _note_change(steps.context, "ancestor")
             _write(steps.context, "ancestor", self.mailbox_above(flow))
         before = steps.context.copy()
         bridged = BridgedCall(flow.bridged)
@@ -591,7 +669,7 @@ class _Reference:
             doing.pop()
             raise Failure("CancelledError")
         doing.pop()
-        _carry(before, steps.context, flow.context)
+        steps.here |= _carry(before, steps.context, flow.context, steps.here)
         steps.seen = flow.context.copy()
         if bridged.absorbs and outcome[0] == "returned":
             if end is not None:
@@ -704,18 +782,23 @@ class _Reference:
     def task_step_of(self, steps: TaskSteps, function: Callable[[Flow], str], flow: Flow) -> str:
         if flow.leaving is not None:
             raise Unfit("whether a step is still in time is chance")
-        if steps.loop is None:
+        is_first = steps.loop is None
+        if is_first:
             self.begin_task_steps(steps, flow)
         loop, mailbox = steps.loop, steps.mailbox
         assert loop is not None
         assert mailbox is not None
-        _carry(steps.seen, flow.context, steps.context)
+        new = _carry(steps.seen, flow.context, steps.context, steps.there)
+        if not is_first:  # the first one copies the context of the consumer, without any token
+            steps.there |= new
+        _note_change(steps.context, "ancestor")
         steps.context["ancestor"] = mailbox
         before = steps.context.copy()
         inner = flow.but(
             thread=loop.thread,
             loop=loop,
             home=None,
+            task=steps.task,
             context=steps.context,
             handled=ANY,
             chain=flow.chain | {flow.thread, loop.thread},
@@ -730,7 +813,7 @@ class _Reference:
         if steps.kind != "home":
             loop.blocked.remove(mailbox)
         self.busy[flow.thread].pop()
-        _carry(before, steps.context, flow.context)
+        steps.here |= _carry(before, steps.context, flow.context, steps.here)
         steps.seen = flow.context.copy()
         return _result(outcome)
 
@@ -800,12 +883,17 @@ class _Reference:
         context = flow.context.copy()
         outer = context.get("ancestor")
         context["ancestor"] = mailbox = Mailbox(flow, outer)
+        _note_change(context, "ancestor")
+        kept = None if flow.bridged is None else flow.bridged.kept
+        if kept is not None:
+            context = kept.follow(context)
         snapshot = context.copy()
         loop, kind = self.loop_for(call, flow)
         inner = flow.but(
             thread=loop.thread,
             loop=loop,
             home=None,
+            task=Caller(),
             context=context,
             handled=loop.handled if flow.handled is None else flow.handled,
             chain=flow.chain | {flow.thread, loop.thread},
@@ -827,8 +915,13 @@ class _Reference:
         self.busy[flow.thread].pop()
         mailbox.serving = False
         if mailbox.lost:  # whatever the coroutine still does
+            if flow.bridged is not None:
+                flow.bridged.kept = None
             raise Failure("RuntimeError", "left")
-        _carry(snapshot, context, flow.context)
+        if kept is not None:
+            kept.bring_back(snapshot, flow.context)
+        elif (new := _keep(snapshot, context, flow.context)) is not None and flow.bridged is not None:
+            flow.bridged.kept = new
         return _result(outcome)
 
     def loop_for(self, call: Call, flow: Flow) -> tuple[Loop, str]:
@@ -859,7 +952,7 @@ class _Reference:
             return self.run_thread_sensitive_loop(call, flow)
         loop = Loop(f"{call.loop} of {call.piece.name}", flow.thread, flow.handled, call.leaves)
         self.busy[flow.thread].append(None)
-        inner = flow.but(loop=loop, context=flow.context.copy(), leaving=loop)
+        inner = flow.but(loop=loop, context=flow.context.copy(), leaving=loop, task=Caller())
         try:
             outcome = self.outcome_of(functools.partial(self.piece, call.piece, inner))
         except Frozen:
@@ -885,7 +978,8 @@ class _Reference:
         self.busy[thread] = [None]
         self.busy[flow.thread].append(mailbox)
         chain = flow.chain | {flow.thread, thread}
-        inner = flow.but(thread=thread, loop=loop, home=None, context=flow.context.copy(), chain=chain)
+        context = flow.context.copy()
+        inner = flow.but(thread=thread, loop=loop, home=None, context=context, chain=chain, task=Caller())
         outcome = self.outcome_of(functools.partial(self.piece, call.piece, inner))
         self.end_spawned(loop, flow, "cancelled")
         loop.running = mailbox.serving = False
@@ -970,6 +1064,8 @@ class _Reference:
                 flow.leaving.blocks.append(manager)
             if executor:
                 manager.entered_on, manager.hidden = flow.loop, hidden
+                if ancestor is not None:
+                    _note_change(flow.context, "ancestor")
                 _write(flow.context, "ancestor", None)
         failure = None
         try:
@@ -990,6 +1086,8 @@ class _Reference:
                 flow.leaving.blocks.remove(manager)
             _write(flow.context, key, before)
             if executor:
+                if ancestor is not None:
+                    _note_change(flow.context, "ancestor")
                 _write(flow.context, "ancestor", ancestor)
             if manager.loop is not None:
                 self.end_kept_loop(manager.loop, flow)
@@ -1081,6 +1179,9 @@ class _Reference:
                 other = flow.apart(own, flow.strand, handled)
                 self.note(name, self.outcome_of(functools.partial(self.piece, held.meanwhile, other)))
             if held.cancels:
+                told = where.bridged
+                while told is not None and told is not flow.bridged:
+                    told.told, told = True, told.outer
                 if where.loop is not None:
                     outermost = where.bridged
                     while outermost is not None and outermost.outer is not flow.bridged:
@@ -1128,8 +1229,37 @@ def _write(context: dict[Any, Any], key: Any, value: Any) -> None:
         context[key] = value
 
 
-def _carry(snapshot: dict[Any, Any], callee: dict[Any, Any], caller: dict[Any, Any]) -> None:
-    """Bring what the callee changed to the caller, and only that."""
+def _note_change(context: dict[Any, Any], variable: str) -> None:
+    """Note that a variable of Python's changes, to a new object, that holds all attributes of a ``Local``."""
+    holder = {"local": "the local", "critical": "the critical local", "ancestor": "the mailbox"}.get(
+        variable.split(".")[0]
+    )
+    if holder is not None:
+        context[holder] = object()
+
+
+def _variables(context: dict[Any, Any]) -> set[Any]:
+    """Return what is a context variable of Python's own, and no attribute of a ``Local``."""
+    return {key for key in context if type(key) is str and not key.startswith("local.") and key != "ancestor"}
+
+
+def _carry(snapshot: dict[Any, Any], callee: dict[Any, Any], caller: dict[Any, Any], of_caller: set[Any]) -> set[Any]:
+    """Bring what the callee changed to the caller, and only that; return the variables that are new there."""
+    before = _variables(caller)
     for key in snapshot.keys() | callee.keys():
         if snapshot.get(key) is not callee.get(key):
-            _write(caller, key, callee.get(key))
+            if key in callee:
+                caller[key] = callee[key]
+            elif key not in _variables(snapshot):
+                caller.pop(key, None)
+            elif key in of_caller:
+                of_caller.discard(key)
+                caller.pop(key, None)
+    return _variables(caller) - before
+
+
+def _keep(snapshot: dict[Any, Any], callee: dict[Any, Any], caller: dict[Any, Any]) -> Kept | None:
+    """Bring back what a call in a new copy has changed; return what is kept of it, if it has changed something."""
+    if snapshot.keys() == callee.keys() and all(snapshot[key] is callee[key] for key in snapshot):
+        return None
+    return Kept(callee, _carry(snapshot, callee, caller, set()))

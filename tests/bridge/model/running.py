@@ -27,6 +27,7 @@ from asgiref.sync import (
     async_to_sync,
     async_to_sync_context_manager,
     async_to_sync_iterator,
+    check_cancelled,
     release_thread,
     sync_to_async,
     sync_to_async_context_manager,
@@ -34,6 +35,7 @@ from asgiref.sync import (
 )
 
 from .programs import (
+    Ask,
     Block,
     Call,
     Collect,
@@ -45,6 +47,7 @@ from .programs import (
     Piece,
     Raise,
     Release,
+    Reset,
     Spawn,
     With,
     Write,
@@ -84,6 +87,7 @@ class MainThread:
         self.loops, self.limit = loops, limit
         self.pool = concurrent.futures.ThreadPoolExecutor(64, "pool")
         self.one = concurrent.futures.ThreadPoolExecutor(1, "one")
+        self.one.submit(int).result()  # now, since a later thread may get the number of one that has ended
         self.hung = False
         self._start_thread()
 
@@ -382,6 +386,7 @@ class _Strand:
 
     def __init__(self) -> None:
         self.spawned: list[tuple[asyncio.AbstractEventLoop, asyncio.Event, asyncio.Task[None]]] = []
+        self.tokens: list[contextvars.Token[int | None]] = []
 
 
 class _Flow:
@@ -449,6 +454,29 @@ class _Run:
             return PLAIN[variable].get()
         return getattr(self.local if kind == "local" else self.critical, name, None)
 
+    def simple_step(self, step: Any, flow: _Flow) -> None:
+        if isinstance(step, Raise):
+            raise _exception(step, flow)
+        if isinstance(step, Write) and step.keeps_token:
+            flow.strand.tokens.append(PLAIN[step.variable].set(step.value))
+        elif isinstance(step, Write):
+            self.write(step.variable, step.value)
+        elif isinstance(step, Reset) and flow.strand.tokens:
+            token = flow.strand.tokens.pop()
+            try:
+                token.var.reset(token)
+            except ValueError:
+                self.note(flow.name, ("reset", "not valid here"))
+            else:
+                self.note(flow.name, ("reset", "done"))
+        elif isinstance(step, Ask):
+            try:
+                check_cancelled()
+            except asyncio.CancelledError:
+                self.note(flow.name, ("asked", "cancelled"))
+            else:
+                self.note(flow.name, ("asked", "not cancelled"))
+
     def write(self, variable: str, value: int | None) -> None:
         kind, name = variable.split(".")
         storage = self.local if kind == "local" else self.critical
@@ -468,10 +496,8 @@ class _Run:
 
     def sync_steps(self, steps: list[Any], flow: _Flow) -> None:
         for step in steps:
-            if isinstance(step, Raise):
-                raise _exception(step, flow)
-            if isinstance(step, Write):
-                self.write(step.variable, step.value)
+            if isinstance(step, Raise | Write | Reset | Ask):
+                self.simple_step(step, flow)
             elif isinstance(step, Call):
                 self.note(flow.name, self.sync_caught(step, flow))
             elif isinstance(step, Block):
@@ -581,10 +607,8 @@ class _Run:
 
     async def async_steps(self, steps: list[Any], flow: _Flow) -> None:
         for step in steps:
-            if isinstance(step, Raise):
-                raise _exception(step, flow)
-            if isinstance(step, Write):
-                self.write(step.variable, step.value)
+            if isinstance(step, Raise | Write | Reset | Ask):
+                self.simple_step(step, flow)
             elif isinstance(step, Call):
                 self.note(flow.name, await self.async_caught(step, flow))
             elif isinstance(step, Block):
