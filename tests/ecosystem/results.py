@@ -141,7 +141,8 @@ def render(results: Sequence[Result]) -> str:
     only_ours = sum(ours == "passed" for ours, _ in differing)
     only_upstream = sum(upstream == "passed" for _, upstream in differing)
     summary = f"{tests:,} tests, of {len(results) - programs} test suites and {programs} programs. "
-    summary += f"{only_ours} of them pass only with this package, {only_upstream} only with upstream; each has its reason below."
+    summary += f"{only_ours} of them pass only with this package, {only_upstream} only with upstream, "
+    summary += "for the reasons below."
     lines = [".. This file is written by ``python -m tests.ecosystem --record``.", "", summary, ""]
     for heading, of_ours in (("Test suites of the projects", False), ("Programs written for this comparison", True)):
         chosen = [result for result in results if bool(result.project.program) == of_ours]
