@@ -97,13 +97,13 @@ def slow_query() -> int:
 
 
 def synchronous(request: HttpRequest) -> HttpResponse:
-    return HttpResponse(f"{slow_query()}")
+    return HttpResponse(b"%d" % slow_query())
 
 
 async def asynchronous(request: HttpRequest) -> HttpResponse:
     await Group.objects.acount()
     await asyncio.sleep(0.005)
-    return HttpResponse(f"{await Group.objects.acount()}")
+    return HttpResponse(b"%d" % await Group.objects.acount())
 
 
 async def stream(request: HttpRequest) -> StreamingHttpResponse:
@@ -124,12 +124,12 @@ async def end_streams(request: HttpRequest) -> HttpResponse:
     count = len(waiting)
     go_on.set()
     go_on.clear()
-    return HttpResponse(f"{count}")
+    return HttpResponse(b"%d" % count)
 
 
 async def connections(request: HttpRequest) -> HttpResponse:
     """Tell how many connections there were at most."""
-    return HttpResponse(f"{most_connections}")
+    return HttpResponse(b"%d" % most_connections)
 
 
 urlpatterns = [

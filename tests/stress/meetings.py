@@ -484,7 +484,7 @@ def leases_are_counted_while_they_begin_and_end() -> None:
             assert 0 <= seen.context_threads <= seen.threads_started
             assert 0 == seen.waiting_calls
 
-    at_once(count, *[functools.partial(asyncio.run, blocks()) for _ in range(THREADS)])
+    at_once(count, *[lambda: asyncio.run(blocks())] * THREADS)
     after = bridge_statistics()
     assert before.context_threads == after.context_threads
     assert before.running_calls == after.running_calls
