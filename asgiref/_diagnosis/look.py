@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .._bridge import forks, internals, workers
+from .._bridge import forks, internals, limit, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -229,6 +229,10 @@ class Look:
                 call.queue, call.works_on = f"the queue of thread {self.name_of(worker.ident)!r}", worker.ident
                 call.blockers = self._running_on(worker.ident)
                 return
+        for waiting in _again(list, limit._queue):
+            if any(item[1] is call.job for item in _again(list, waiting.items) if type(item) is tuple):
+                call.queue = f"the queue for a thread: ThreadSensitiveContext.max_threads is {limit.max_threads()}"
+                return
         for pool in _again(list, workers._pools):
             if call.job in _again(list, pool._jobs):
                 call.queue = f"the queue of a pool of {pool._limit} workers"
@@ -241,10 +245,10 @@ class Look:
             executor = each if executor is None else executor
         call.queue = f"the queue of {'an executor' if executor is None else type(executor).__qualname__}"
         if executor is not None and issubclass(type(executor), ThreadPoolExecutor):
-            limit, threads = internals.thread_limit_of(executor), internals.threads_of(executor) or ()
-            call.queue += f" with {limit} threads"
+            number, threads = internals.thread_limit_of(executor), internals.threads_of(executor) or ()
+            call.queue += f" with {number} threads"
             running = [each for thread in _again(list, threads) for each in self._running_on(thread.ident)]
-            if len(running) == limit:
+            if len(running) == number:
                 call.blockers, call.any_will_do = running, True
 
     def _is_queued_on(self, worker: Any, call: Call) -> bool:

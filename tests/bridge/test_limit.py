@@ -20,6 +20,7 @@ from asgiref.sync import (
     SyncToAsync,
     ThreadSensitiveContext,
     async_to_sync,
+    bridge_calls,
     release_thread,
     sync_to_async,
     sync_to_async_context_manager,
@@ -335,6 +336,15 @@ async def test_queue_spans_loops() -> None:
         await until(waiting(2))
         held.open()
         assert [await held.task] == await other == await task
+
+
+async def test_call_that_waits_for_a_thread_is_told_by_bridge_calls() -> None:
+    async with gate():
+        task = asyncio.create_task(block(thread))
+        await until(waiting(1))
+        [call] = [call for call in bridge_calls() if call.state == "queued"]
+        assert call.where == "the queue for a thread: ThreadSensitiveContext.max_threads is 1"
+    await task
 
 
 # Who never waits:

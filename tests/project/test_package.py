@@ -59,7 +59,7 @@ ALLOWED = {
     "_contexts.decorating": {"sync"},
     "_contexts.middleware": {"_bridge.internals", "_bridge.jobs", "_bridge.limit", "sync"},
     "_diagnosis": set[str](),
-    "_diagnosis.look": {"_bridge.forks", "_bridge.internals", "_bridge.workers"},
+    "_diagnosis.look": {"_bridge.forks", "_bridge.internals", "_bridge.limit", "_bridge.workers"},
     "_diagnosis.register_look": {f"_bridge.{room}" for room in ("forks", "internals", "jobs", "register", "workers")}
     | {"_diagnosis.look"},
     "_diagnosis.calls": {"_bridge.register", "_diagnosis.look", "_diagnosis.register_look"},

@@ -810,7 +810,9 @@ def iterations_share_a_kept_loop() -> None:
                 if i % 3 == 1:
                     items.close()
 
-        at_once(*[functools.partial(context.run, iterate, own) for own, context in enumerate(contexts)])
+        at_once(
+            *[functools.partial(context.run, functools.partial(iterate, own)) for own, context in enumerate(contexts)]
+        )
         _until(lambda: len(ends) == 10 * THREADS)
 
 
