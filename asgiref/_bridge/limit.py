@@ -3,7 +3,7 @@
 A context that needs a thread takes a *lease*. Leases are in a dict, which keeps their order: with a limit, the first
 ones are valid, and one further back is removed again. A context without a valid lease gets a *place* in the queue. The
 place replaces the worker until there is one, and collects the calls of the context. A thread that removes a lease
-serves the queue afterwards.
+serves the queue afterwards. Workers that were leased without a limit have no lease, but count.
 
 There is no lock here, for the same reason as in ``workers``. Atomic steps are single operations of a dict, a deque or
 a list. Two things are claimed in this way: a place, by removing it from the queue, and the right to put a place there,
@@ -32,7 +32,7 @@ from .workers import WorkerExecutor, run_in_place
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from .workers import _Worker
 
@@ -80,34 +80,47 @@ def current_limit() -> int | None:
 class Lease:
     """One counted thread, from before the choice of its worker until that is idle again."""
 
-    __slots__ = ("unfinished", "worker")
+    __slots__ = ("worker",)
 
-    def __init__(self, executor: ContextExecutor | None) -> None:
-        # A weak reference: other references to the executor show whether it is still in use.
-        self.unfinished: deque[Any] = deque() if executor is None else executor.unfinished
+    def __init__(self) -> None:
         self.worker: _Worker | None = None
 
     def holds(self, limit: int) -> bool:
         """Return whether this is one of the first *limit* leases. New ones are always behind it."""
         # A copy takes the lock of the dict, also on free-threaded builds.
-        return self in list(_leases.copy())[:limit]
+        leases = list(_leases.copy())
+        return self in leases[: max(0, limit - _unnoted())]
 
     def end(self) -> None:
         """Give the thread to the next place; its worker is idle."""
-        _leases.pop(self, None)
-        # A context that came too late for this lease has put its place into the queue before it saw the lease in the
-        # dict, and so before the line above.
-        if _queue:
-            _serve_queue(own=True)
+        _end_lease(self)
 
 
-def _try_lease(executor: ContextExecutor) -> Lease | None:
-    """Return a lease for *executor*; None if it must be queued."""
-    limit = current_limit()
-    lease = Lease(executor)
+def _leased() -> list[tuple[_Worker, deque[Any]]]:
+    """Return the leased workers, each with the unfinished jobs of its executor."""
+    return list(ContextExecutor.leases.copy().items())
+
+
+def _unnoted() -> int:
+    """Return the number of workers that were leased while there was no limit, and so without a ``Lease``."""
+    return sum(worker.lease is None for worker, _ in _leased())
+
+
+def _end_lease(lease: Lease | None) -> None:
+    if lease is not None:
+        _leases.pop(lease, None)
+    # A context that came too late for this lease has put its place into the queue before it saw the lease in the
+    # dict, and so before the lease was removed from it.
+    if _queue:
+        _serve_queue(own=True)
+
+
+def _try_lease(limit: int) -> Lease | None:
+    """Return a lease; None if the executor must be queued."""
+    lease = Lease()
     try:
         _leases[lease] = None
-        if not _queue and (limit is None or lease.holds(limit)):
+        if not _queue and lease.holds(limit):
             return lease
     except BaseException:
         _leases.pop(lease, None)
@@ -129,14 +142,14 @@ def _serve_queue(own: bool = False) -> None:
         except Exception as error:  # else the queued calls would wait forever
             _abandon_queue(error)
             return
-        lease = Lease(None)
+        lease = Lease()
         place = None
         try:
             _leases[lease] = None
             if limit is not None and not lease.holds(limit):
                 _leases.pop(lease, None)
                 # Each of the other leases serves the queue when it is removed, and this place is in the queue before.
-                if len(list(_leases.copy())) >= limit:
+                if len(list(_leases.copy())) + _unnoted() >= limit:
                     return
                 continue
             try:
@@ -277,9 +290,7 @@ class Place:
         if worker is None:
             self._run_in_place(lease)
             return
-        worker.begin_lease(executor)
-        lease.unfinished = executor.unfinished
-        worker.lease, lease.worker = lease, worker
+        worker.begin_lease(executor, lease)
         self.worker, self.ident = worker, worker.ident
         # The worker is not released before it has moved the calls.
         executor.unfinished.append(self)
@@ -289,7 +300,7 @@ class Place:
         """Give the calls to a worker in spite of the limit; return False if this place is not in the queue."""
         if not removed(_queue, self):
             return False
-        lease = Lease(self.executor)
+        lease = Lease()
         _leases[lease] = None
         self.give(lease)
         return True
@@ -411,7 +422,7 @@ def _is_given_up(item: Any) -> bool:
 def _is_leased_thread() -> bool:
     """Return whether this thread, which runs a loop, is itself a leased one, whose job waits for the loop."""
     here = threading.get_ident()
-    return any(lease.worker is not None and lease.worker.ident == here for lease in list(_leases.copy()))
+    return any(worker.ident == here for worker, _ in _leased())
 
 
 # Standstill:
@@ -431,15 +442,13 @@ class Rest:
 def _threads_at_rest() -> list[Any] | None:
     """Return the progress of each leased thread; None if one of them is running something."""
     threads: list[Any] = []
-    for lease in list(_leases.copy()):
-        worker = lease.worker
+    for worker, unfinished in _leased():
         # The mailbox of a blocked thread counts the jobs that it runs.
-        mailbox = None if worker is None else current_thread_executor.waiting.get(worker.ident or 0)
-        if lease.unfinished and mailbox is None:
+        mailbox = current_thread_executor.waiting.get(worker.ident or 0)
+        if unfinished and mailbox is None:
             return None
-        jobs_done = None if worker is None else worker.jobs_done
         jobs_begun = None if mailbox is None else mailbox.jobs_begun
-        threads.append((id(lease), jobs_done, id(mailbox), jobs_begun))
+        threads.append((id(worker), worker.jobs_done, id(mailbox), jobs_begun))
     return threads
 
 
@@ -494,7 +503,7 @@ def figures() -> Figures:
     waiting = [place for place in snapshot(_queue) if place.is_wanted()]
     since = min([place.waiting_since() for place in waiting], default=None)
     return Figures(
-        sum(lease.worker is not None for lease in list(_leases.copy())),
+        len(_leased()),
         sum(len(place._calls()) for place in waiting),
         0.0 if since is None else max(0.0, time.monotonic() - since),
     )
@@ -518,24 +527,26 @@ class ContextExecutor(WorkerExecutor):
 
     purpose = "ThreadSensitiveContext"
     counted_in = "context_threads"
+    after_lease = staticmethod(_end_lease)
 
-    # Accepts the calls after the release; set before ``shut_down``.
-    successor: ContextExecutor | None = None
     # The previous executor of the context, as long as it may have running calls: calls of one context do not overlap.
     # A weak reference, because it refers to this one; its jobs keep it alive until they are done.
     _after: weakref.ref[ContextExecutor] | None = None
 
-    def __init__(self) -> None:
-        super().__init__()
-        # One item for each iterator or block whose next steps must run on this thread.
-        self.pins: list[None] = []
+    # One item for each iterator or block whose next steps must run on this thread; a list of its own from the first on.
+    pins: Collection[None] = ()
 
     def _lease(self, lease: Lease | None = None) -> Any:
-        lease = None if self._after is not None else _try_lease(self)
+        if self._after is not None:
+            return self._stand_in_queue()
+        if max_threads() is None and not _queue:  # as for most sites
+            return WorkerExecutor._lease(self)
+        limit = current_limit()
+        lease = None if limit is None else _try_lease(limit)
         if lease is None:
             return self._stand_in_queue()
         try:
-            worker = super()._lease(lease)
+            worker = WorkerExecutor._lease(self, lease)
         except BaseException:
             lease.end()
             raise
@@ -562,11 +573,9 @@ class ContextExecutor(WorkerExecutor):
         self.__dict__["_then"] = place
         return "_worker" in self.__dict__.copy() or self.__dict__.pop("_then", None) is None
 
-    def give_back_if_done(self) -> None:
-        super().give_back_if_done()
+    def let_successor_begin(self) -> None:
         if "_worker" not in self.__dict__:
-            if self.successor is not None:
-                self.successor._after = None  # it need not wait; and this would be a reference cycle
+            self.successor._after = None
             place = self.__dict__.pop("_then", None)
             if place is not None:
                 place.hold()
@@ -582,7 +591,7 @@ class ContextExecutor(WorkerExecutor):
 
     def _release_if_unpinned(self) -> None:
         # Checked after setting ``_release``; unpin() removes its pin and then checks ``_release``.
-        if self.pins.copy():
+        if list(self.pins):
             return
         install = self.__dict__.pop("_release", None)
         if install is None or self.shut_down or self._worker is None:
@@ -596,9 +605,13 @@ class ContextExecutor(WorkerExecutor):
     def _make_successor(self) -> ContextExecutor:
         return ContextExecutor()
 
+    def pin(self) -> None:
+        """Record that further jobs of an iterator or block must run on this thread."""
+        self.__dict__.setdefault("pins", []).append(None)
+
     def unpin(self) -> None:
         """Record that an iterator or block that was pinned to this thread has ended."""
-        self.pins.pop()
+        self.__dict__["pins"].pop()
         if "_release" in self.__dict__:
             self._release_if_unpinned()
 
@@ -613,7 +626,7 @@ class ContextExecutor(WorkerExecutor):
         self.__dict__.pop("_then", None)
         self.__dict__.pop("_release", None)
         self._after = None
-        self.pins = []
+        self.__dict__.pop("pins", None)
 
     @property
     def _threads(self) -> set[threading.Thread]:

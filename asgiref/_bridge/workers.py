@@ -210,7 +210,9 @@ class _Worker:
         while not reached.wait(1) and self.thread.is_alive():
             pass
 
-    def begin_lease(self, executor: WorkerExecutor) -> None:
+    def begin_lease(self, executor: WorkerExecutor, lease: Lease | None) -> None:
+        if lease is not None:  # first, so that the worker is never counted twice
+            self.lease, lease.worker = lease, self
         kind = self.thread.serves = type(executor)
         kind.leases[self] = executor.unfinished
 
@@ -222,8 +224,9 @@ class _Worker:
         self.idle_since = time.monotonic()
         lease, self.lease = self.lease, None
         _idle.append(self)
-        if lease is not None:  # last, so that a context that waits for this finds the worker in the pool
-            lease.end()
+        # Last, so that a context that waits for this finds the worker in the pool.
+        if kind is not None and kind.after_lease is not None:
+            kind.after_lease(lease)
 
     def let_go(self) -> None:
         """Go idle when all jobs in the queue are done."""
@@ -268,6 +271,12 @@ class WorkerExecutor(JobExecutor):
 
     # Until when queued jobs are watched, by the clock of their start time.
     watched_until = math.inf
+
+    # The executor that takes further jobs once this one is shut down, if there is one.
+    successor: Any = None
+
+    # Called, on the class, when a worker that it leased is idle again.
+    after_lease: ClassVar[Any] = None
 
     # As in a ThreadPoolExecutor; see also _threads.
     _max_workers = 1
@@ -362,9 +371,7 @@ class WorkerExecutor(JobExecutor):
         worker = _lease()
         if worker is None:
             return None
-        worker.begin_lease(self)
-        if lease is not None:
-            worker.lease, lease.worker = lease, worker
+        worker.begin_lease(self, lease)
         leased: _Worker = self.__dict__.setdefault("_worker", worker)
         if leased is not worker:  # another thread was faster
             worker.go_idle()
@@ -382,6 +389,11 @@ class WorkerExecutor(JobExecutor):
                 worker.let_go()
             else:
                 worker.go_idle()
+        if self.successor is not None:
+            self.let_successor_begin()
+
+    def let_successor_begin(self) -> None:
+        """Let the executor that takes further jobs begin, if the worker has been given back."""
 
     def _forget_parents_worker(self) -> None:
         self.__dict__.pop("_worker", None)

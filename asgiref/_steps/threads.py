@@ -267,7 +267,7 @@ class Steps(SyncToAsync[Any, Any]):
             self.kept = kept
             if isinstance(kept, ContextExecutor):
                 # A release that another thread asked for just now is not held up, and ends the steps.
-                kept.pins.append(None)
+                kept.pin()
                 self._pinned = kept
             return kept
         if self._accepts(call, loop, inner_calls):

@@ -303,6 +303,24 @@ async def test_lifted_limit_takes_effect_with_the_next_lease(monkeypatch: pytest
         assert (await block(thread)) != (await task)
 
 
+async def test_threads_that_were_leased_without_a_limit_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And give way to those in the queue when they are given back."""
+    monkeypatch.setattr(limit.Place, "_look_later", lambda self, loop, pause: None)
+    monkeypatch.setattr(ThreadSensitiveContext, "max_threads", None)
+    async with gate() as one, gate() as two:
+        monkeypatch.setattr(ThreadSensitiveContext, "max_threads", 2)
+        assert not limit._leases
+        task = asyncio.create_task(block(thread))
+        await until(waiting(1))
+        one.open()
+        assert [await one.task] == await task
+        monkeypatch.setattr(ThreadSensitiveContext, "max_threads", 1)
+        task = asyncio.create_task(block(thread))
+        await until(waiting(1))
+        two.open()
+        assert [await two.task] == await task
+
+
 async def test_lowered_limit_takes_nobodys_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ThreadSensitiveContext, "max_threads", 2)
     async with gate() as one, gate() as two:

@@ -110,10 +110,10 @@ def test_two_leases_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
             again()
 
     results: list[Any] = []
-    again = Doing(lambda: results.append(limit._try_lease(ContextExecutor())))
+    again = Doing(lambda: results.append(limit._try_lease(1)))
     leases = Leases()
     monkeypatch.setattr(limit, "_leases", leases)
-    first = limit._try_lease(ContextExecutor())
+    first = limit._try_lease(1)
     assert [None] == results
     assert first is not None
     assert [first] == list(leases)
@@ -509,7 +509,7 @@ def test_place_that_is_in_the_queue_twice_gets_one_worker() -> None:
     assert 0 == figures().leased_threads
     place = Place(ContextExecutor())
     place._ungiven.clear()
-    place.give(Lease(None))
+    place.give(Lease())
 
 
 def test_interrupt_of_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -627,7 +627,7 @@ def test_two_releases_at_once_make_one_successor() -> None:
     """1. A release waits for a pin. 2. Another is asked for. 3. The pin goes, and one of them takes effect."""
     executor = ContextExecutor()
     finished(executor)
-    executor.pins.append(None)
+    executor.pin()
     installed: list[ContextExecutor] = []
     executor.release(installed.append)
     executor.release(installed.append)
@@ -643,11 +643,11 @@ def test_release_that_meets_the_end_of_the_last_pin() -> None:
     finished(executor)
 
     class Pins(list[None]):
-        def copy(self) -> list[None]:
-            result = super().copy()
+        def __iter__(self) -> Iterator[None]:
+            result = [None] * len(self)
             if self:
                 executor.unpin()
-            return result
+            return iter(result)
 
     executor.pins = Pins([None])
     installed: list[ContextExecutor] = []
