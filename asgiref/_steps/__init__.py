@@ -1,6 +1,6 @@
-"""Across the bridge step by step: iterators and context managers, which last longer than a call.
+"""Bridged iterators and context managers, which consist of several calls, the steps.
 
-Each step is a ``sync_to_async`` call, with all that this promises. The modules here add that all steps of one
-iteration, or of one ``with`` block, run on one thread and in one context, and that what was begun is ended there.
-They come with the first use of a function that they give to ``asgiref.sync``.
+Each step is a bridged call, with all its properties. In addition, all steps of one iteration or one ``with`` block run
+on one thread (or in one task) and in one context, and an open iteration or block is always ended there. These modules
+are imported on first use of their functions in ``asgiref.sync``.
 """

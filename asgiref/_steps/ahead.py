@@ -1,13 +1,13 @@
-"""Read-ahead: a thread makes items before they are asked for.
+"""Read-ahead: a thread makes items before they are requested.
 
-A *fill* is one job on the thread of the iteration. It puts items into a queue, and ends when enough of them wait there,
-so it never waits for a slow consumer. The next fill begins when half of them are taken. A consumer that finds the
-queue empty waits for the fill, and goes on as soon as there is an item.
+A *fill* is one job on the thread of the iteration. It puts items into a queue and ends when enough items are queued, so
+it never waits for a slow consumer. The next fill starts when half of them are taken. If the queue is empty, the
+consumer waits for the fill, and resumes with the next item.
 
-A consumer that begins to wait and a thread that has made an item must not miss each other. Each writes first, and then
-looks at what the other wrote: the consumer notes that it waits, and looks at the queue; the thread puts the item into
-the queue, and looks whether the consumer waits. Without the interpreter's lock, both take the lock of the queue in
-between. The same goes for the end of a fill.
+A waiting consumer and a thread with a new item must not miss each other. Each side writes first and then reads the
+other value: the consumer records that it waits, and then checks the queue. The thread appends the item, and then checks
+whether the consumer waits. On free-threaded builds, both take the lock of the queue in between. The same applies to the
+end of a fill.
 """
 
 from __future__ import annotations
@@ -35,44 +35,44 @@ END: Any = object()
 
 
 class ReadAhead:
-    """The items that wait, and the fill that makes more of them.
+    """The queued items, and the fill that makes more of them.
 
     Args:
-        steps: Of the iteration.
-        limit: How many items may wait.
+        steps: The steps of the iteration.
+        limit: Maximum number of queued items.
 
-    What is called *next_item* returns an item, or END, on the thread. It is not kept, since it leads to this object.
+    *next_item* returns an item, or END, on the thread. It is not stored, because it refers to this object.
     """
 
     def __init__(self, steps: Steps, limit: int) -> None:
         self._steps, self._limit = steps, limit
-        # An item of which there is more to say is in an Entry.
+        # An item with changes of the context is in an Entry.
         self.ready: deque[Any] = deque()
         self._fill: Fill | None = None
-        # Whether nothing more is to be made: set by the thread at the end, and at an error, of which the consumer
-        # has to hear first; set by the consumer that gives up.
+        # Whether no more items are made: set by the thread at the end, and after an error, which the consumer must
+        # receive first; set by a consumer that gives up.
         self.stopped = self.given_up = False
-        # Whether a task still waits for an item of what was given up.
+        # Whether a task still waits for an item after giving up.
         self._is_awaited = False
 
     # On the loop:
 
     @property
     def may_go_on(self) -> bool:
-        """Whether the next fill may begin."""
+        """Whether the next fill may start."""
         fill = self._fill
         return fill is not None and fill.settled and fill._error is None and not self.stopped
 
     def fill_on(self, next_item: Callable[[], Any]) -> None:
-        """Begin a fill for which nobody waits yet."""
-        # Where it cannot begin, the consumer hears of that when it has taken the items that wait.
+        """Start a fill that nothing waits for yet."""
+        # If it cannot start, the consumer gets the error after the queued items.
         with contextlib.suppress(RuntimeError):
             self._begin(next_item)
 
     async def wait(self, next_item: Callable[[], Any]) -> Any:
-        """Return the next item or entry, when there is one.
+        """Wait for the next item or entry and return it.
 
-        A cancellation does what it does to a call whose function returns the item.
+        A cancellation has the same effect as for a call whose function returns the item.
         """
         __traceback_hide__ = True
         ready = self.ready
@@ -81,7 +81,7 @@ class ReadAhead:
             fill = self._fill
             if fill is None:
                 fill = self._begin(next_item)
-            elif fill.settled and not ready:  # looked at again: the fill may have ended since
+            elif fill.settled and not ready:  # checked again: the fill may have ended meanwhile
                 self._fill = None
                 if (absorbed := fill.inner_calls.take_absorbed()) is not None:
                     fill.cancel_result(*absorbed)
@@ -98,11 +98,11 @@ class ReadAhead:
         return entry
 
     def give_up(self, is_awaited: bool) -> None:
-        """Have the fill that is under way end with its step. On any thread.
+        """End the running fill after its current step. On any thread.
 
         Args:
-            is_awaited: Whether a task waits for that step. If not, the step is cancelled where it waits in
-                ``async_to_sync``: that could last for ever.
+            is_awaited: Whether a task waits for that step. If not, the step is cancelled if it waits in
+                ``async_to_sync``, which could last forever.
         """
         self._is_awaited = is_awaited
         self.given_up = True
@@ -119,7 +119,7 @@ class ReadAhead:
         return fill
 
     def _new_fill(self, *args: Any) -> Fill:
-        self._fill = Fill(self.ready, *args)  # before the thread gets it
+        self._fill = Fill(self.ready, *args)  # set before the thread gets it
         return self._fill
 
     # On the thread:
@@ -147,17 +147,17 @@ class ReadAhead:
                 item = Entry(item, error, before, after)
                 before = after
             ready.append(item)
-            error = item = None  # the traceback of the error leads here
+            error = item = None  # the traceback of the error refers to this frame
             if calls.cancelled is not None and not calls.given_up:
-                calls.cancelled = None  # that was for the step which has ended
+                calls.cancelled = None  # it was for the step that has ended
             if fill.tells:
                 fill.tell(loop)
-            # Where the loop is closed, nobody asks for more.
+            # If the loop is closed, no more items will be requested.
             if is_last or self.given_up or len(ready) >= limit or is_closed():
                 return
 
     def clear(self) -> list[BaseException]:
-        """Drop the items that nobody will take; return the errors that must not be lost."""
+        """Drop the queued items; return the errors that must not be lost."""
         errors: list[BaseException] = []
         while self.ready and not self._is_awaited:
             entry = self.ready.popleft()
@@ -168,11 +168,11 @@ class ReadAhead:
 
 
 class Entry:
-    """An item that comes with changes of the context, the end of the iteration, or the error of a step.
+    """An item with changes of the context, or the end of the iteration, or the error of a step.
 
     Args:
-        before: The context of the steps before this one.
-        after: The same afterwards.
+        before: The context of the steps before this step.
+        after: The same after this step.
     """
 
     __slots__ = ("after", "before", "error", "item")
@@ -184,15 +184,15 @@ class Entry:
 
 
 class CallsOfFill(InnerCalls):
-    """The ``async_to_sync`` calls for which a fill waits. Once it is given up, they are cancelled as they come.
+    """The ``async_to_sync`` calls that a fill waits for. After giving up, new ones are cancelled at once.
 
-    Each step is like a call of its own for ``cancelled``: the thread takes it away when the step has ended.
+    For ``cancelled``, each step is a separate call: the thread resets it at the end of the step.
     """
 
     given_up = False
 
     def append(self, outcome: AwaitedOutcome[Any]) -> None:
-        # Written first, and then looked at, as in give_up(); both take the lock of the list in between.
+        # Write first, then read, as in give_up(); both take the lock of the list in between.
         super().append(outcome)
         if self.given_up:
             outcome.cancel()
@@ -205,13 +205,13 @@ class CallsOfFill(InnerCalls):
             outcome.cancel()
 
     def take_absorbed(self) -> tuple[Any, ...] | None:
-        """Return the arguments of a cancellation that came after a first one; the next item begins without it."""
+        """Return the arguments of a repeated cancellation, and reset it for the next item."""
         absorbed, self.absorbed = self.absorbed, None
         return absorbed
 
 
 class Fill(ThreadCall[None]):
-    """The job; its consumer may wait for it several times, or never."""
+    """The job of a fill; its consumer may wait for it several times, or never."""
 
     __slots__ = ("inner_calls", "ready", "tells")
 
@@ -227,13 +227,13 @@ class Fill(ThreadCall[None]):
     ) -> None:
         super().__init__(loop, wrapper, exc_info, inner_calls, context, child)
         self.ready, self.inner_calls = ready, inner_calls
-        del self.arrival  # nobody waits yet
-        # Whether the thread has to tell the consumer of the next item.
+        del self.arrival  # nothing waits yet
+        # Whether the thread must wake the consumer for the next item.
         self.tells = False
 
     @property
     def is_parents(self) -> bool:
-        """Whether the parent process has made this call, before a fork."""
+        """Whether the parent process made this call, before a fork."""
         return self._generation is not forks.generation
 
     @property
@@ -243,7 +243,7 @@ class Fill(ThreadCall[None]):
     # On the loop:
 
     def await_item(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Have ``arrival`` end with the next item, or with the fill; return False where either is there already."""
+        """Complete ``arrival`` with the next item or the end of the fill; return False if either is there already."""
         self._arrived = False
         self.arrival = asyncio.Future(loop=loop)
         self.tells = True
@@ -251,25 +251,25 @@ class Fill(ThreadCall[None]):
         return not self.ready and not self.settled
 
     def survives_cancellation(self, inner_calls: InnerCalls, cancellation: asyncio.CancelledError) -> bool:
-        if self.ready:  # what the thread waits for is another item already
+        if self.ready:  # the thread is making another item already
             return False
         return super().survives_cancellation(inner_calls, cancellation)
 
     def deliver(self) -> None:
-        # The consumer may have gone. Or it waits for a later item, and will look again.
+        # The consumer may be gone, or wait for a later item and check again.
         if self.is_awaited:
             super().deliver()
 
     # On the thread:
 
     def tell(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let the consumer go on, who waits for the item that has been put into the queue."""
+        """Wake the consumer, which waits for the item that has been queued."""
         self.tells = False
         deliver_on(loop, self)
 
     def report(self, after_interrupt: bool = False) -> None:
         self.ready.rotate(0)  # takes its lock
-        # An error of the fill itself may be an interrupt, which came while the consumer was told of an item.
+        # An error of the fill itself may be an interrupt that came while the consumer was being woken.
         after_interrupt = after_interrupt or self._error is not None
         if self.is_awaited and (self.tells or after_interrupt):
             super().report(after_interrupt)

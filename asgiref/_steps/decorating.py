@@ -1,4 +1,4 @@
-"""Functions that return an iterable or a context manager, and so can be decorated."""
+"""Decorated functions that return an iterable or a context manager."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Decorated", "name_of"]
 
 
 class Decorated(Wrapper[Any, Any]):
-    """A function that gives what *bridge* makes of the call of *function*, which is yet to be made.
+    """A function that passes a call of *function*, not yet made, to *bridge* and returns the result.
 
     It has the name, docstring and signature of *function*, and works as a method.
     """

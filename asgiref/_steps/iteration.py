@@ -1,4 +1,4 @@
-"""``sync_to_async_iterator``: an iterable of synchronous code, for ``async for``."""
+"""``sync_to_async_iterator``: ``async for`` over synchronous iterables."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ P = ParamSpec("P")
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
-# After how many items that it did not have to wait for a consumer lets other tasks run. A guess: so many take about as
-# long as one bridged call.
+# After this many items without waiting, a consumer lets other tasks run. A guess: they take about as long as one
+# bridged call.
 MOST_IN_A_ROW = 64
 
 _NOTHING: Any = object()
@@ -31,7 +31,7 @@ _NOTHING: Any = object()
 class SyncToAsyncIterator(Generic[T_co]):
     """An asynchronous iterator whose steps run on one thread; ``sync_to_async_iterator`` makes it.
 
-    It can be iterated once, like a generator. Close it with ``aclose()``, best by ``contextlib.aclosing``.
+    It can be iterated once, like a generator. Close it with ``aclose()``, preferably with ``contextlib.aclosing``.
     """
 
     def __init__(self, iteration: _Iteration) -> None:
@@ -45,7 +45,7 @@ class SyncToAsyncIterator(Generic[T_co]):
         """Return the next item, made on the thread; see ``sync_to_async_iterator`` for cancellation.
 
         Raises:
-            RuntimeError: where another task waits for an item, and where the thread of the first step has left.
+            RuntimeError: if another task is waiting for an item, or if the thread of the first step is gone.
         """
         __traceback_hide__ = True
         iteration = self._iteration
@@ -69,12 +69,12 @@ class SyncToAsyncIterator(Generic[T_co]):
         if not self._is_asked:
             raise StopAsyncIteration
         raise RuntimeError(
-            f"{self._iteration.name}: an item was asked for while another task waits for one; let one task iterate, or "
-            "guard the iterator with an asyncio.Lock"
+            f"{self._iteration.name}: an item was requested while another task is waiting for one; iterate in one task "
+            "only, or guard the iterator with an asyncio.Lock"
         )
 
     async def aclose(self) -> None:
-        """Close the iterator on its thread, after a step that still runs there; do nothing the second time.
+        """Close the iterator on its thread, after a running step; do nothing the second time.
 
         Raises:
             BaseException: whatever its ``close()`` raises.
@@ -87,17 +87,17 @@ class SyncToAsyncIterator(Generic[T_co]):
         if iteration.needs_closing:
             await iteration.steps.end(iteration.close)
 
-    # When the interpreter is torn down, no thread would come to the job, and the globals of modules are None.
+    # During the teardown of the interpreter, no thread would run the job, and the globals of modules are None.
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if is_finalizing():  # pragma: no cover: nothing measures that late
+        if is_finalizing():  # pragma: no cover: coverage has ended by then
             return
-        iteration = getattr(self, "_iteration", None)  # none where the constructor failed
+        iteration = getattr(self, "_iteration", None)  # missing if the constructor failed
         if iteration is not None and iteration.begun and not iteration.closed:
             iteration.abandon()
 
 
 class ReadAheadIterator(SyncToAsyncIterator[T_co]):
-    """A ``SyncToAsyncIterator`` whose thread makes items before they are asked for."""
+    """A ``SyncToAsyncIterator`` whose thread makes items before they are requested."""
 
     def __init__(self, iteration: _Iteration, limit: int) -> None:
         super().__init__(iteration)
@@ -131,7 +131,7 @@ class ReadAheadIterator(SyncToAsyncIterator[T_co]):
         return self._taken_out(item) if type(item) is Entry else item  # type: ignore[no-any-return]
 
     def _taken_out(self, entry: Entry) -> Any:
-        """Return, or raise, what is in *entry*."""
+        """Return the item of *entry*, or raise its exception."""
         __traceback_hide__ = True
         iteration = self._iteration
         iteration.steps.bring_back_ahead(entry.before, entry.after)
@@ -152,17 +152,17 @@ class ReadAheadIterator(SyncToAsyncIterator[T_co]):
 
 
 class _Iteration:
-    """What the thread has of an iteration. It refers to no ``SyncToAsyncIterator``, which may be dropped."""
+    """The thread's part of an iteration. It does not refer to the ``SyncToAsyncIterator``, which may be dropped."""
 
     def __init__(
         self, iterable: Any, make: Callable[[], Any] | None, name: str, thread_sensitive: bool, executor: Any
     ) -> None:
         self.name = name
         self.steps = Steps(name, thread_sensitive, executor)
-        # One of the two, until the first step has taken it.
+        # One of the two is set until the first step takes it.
         self._iterable, self._make = iterable, make
         self._iterator: Any = None
-        # Whether the consumer has come to the end; whether close() was begun, and is done, on the thread.
+        # Whether the consumer has reached the end; whether close() has started, and has ended, on the thread.
         self.over = self._closes = self.closed = False
         self.ahead: ReadAhead | None = None
 
@@ -178,7 +178,7 @@ class _Iteration:
 
     @property
     def needs_closing(self) -> bool:
-        """Whether ``aclose`` has something to do: an iterator that was not begun may have resources all the same."""
+        """Whether ``aclose`` has work to do: even an iterator that was not started may have resources."""
         if self.begun:
             return not self.closed or bool(self.steps.errors)
         return hasattr(type(self._iterable), "__next__") and hasattr(self._iterable, "close")
@@ -203,7 +203,7 @@ class _Iteration:
             self._close()
             return END
         except StopAsyncIteration as error:
-            # It would look like the end of the iteration.
+            # StopAsyncIteration would look like the end of the iteration.
             raise RuntimeError(f"{self.name} raised {error!r}") from error
 
     def _begin(self) -> Any:
@@ -217,7 +217,7 @@ class _Iteration:
         return iter(iterable)
 
     def close(self) -> None:
-        """Close the iterator, unless that has been done; an error goes to ``steps.errors``."""
+        """Close the iterator, if it is not closed yet; an exception goes to ``steps.errors``."""
         if self.ahead is not None:
             self.steps.errors += self.ahead.clear()
         try:
@@ -241,7 +241,7 @@ class _Iteration:
             if close is not None:
                 close()
         finally:
-            # Let go of on this thread too: what has no close() may have a finalizer.
+            # Also drop it on this thread: an object without close() may have a finalizer.
             self._iterator = self._iterable = self._make = iterator = close = None
             self.closed = True
             self.steps.finish()
@@ -262,7 +262,7 @@ def _not_iterable(subject: Any, what: str) -> TypeError:
     return TypeError(f"sync_to_async_iterator needs an iterable, but {what} is {subject!r}")
 
 
-# As for ``sync_to_async``, the form without options stands by itself.
+# As for ``sync_to_async``, the form without options is separate.
 
 
 @overload
@@ -290,55 +290,54 @@ def sync_to_async_iterator(
 def sync_to_async_iterator(
     iterable: Any = _NOTHING, *, thread_sensitive: bool = True, executor: Executor | None = None, read_ahead: int = 0
 ) -> Any:
-    """Turn a synchronous iterable into an asynchronous iterator, or decorate a function that returns one.
+    """Return an asynchronous iterator over a synchronous iterable, or decorate a function that returns an iterable.
 
-    Equivalent to ``await sync_to_async(next)(iterator)`` for each item, with one thread and one context for all
-    of them, and a ``close()`` there.
+    Equivalent to ``await sync_to_async(next)(iterator)`` for each item, and ``close()`` at the end, all on one thread
+    and in one context.
 
     Args:
-        iterable: What to iterate. A callable that is not iterable itself (a generator function, a class) is
-            decorated: each call gives such an iterator, and its body runs on the thread of the steps. Without this
-            argument, a decorator is returned.
-        thread_sensitive: As for ``sync_to_async``. False: a worker is leased for as long as the iteration lasts.
-        executor: Where to run, in place of the leased worker; needs ``thread_sensitive=False``, and must have just
-            one thread.
-        read_ahead: How many items the thread makes before they are asked for. 0: it makes an item when it is asked
-            for, and each item costs about as much as a call. Otherwise, an item that is ready costs a fraction of
-            that. The thread stops when *read_ahead* items wait, and is free for other work until half of them are
-            taken.
+        iterable: The iterable. A callable that is not iterable itself (a generator function, a class) is decorated:
+            each call returns such an iterator, and its body runs on the thread of the steps. Without this argument, a
+            decorator is returned.
+        thread_sensitive: As for ``sync_to_async``. False: a worker is leased for the whole iteration.
+        executor: Use this instead of the leased worker; requires ``thread_sensitive=False``, and must have exactly one
+            thread.
+        read_ahead: How many items the thread makes in advance. 0: it makes each item on request, which costs about as
+            much as a call. Otherwise, an item that is ready costs a fraction of that. The thread stops when
+            *read_ahead* items are queued, and is free for other work until half of them are taken.
 
     Thread and loop:
-        ``iter()``, each ``next()`` and ``close()`` run on the thread that ``sync_to_async`` would choose for the
-        first step. Between two steps that thread is free for other work. All steps run in one
-        ``contextvars.Context``. It gets what the consumer has changed since the last step, and the consumer gets what
-        the step changes. Use the iterator in one event loop.
+        ``iter()``, each ``next()`` and ``close()`` run on the thread that ``sync_to_async`` would choose for the first
+        step. Between two steps, that thread is free for other work. All steps run in one ``contextvars.Context``. It
+        gets the consumer's changes since the last step, and the consumer gets the changes of the step. Use the
+        iterator in one event loop.
 
-        A step that reads ahead sees the variables that the consumer had when the thread began to read; its
-        changes, and its exception, come with its item. Every 64 items at the latest, other tasks get their turn.
+        A step that reads ahead sees the variables that the consumer had when the thread started to read. Its changes,
+        and its exception, come with its item. Other tasks run after at most 64 items.
 
     Closing:
-        ``aclose()`` calls the iterator's ``close()``, if it has one, on the thread, after a step that still runs.
-        So does the garbage collector. ``break`` alone closes nothing: use ``contextlib.aclosing``. The end of the
-        iteration closes it too.
+        ``aclose()`` calls the iterator's ``close()``, if it has one, on the thread, after a running step. The garbage
+        collector does the same, and so does the end of the iteration. ``break`` alone does not close the iterator: use
+        ``contextlib.aclosing``.
 
-        Where it reads ahead, items that wait are dropped, and so are exceptions of steps, except ``KeyboardInterrupt``
-        and its like. A step that waits in ``async_to_sync``, and which nobody waits for, is cancelled; in any other
-        one, ``check_cancelled`` raises.
+        With read-ahead, queued items are dropped, and so are exceptions of their steps, except ``KeyboardInterrupt``
+        and the like. A running step that nothing waits for is cancelled if it waits in ``async_to_sync``; otherwise,
+        ``check_cancelled`` raises in it.
 
     Cancellation:
-        A cancelled step ends the iteration: ``close()`` follows the step on the thread. Where the step waits in
-        ``async_to_sync``, that coroutine is cancelled first, and what the step makes of it decides.
+        A cancelled step ends the iteration: ``close()`` follows the step on the thread. If the step waits in
+        ``async_to_sync``, that coroutine is cancelled first, and the outcome of the step is used.
 
     Returns:
-        An asynchronous iterator with ``aclose()``; for a function, a function with its name, docstring and
-        signature that returns one, and works as a method.
+        An asynchronous iterator with ``aclose()``; for a function, a function with its name, docstring and signature
+        that returns one, and works as a method.
 
     Raises:
-        TypeError: for what is not iterable, and for an executor that has not just one thread.
-        ValueError: for a negative *read_ahead*.
-        RuntimeError: from a step, where two tasks ask for an item at once, where the step would run on the thread
-            of the loop that awaits it, where the thread of the first step has left, and in place of a
-            ``StopAsyncIteration`` of ``next()``.
+        TypeError: if the argument is not iterable, or if the executor does not have exactly one thread.
+        ValueError: if *read_ahead* is negative.
+        RuntimeError: by a step, if two tasks request an item concurrently, if the step would run on the thread of the
+            loop that awaits it, if the thread of the first step is gone, or instead of a ``StopAsyncIteration`` of
+            ``next()``.
 
     >>> import asyncio, contextlib
     >>> @sync_to_async_iterator
@@ -354,7 +353,7 @@ def sync_to_async_iterator(
     check_choice_of_thread("sync_to_async_iterator", thread_sensitive, executor)
     if read_ahead < 0:
         raise ValueError(
-            f"sync_to_async_iterator was given read_ahead={read_ahead!r}; pass the number of items that may wait, or 0"
+            f"sync_to_async_iterator was given read_ahead={read_ahead!r}; pass the maximum number of queued items, or 0"
         )
 
     def of_call(make: Callable[[], Any], name: str) -> SyncToAsyncIterator[Any]:

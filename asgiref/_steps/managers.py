@@ -1,4 +1,4 @@
-"""``sync_to_async_context_manager``: a context manager of synchronous code, for ``async with``."""
+"""``sync_to_async_context_manager``: ``async with`` for synchronous context managers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SyncToAsyncContextManager(Generic[T_co]):
 
     def __init__(self, make: Callable[[], Any], name: str, thread_sensitive: bool, executor: Any) -> None:
         self._make, self._name, self._thread_sensitive, self._executor = make, name, thread_sensitive, executor
-        # The blocks that are open, each with the task that entered it.
+        # The open blocks, each with the task that entered it.
         self._blocks: list[tuple[asyncio.Task[Any] | None, _Block]] = []
 
     async def __aenter__(self) -> T_co:
@@ -38,7 +38,7 @@ class SyncToAsyncContextManager(Generic[T_co]):
         try:
             value = await block.step(block.enter)
         except BaseException as error:
-            # Cancelled, as a rule: __enter__ may still be running, or have come to its end meanwhile.
+            # Usually cancelled: __enter__ may be running, or may have ended meanwhile.
             if not block.is_refused:
                 block.leave_unawaited(error)
             raise
@@ -53,7 +53,7 @@ class SyncToAsyncContextManager(Generic[T_co]):
         return block.end(block.exit)
 
     def _innermost_block(self) -> _Block:
-        """Take the block that this task entered last out of the list; in another task, the last one of all."""
+        """Remove and return the block that this task entered last; in another task, the last one of all."""
         task = asyncio.current_task()
         for i in range(len(self._blocks) - 1, -1, -1):
             if self._blocks[i][0] is task:
@@ -64,7 +64,7 @@ class SyncToAsyncContextManager(Generic[T_co]):
 
 
 class _Block(Steps):
-    """One time that a manager is entered and left."""
+    """One use of a manager."""
 
     # Set by enter(): whether it has raised; what leaves the block, until that is called.
     is_refused = False
@@ -150,37 +150,37 @@ def sync_to_async_context_manager(
 def sync_to_async_context_manager(
     manager: Any = _NOTHING, *, thread_sensitive: bool = True, executor: Executor | None = None
 ) -> Any:
-    """Turn a synchronous context manager into one for ``async with``, or decorate a function that returns one.
+    """Return an asynchronous context manager for a synchronous one, or decorate a function that returns one.
 
     Equivalent to ``await sync_to_async(manager.__enter__)()`` and ``await sync_to_async(manager.__exit__)(...)``, on
-    one thread and in one context, and without a way to leave open what was entered.
+    one thread and in one context. An entered block is always left.
 
     Args:
-        manager: The context manager. A callable that is none itself (a function decorated with
-            ``contextlib.contextmanager``, a class) is decorated: each call gives such a manager, and its body runs on
-            the thread of the block. Without this argument, a decorator is returned.
+        manager: The context manager. A callable that is not a context manager itself (a function decorated with
+            ``contextlib.contextmanager``, a class) is decorated: each call returns such a manager, and its body runs
+            on the thread of the block. Without this argument, a decorator is returned.
         thread_sensitive: As for ``sync_to_async``. False: a worker is leased for the block.
-        executor: Where to run, in place of the leased worker; needs ``thread_sensitive=False``, and must have just
-            one thread.
+        executor: Use this instead of the leased worker; requires ``thread_sensitive=False``, and must have exactly one
+            thread.
 
     Thread and loop:
-        ``__enter__`` and ``__exit__`` run on the thread that ``sync_to_async`` would choose for the first of them.
-        In between that thread is free for other work, also that of other tasks. Both run in one
-        ``contextvars.Context``; changes to context variables come back, so what ``__enter__`` sets is seen in the
-        block. If the thread has left when the block ends, ``__exit__`` runs on another one, never on the loop's.
+        ``__enter__`` and ``__exit__`` run on the thread that ``sync_to_async`` would choose for the first of them. In
+        between, that thread is free for other work, also of other tasks. Both run in one ``contextvars.Context``.
+        Changes to context variables come back, so the block sees variables that ``__enter__`` sets. If the thread is
+        gone at the end of the block, ``__exit__`` runs on another thread, never on the loop's.
 
     Cancellation:
-        A cancellation while ``__enter__`` runs ends the ``await``; ``__exit__`` follows on the thread and gets that
-        ``CancelledError``. One while ``__exit__`` waits or runs ends the ``await`` too, and ``__exit__`` runs all the
-        same. Where they wait in ``async_to_sync``, that coroutine is cancelled first, as for a call. An error that
-        then nobody awaits goes to the loop's exception handler.
+        A cancellation during ``__enter__`` ends the ``await``; ``__exit__`` follows on the thread and gets that
+        ``CancelledError``. A cancellation during ``__exit__``, or before it starts, ends the ``await``, too, and
+        ``__exit__`` runs in any case. If they wait in ``async_to_sync``, that coroutine is cancelled first, as for a
+        call. Exceptions that nothing awaits go to the loop's exception handler.
 
     Returns:
-        An asynchronous context manager, which may be entered again if *manager* may; for a function, a function
-        with its name, docstring and signature that returns one, and works as a method.
+        An asynchronous context manager, which may be entered again if *manager* may; for a function, a function with
+        its name, docstring and signature that returns one, and works as a method.
 
     Raises:
-        TypeError: for what is no context manager, and for an executor that has not just one thread.
+        TypeError: if the argument is not a context manager, or if the executor does not have exactly one thread.
         RuntimeError: as for ``sync_to_async``.
 
     >>> import asyncio, contextlib

@@ -253,7 +253,7 @@ class OneTask(AsyncToSync[Any, Any]):
 
     def _has_left(self) -> RuntimeError:
         return RuntimeError(
-            f"{self.__qualname__} cannot go on: the event loop of its first step, {self.loop!r}, has been stopped or "
+            f"{self.__qualname__} cannot continue: the event loop of its first step, {self.loop!r}, has been stopped or "
             "closed; use and close it while that loop runs"
         )
 
@@ -311,7 +311,7 @@ class OneTask(AsyncToSync[Any, Any]):
             self._begin(step, loop)
         elif self.over or task.done():
             step.outcome.set_exception(
-                TaskEnded(f"{self.__qualname__} cannot go on: its task, {task!r}, has ended between two steps")
+                TaskEnded(f"{self.__qualname__} cannot continue: its task, {task!r}, has ended between two steps")
             )
         else:
             self._current = step

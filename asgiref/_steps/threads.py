@@ -1,12 +1,12 @@
-"""One thread and one context for several bridged calls, and work there that nobody awaits.
+"""One thread and one context for several bridged calls, and jobs there that nothing awaits.
 
-An iteration or a block is *open* from its first step until its end has run on its thread. Whoever gives up in
-between (a cancelled task, the garbage collector) posts a job that ends it, behind the step that may still run.
-The queues of all threads are in order, so a job that ends an iteration never meets a step of it.
+An iteration or a block is *open* from its first step until its end has run on its thread. If it is abandoned in between
+(by a cancelled task or the garbage collector), a job that ends it is posted, behind a running step. All queues are
+ordered, so the end never runs concurrently with a step.
 
-A finalizer runs at any moment, on any thread, which may hold any lock. So the way from a finalizer to a thread takes
-no lock that anybody waits for. The executors of the library have none. One of another make, whose ``submit`` takes
-locks, is asked by a worker.
+A finalizer runs at any moment, on any thread, which may hold any lock. So a finalizer reaches a thread without waiting
+for a lock. The executors of the library have none. For other executors, whose ``submit`` takes locks, a worker calls
+``submit``.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Steps", "StepsExecutor", "check_choice_of_thread", "post_elsewhere"]
 
-# Whether contexts that share their variables are recognized at once.
+# Whether comparing contexts that share their variables is fast.
 LOOKS_AT_MAPS = sys.implementation.name == "cpython" and not builds.FREE_THREADED
 
-# What is open. The garbage collector finalizes all objects of a circle, in any order, on a thread of its choice. It
-# must not find a generator there that is to be closed on its own thread.
+# The open iterations and blocks. The garbage collector finalizes the objects of a cycle in any order, on any thread.
+# Without this set, it could close a generator on the wrong thread.
 _open: set[Any] = set()
 
 
@@ -58,28 +58,28 @@ class StepsExecutor(WorkerExecutor):
 
 
 def check_choice_of_thread(name: str, thread_sensitive: bool, executor: Executor | None) -> None:
-    """Raise ``TypeError`` where these arguments of the function *name* do not choose one thread."""
+    """Raise ``TypeError`` if these arguments of the function *name* do not select one thread."""
     if executor is None:
         return
     if thread_sensitive:
         raise TypeError(
-            f"{name} was given an executor, but thread-sensitive code chooses its thread itself; "
-            "pass thread_sensitive=False too, or use ThreadSensitiveContext(executor=...)"
+            f"{name} was given an executor, but thread-sensitive code does not use it; "
+            "add thread_sensitive=False, or use ThreadSensitiveContext(executor=...)"
         )
     if not isinstance(executor, CurrentThreadExecutor) and internals.thread_limit_of(executor) != 1:
         raise TypeError(
-            f"{name} was given {executor!r}, which is not known to have just one thread, but all steps have to run on "
-            "the same thread; pass a ThreadPoolExecutor(max_workers=1), or no executor, and a worker is leased"
+            f"{name} was given {executor!r}, but needs an executor with exactly one thread, because all steps must run "
+            "on the same thread; pass a ThreadPoolExecutor(max_workers=1), or no executor"
         )
 
 
 class Steps(SyncToAsync[Any, Any]):
-    """A ``sync_to_async`` that stays on the thread, and in the context, of its first call.
+    """A ``sync_to_async`` whose calls all run on the thread and in the context of the first one.
 
     Args:
         name: For errors and ``bridge_calls``.
         thread_sensitive: As for ``sync_to_async``.
-        executor: Of one thread. Without it, code that is not thread-sensitive gets a leased worker.
+        executor: With one thread. Without it, code that is not thread-sensitive runs on a leased worker.
     """
 
     # Most of what an object has is set when there is more to say than this: a block is made for each use of a manager.
@@ -105,7 +105,7 @@ class Steps(SyncToAsync[Any, Any]):
     waiting = 0
 
     def __init__(self, name: str, thread_sensitive: bool, executor: Executor | None) -> None:
-        # Not super().__init__(), which asks a function for its description.
+        # Not super().__init__(), which needs a function for the metadata.
         self.__qualname__ = name
         self._thread_sensitive = thread_sensitive
         if executor is None and not thread_sensitive:
@@ -114,7 +114,7 @@ class Steps(SyncToAsync[Any, Any]):
         self._generation = forks.generation
         # The context of all steps.
         self.context: contextvars.Context = contextvars.Context()
-        # Of code that ends the steps: kept here, since nobody may be waiting any more when it fails.
+        # Exceptions of the end: kept here, because nothing may be waiting for it.
         self.errors: list[BaseException] = []
 
     @property
@@ -123,7 +123,7 @@ class Steps(SyncToAsync[Any, Any]):
         return self
 
     async def step(self, function: Callable[[], Any]) -> Any:
-        """Run *function* on the thread, with the context variables that there are here; changes come back."""
+        """Run *function* on the thread with the current context variables; changes come back."""
         __traceback_hide__ = True
         loop = asyncio.get_running_loop()
         inner_calls = InnerCalls()
@@ -155,7 +155,7 @@ class Steps(SyncToAsync[Any, Any]):
         inner_calls: InnerCalls,
         kind: Callable[..., ThreadCall[Any]] = ThreadCall,
     ) -> Any:
-        """Give the thread the call of *function*, with the context variables that there are here; return the call."""
+        """Give the thread a call of *function* with the current context variables; return the call."""
         inner_calls.loop_thread = threading.current_thread()
         call = kind(loop, self, sys.exc_info(), inner_calls, self.context, functools.partial(function))
         if self.kept is None:
@@ -173,7 +173,7 @@ class Steps(SyncToAsync[Any, Any]):
         return call
 
     async def wait(self, call: Any) -> None:
-        """Wait until *call*, a fill of ``ahead``, has an item more, or has ended; it is cancelled as a step is."""
+        """Wait until *call*, a fill of ``ahead``, has another item or has ended; it is cancelled like a step."""
         __traceback_hide__ = True
         loop = asyncio.get_running_loop()
         inner_calls = call.inner_calls
@@ -193,15 +193,15 @@ class Steps(SyncToAsync[Any, Any]):
                 awaited.pop(id(call), None)
 
     async def end(self, function: Callable[[], Any]) -> Any:
-        """Run *function*, which keeps its error in ``errors`` and does nothing the second time; raise the error.
+        """Run *function*, which keeps its exception in ``errors`` and does nothing the second time; raise it.
 
-        A cancelled call leaves behind a job that runs *function* all the same.
+        If this is cancelled, a job still runs *function*.
         """
         __traceback_hide__ = True
         self.ending = True
         self.waiting += 1
         task = asyncio.current_task()
-        # Other libraries may cancel the task again, until it ends.
+        # Other libraries may cancel the task repeatedly until it ends.
         caused_by_cancellation = task is not None and task.cancelling() > 0
         step = functools.partial(_only_clean_up, function) if caused_by_cancellation else function
         try:
@@ -220,13 +220,13 @@ class Steps(SyncToAsync[Any, Any]):
         return result
 
     def end_unawaited(self, function: Callable[[], Any]) -> None:
-        """Have *function* run on the thread when it is free, and go on. Errors go to the loop's exception handler.
+        """Run *function* on the thread when it is free, without waiting. Errors go to the loop's exception handler.
 
         On any thread, also in a finalizer.
         """
         self.ending = self._given_up = True
         if self.kept is None or self._generation is not forks.generation:
-            # Nothing was begun; or the parent process has begun it, and this one has no part in it.
+            # Nothing was started, or the parent process has started it.
             return
         job = _Unawaited(self, function)
         kept = self.kept
@@ -236,7 +236,7 @@ class Steps(SyncToAsync[Any, Any]):
             post_elsewhere(job, self.kept)
 
     def finish(self) -> None:
-        """Note, on the thread, that nothing is open any more."""
+        """On the thread: record that nothing is open any more."""
         _open.discard(self)
         self._first = None
         pinned, self._pinned = self._pinned, None
@@ -245,7 +245,7 @@ class Steps(SyncToAsync[Any, Any]):
         if isinstance(self._executor, StepsExecutor):
             self._executor.shutdown(wait=False)
 
-    # The choice of the thread:
+    # Choosing the thread:
 
     def _give_to_thread(
         self, call: ThreadCall[Any], loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls, args: tuple[Any, ...]
@@ -254,7 +254,7 @@ class Steps(SyncToAsync[Any, Any]):
             self._loop = weakref.ref(loop)
         if self.kept is None:
             self._generation = forks.generation
-            _open.add(self)  # first, since the thread may be quick to take it out
+            _open.add(self)  # first, because the thread may remove it soon
             try:
                 kept = super()._give_to_thread(call, loop, inner_calls, args)
             except BaseException:
@@ -274,15 +274,15 @@ class Steps(SyncToAsync[Any, Any]):
             return self.kept
         if not self.ending:
             raise RuntimeError(
-                f"{self.__qualname__} cannot go on: the thread of its first step has left, because the async_to_sync "
-                "call or the ThreadSensitiveContext block that it belongs to is over, or this process was forked; use "
-                "and close it inside that call or block"
+                f"{self.__qualname__} cannot continue: the thread of its first step is gone, because its async_to_sync "
+                "call or ThreadSensitiveContext block has ended, or this process was forked; use and close it inside "
+                "that call or block"
             )
         for executor in self._executors(loop, args):
-            # Where the rules name the thread of this loop, it is not waited for: that would never end.
+            # If the rules choose the thread of this loop, do not wait for it: that would deadlock.
             if getattr(executor, "belongs_to_this_thread", False):
                 continue
-            with contextlib.suppress(RuntimeError):  # the block is over
+            with contextlib.suppress(RuntimeError):  # the block has ended
                 if not isinstance(executor, JobExecutor):
                     self._submit(call, executor, loop, inner_calls)
                     return executor
@@ -291,7 +291,7 @@ class Steps(SyncToAsync[Any, Any]):
         return _give_to_worker(call)
 
     def _accepts(self, call: ThreadCall[Any], loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls) -> bool:
-        """Give *call* to the thread of the first step; return whether that is still there."""
+        """Give *call* to the thread of the first step; return whether that thread still exists."""
         kept = self.kept
         if self._generation is not forks.generation or (self._block is not None and self._block._ended):
             return False
@@ -311,7 +311,7 @@ class Steps(SyncToAsync[Any, Any]):
     # The context:
 
     def _bring_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Make in the context of the steps the changes that the consumer has made; note how it is then."""
+        """Apply the changes of the consumer to the context of the steps, and copy the result."""
         if local.THREADS_INHERIT:
             local.prepare_hand_over()
         here = contextvars.copy_context()
@@ -322,12 +322,12 @@ class Steps(SyncToAsync[Any, Any]):
             self._seen = here
         blocked_on_loop = AsyncToSync.loop_thread_executors.get(loop)
         if blocked_on_loop is not None and blocked_on_loop.surroundings is not None:
-            # As for a call: all tasks of such a loop count to the thread that is blocked on it.
+            # As for a call: all tasks of such a loop belong to the thread that is blocked on it.
             self.context.run(setattr, AsyncToSync.executors, "current", _mailbox_above(loop))
         self._before = self.context.copy()
 
     def bring_back(self, before: contextvars.Context, after: contextvars.Context) -> None:
-        """Make here the changes that lead from *before* to *after*, both of which are of the context of the steps."""
+        """Apply the changes from *before* to *after*, two states of the context of the steps, here."""
         if local.THREADS_INHERIT:
             local.arrive(after)
         if (before or after) and not _is_same(before, after):
@@ -335,7 +335,7 @@ class Steps(SyncToAsync[Any, Any]):
             self._seen = contextvars.copy_context()
 
     def bring_back_ahead(self, before: contextvars.Context, after: contextvars.Context) -> None:
-        """Do so for a step that ran ahead: what the consumer has changed meanwhile is still to be brought in."""
+        """The same for a step that ran ahead: changes of the consumer since then are not yet in the steps' context."""
         if local.THREADS_INHERIT:
             local.arrive(after)
         if not _is_same(before, after):
@@ -352,10 +352,10 @@ class Steps(SyncToAsync[Any, Any]):
             self._tokens_here = {}
         _apply(before, after, self._tokens_here)
 
-    # Errors that nobody awaits:
+    # Errors that nothing awaits:
 
     def tell_errors(self) -> None:
-        """Give what is in ``errors`` to the exception handler of the loop of the latest step."""
+        """Pass ``errors`` to the exception handler of the loop of the latest step."""
         if not self.errors:
             return
         loop = self._loop()
@@ -377,7 +377,7 @@ class Steps(SyncToAsync[Any, Any]):
             loop.call_exception_handler({"message": message, "exception": error})
 
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """Return the loop of the latest step, if it is still there."""
+        """Return the loop of the latest step, if it still exists."""
         return self._loop()
 
 
@@ -387,7 +387,7 @@ def _only_clean_up(function: Callable[[], Any]) -> Any:
 
 
 class _Unawaited:
-    """A job: run a function whose outcome nobody awaits."""
+    """A job: run a function whose outcome nothing awaits."""
 
     def __init__(self, steps: Steps, function: Callable[[], Any]) -> None:
         self._steps, self._function = steps, function
@@ -401,12 +401,12 @@ class _Unawaited:
         self._steps.tell_errors()
 
     def abandon(self, error: BaseException) -> None:
-        # The thread was interrupted, and runs nothing of what was left over.
+        # The thread was interrupted and runs no further jobs.
         post_elsewhere(self, self._steps.kept)
 
 
 class _Submission:
-    """A job for a worker: give another job to an executor that may have it waiting for a lock."""
+    """A job for a worker: give another job to an executor whose ``submit`` may wait for a lock."""
 
     def __init__(self, executor: Any, job: Job) -> None:
         self._executor, self._job = executor, job
@@ -438,7 +438,7 @@ def _give_to_worker(job: Job) -> WorkerExecutor:
 
 
 def post_elsewhere(job: Job, executor: Any) -> None:
-    """Give *job*, which *executor* does not take any more, to another thread that is free of a loop."""
+    """Give *job*, which *executor* no longer accepts, to another thread without a running loop."""
     for mailbox in _outer(executor):
         if mailbox.post(job):
             return
@@ -455,14 +455,14 @@ def _outer(executor: Any) -> Iterator[CurrentThreadExecutor]:
 
 
 def _taken(errors: list[BaseException]) -> Iterator[BaseException]:
-    """Take what is in *errors* out of it, one by one: two threads may do that at once."""
+    """Remove the items of *errors* one by one: two threads may do this concurrently."""
     while errors:
         with contextlib.suppress(IndexError):
             yield errors.pop(0)
 
 
 def _is_same(one: contextvars.Context, other: contextvars.Context) -> bool:
-    """Tell whether the two have the same variables, with identical values."""
+    """Return whether both have the same variables with identical values."""
     if len(one) != len(other):
         return False
     return (
@@ -473,10 +473,10 @@ def _is_same(one: contextvars.Context, other: contextvars.Context) -> bool:
 
 
 def _apply(before: contextvars.Context, after: contextvars.Context, tokens: dict[Any, contextvars.Token[Any]]) -> None:
-    """Make in the current context the changes that lead from *before* to *after*.
+    """Apply the changes from *before* to *after* to the current context.
 
     Args:
-        tokens: Of the variables that were set here in this way, and not before.
+        tokens: The tokens of variables that were set here by this function and were not set before.
     """
     for variable, value in changes_between(before, after).items():
         token = variable.set(value)
@@ -486,5 +486,5 @@ def _apply(before: contextvars.Context, after: contextvars.Context, tokens: dict
         local.LINEAGE.set(entry)
     for variable in before:
         if variable not in after and variable in tokens:
-            with contextlib.suppress(ValueError, LookupError):  # set in the context of another task; taken away before
+            with contextlib.suppress(ValueError, LookupError):  # set in another task's context, or removed
                 variable.reset(tokens.pop(variable))

@@ -1,4 +1,4 @@
-"""``async_to_sync_context_manager``: a context manager of asynchronous code, for ``with``."""
+"""``async_to_sync_context_manager``: ``with`` for asynchronous context managers."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ class AsyncToSyncContextManager(Generic[T_co]):
 
     def __init__(self, make: Callable[[], Any], name: str) -> None:
         self._make, self._name = make, name
-        # The blocks that are open, each with the thread that entered it.
+        # The open blocks, each with the thread that entered it.
         self._blocks: list[tuple[int, _Block]] = []
 
     def __enter__(self) -> T_co:
         __traceback_hide__ = True
         refuse_on_loop(self._name)
         block = _Block(self._make, self._name)
-        # What is called in the block is to run on the loop of the block.
+        # async_to_sync calls in the block run on the loop of the block.
         block.calls.__enter__()
         try:
             value = block.step(block.enter)
         except BaseException as error:
             try:
-                if block.entered and not block.given_up:  # interrupted just then
+                if block.entered and not block.given_up:  # interrupted in between
                     block.leave(type(error), error, error.__traceback__)
             finally:
                 block.calls.__exit__(None, None, None)
@@ -64,7 +64,7 @@ class AsyncToSyncContextManager(Generic[T_co]):
             block.calls.__exit__(None, None, None)
 
     def _innermost_block(self) -> _Block:
-        """Take the block that this thread entered last out of the list; on another thread, the last one of all."""
+        """Remove and return the block that this thread entered last; on another thread, the last one of all."""
         here = threading.get_ident()
         for i in range(len(self._blocks) - 1, -1, -1):
             if self._blocks[i][0] == here:
@@ -75,7 +75,7 @@ class AsyncToSyncContextManager(Generic[T_co]):
 
 
 class _Block(OneTask):
-    """One time that a manager is entered and left."""
+    """One use of a manager."""
 
     def __init__(self, make: Callable[[], Any], name: str) -> None:
         super().__init__(name)
@@ -190,35 +190,35 @@ def async_to_sync_context_manager(
 @overload
 def async_to_sync_context_manager() -> _ManagerDecorator: ...
 def async_to_sync_context_manager(manager: Any = _NOTHING) -> Any:
-    """Turn an asynchronous context manager into one for ``with``, or decorate a function that returns one.
+    """Return a synchronous context manager for an asynchronous one, or decorate a function that returns one.
 
     Equivalent to ``async_to_sync(manager.__aenter__)()`` and ``async_to_sync(manager.__aexit__)(...)``, in one task of
     one event loop.
 
     Args:
-        manager: The context manager. A callable that is none itself (a function decorated with
-            ``contextlib.asynccontextmanager``, a class) is decorated: each call gives such a manager, and its body runs
-            in the task of the block. Without this argument, a decorator is returned.
+        manager: The context manager. A callable that is not a context manager itself (a function decorated with
+            ``contextlib.asynccontextmanager``, a class) is decorated: each call returns such a manager, and its body
+            runs in the task of the block. Without this argument, a decorator is returned.
 
     Thread and loop:
-        ``__aenter__`` and ``__aexit__`` run in one task of the loop of the enclosing ``sync_to_async`` call, else of
-        that of an ``AsyncSingleThreadContext``, else of one that lives as long as the block. ``async_to_sync`` calls in
-        the block run on the same loop, so that a client that was entered can be used there. While this thread waits,
-        it runs thread-sensitive code that the task calls. Context variables go along, and changes to them come back.
+        ``__aenter__`` and ``__aexit__`` run in one task: on the loop of the enclosing ``sync_to_async`` call, else on
+        that of an ``AsyncSingleThreadContext``, else on a new loop that ends with the block. ``async_to_sync`` calls in
+        the block run on the same loop, so they can use an entered client. While this thread waits, it runs
+        thread-sensitive code of the task. Context variables are passed on, and changes come back.
 
     Cancellation:
-        As for ``async_to_sync``: an interrupt of the waiting thread, and a cancellation of the ``sync_to_async`` call
-        that it works for, go to ``__aenter__`` or ``__aexit__``. A cancellation of the task while the block is open
-        (of a timeout that was entered, at the end of the loop) leads to ``__aexit__`` with that ``CancelledError`` at
-        once. The block goes on. What came of it is raised at the end of the block; a mere cancellation only where the
-        block itself has not failed.
+        As for ``async_to_sync``: an interrupt of the waiting thread, and a cancellation of the enclosing
+        ``sync_to_async`` call, are passed to ``__aenter__`` or ``__aexit__``. If the task is cancelled while the block
+        is open (by an entered timeout, or at the end of the loop), ``__aexit__`` is called with that
+        ``CancelledError`` at once, and the block continues. Its outcome is raised at the end of the block; a plain
+        cancellation only if the block itself has not raised.
 
     Returns:
         A context manager, which may be entered again if *manager* may; for a function, a function with its name,
         docstring and signature that returns one, and works as a method.
 
     Raises:
-        TypeError: for what is no asynchronous context manager.
+        TypeError: if the argument is not an asynchronous context manager.
         RuntimeError: as for ``async_to_sync``.
 
     >>> import contextlib

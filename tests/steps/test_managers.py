@@ -108,7 +108,7 @@ async def test_worker_and_executor() -> None:
         assert await sync_to_async(me, thread_sensitive=False)() not in manager.entered
     assert manager.entered == [thread for thread, _ in manager.left]
     assert manager.entered[0] not in (me(), await sync_to_async(me)())
-    with ThreadPoolExecutor(max_workers=2) as executor, pytest.raises(TypeError, match="just one thread"):
+    with ThreadPoolExecutor(max_workers=2) as executor, pytest.raises(TypeError, match="exactly one thread"):
         sync_to_async_context_manager(manager, thread_sensitive=False, executor=executor)
 
 

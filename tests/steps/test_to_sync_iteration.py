@@ -1152,7 +1152,7 @@ def test_task_that_was_ended_by_an_interrupt_of_its_own() -> None:
         iteration.loop.call_soon_threadsafe(end)
         wait_for(done)
         for _ in range(2):
-            with pytest.raises(RuntimeError, match=r"cannot go on: its task, .*, has ended between two steps"):
+            with pytest.raises(RuntimeError, match=r"cannot continue: its task, .*, has ended between two steps"):
                 next(items)
         items.close()
 
@@ -1317,7 +1317,7 @@ def test_home_loop_that_was_closed_in_between() -> None:
     items = loop.run_until_complete(sync_to_async(begin)())
     loop.close()
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="cannot go on"):
+        with pytest.raises(RuntimeError, match="cannot continue"):
             next(items)
     iteration_of(items).task._log_destroy_pending = False
     items.close = None
