@@ -48,8 +48,8 @@ def refuse_on_loop(name: str) -> None:
     running = running_loop()
     if running is not None and not greenlets.runs_in_another(running):
         raise RuntimeError(
-            f"{name} was used through async_to_sync in a thread that runs an event loop, which it would block; use it "
-            "with `async for` or `async with` there"
+            f"{name} cannot be used through async_to_sync in a thread that runs an event loop, which it would block; "
+            "use it with `async for` or `async with` there"
         )
 
 
@@ -253,7 +253,7 @@ class OneTask(AsyncToSync[Any, Any]):
 
     def _has_left(self) -> RuntimeError:
         return RuntimeError(
-            f"{self.__qualname__} cannot continue: the event loop of its first step, {self.loop!r}, has been stopped or "
+            f"{self.__qualname__} cannot continue: the event loop of its first step, {self.loop!r}, was stopped or "
             "closed; use and close it while that loop runs"
         )
 
