@@ -532,12 +532,11 @@ def test_error_leaves_no_garbage() -> None:
         await anext(items)
         await items.aclose()
 
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(consume())
-    with no_garbage():
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
         loop.run_until_complete(consume())
-        finished(SyncToAsync.single_thread_executor)  # type: ignore[arg-type]
-    loop.close()
+        with no_garbage():
+            loop.run_until_complete(consume())
+            finished(SyncToAsync.single_thread_executor)  # type: ignore[arg-type]
 
 
 # Cancellation and closing
