@@ -245,7 +245,7 @@ def callbacks_of(future: Any) -> Any:
 
 
 def futures_woken_by(callback: Any) -> Iterator[Any]:
-    """Yield the asyncio futures that *callback* of another future has to do with: a task that it lets go on, say.
+    """Yield the asyncio futures that *callback* of another future affects, such as a task that it resumes.
 
     What ``gather``, ``wait``, ``shield`` and ``TaskGroup`` add to a future is seen through.
     """

@@ -235,8 +235,8 @@ class AwaitedOutcome(Outcome[R]):
         # second thread sees the write of the first.
         self.call: LoopCall | None = None
         self.cancelled = False
-        # The very context of the coroutine's task, where that is known; whether the coroutine may go on in it, though
-        # nobody waits any more.
+        # The context of the coroutine's task, if known; whether the coroutine may keep running in it although nothing
+        # waits for it any more.
         self.context: contextvars.Context | None = None
         self.goes_on = False
         self.began = clock()
@@ -439,7 +439,7 @@ class ThreadCall(Outcome[R]):
         if inner_calls.cancelled is not None:
             inner_calls.absorbed = cancellation.args
         else:
-            # Before anything is cancelled: the function may go on at once, on its thread, and ask.
+            # Before anything is cancelled: the function may continue at once, on its thread, and check.
             inner_calls.cancelled = cancellation.args
             inner_calls.may_be_cancelled = True
             if not any([call.cancel(*cancellation.args) for call in inner_calls.copy()]):
@@ -523,13 +523,13 @@ class LoopCall:
             del self._coroutine
         except AttributeError:
             return None
-        # Only now, on this thread: it may still have been inside, with the coroutine before, when our caller went on.
+        # Only now, on this thread, which may have been inside of it with the previous coroutine until now.
         context = self._context if self._kept is None else self._kept.follow(self._context)
         if local.THREADS_INHERIT:
             local.arrive(context)
         try:
             try:
-                # Before the task is made: an eager one may end there, and our caller goes on.
+                # Before the task is created: an eager one may end there and wake our caller.
                 self._outcome.context = context
                 # In a copy, since an eager task enters its context when it is made.
                 self._task = context.copy().run(loop.create_task, coroutine, context=context)

@@ -88,7 +88,7 @@ class KeptContext:
             try:
                 return context.run(_make_same, context, here, self._own)
             except RuntimeError:
-                # Another thread is still inside: that of the loop whose coroutine has ended and let this thread go on.
+                # The thread of the loop is still inside: its coroutine has ended and woken this thread.
                 if not deadline:
                     deadline = time.monotonic() + LEAVING
                 elif time.monotonic() > deadline:

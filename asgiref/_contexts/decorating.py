@@ -59,7 +59,7 @@ def _check(function: Any) -> None:
     if inspect.isasyncgenfunction(called):
         raise TypeError(
             f"ThreadSensitiveContext() cannot decorate {_name_of(function)}, an asynchronous generator function: its "
-            "code runs in the context of whoever iterates over it; write `async with ThreadSensitiveContext():` around "
+            "code runs in the context of its consumer; write `async with ThreadSensitiveContext():` around "
             "the `async for`"
         )
     raise TypeError(

@@ -97,7 +97,7 @@ class RegisterLook(Look):
                 break
         for ident, places in noted.items():
             if ident not in stacks and places:
-                reason = "the thread goes on" if ident in dumped else "there are too many threads"
+                reason = "the thread keeps running" if ident in dumped else "there are too many threads"
                 stacks[ident] = [
                     *[_bare(place) for place in places],
                     *_gap(f"the stack is not known: {reason}"),

@@ -279,7 +279,7 @@ class OneTask(AsyncToSync[Any, Any]):
             block.__exit__(None, None, None)
 
     def end_unawaited(self) -> None:
-        """Have the task end what it has begun, and go on. Errors go to the loop's exception handler.
+        """Let the task end the iteration or block, without waiting. Errors go to the loop's exception handler.
 
         On any thread, also in a finalizer.
         """
@@ -342,7 +342,7 @@ class OneTask(AsyncToSync[Any, Any]):
         return self._current is step
 
     def _wake(self) -> None:
-        """Let the task go on, in this call: the future would have the loop call it in its next turn."""
+        """Resume the task directly; the future would resume it in the next event loop iteration."""
         waiter = self._waiter
         if waiter is None or waiter.done():
             return

@@ -226,9 +226,9 @@ class _Iteration(OneTask):
 
     async def _note_error(self, error: BaseException) -> None:
         self._pauses = True
-        if isinstance(error, GeneratorExit):  # the loop has gone, and with it whoever could wait for the closing
+        if isinstance(error, GeneratorExit):  # the loop is gone, and nothing can wait for the closing
             self._closes = True
-        # A generator has ended with any error; other iterators may go on, but not after a cancellation.
+        # After an exception, a generator has ended. Other iterators may continue, but not after a cancellation.
         elif isinstance(error, asyncio.CancelledError) or getattr(self._iterator, "ag_frame", self) is None:
             await self._close()
 

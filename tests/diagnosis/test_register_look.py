@@ -148,7 +148,7 @@ def test_thread_that_goes_on_during_each_attempt(held_up: Any, monkeypatch: pyte
     monkeypatch.setattr(register_look, "_dump", dump_of_the_past)
     calls = bridge_calls()
     assert expected == len(calls)
-    assert "the stack is not known: the thread goes on" in names(calls[0])
+    assert "the stack is not known: the thread keeps running" in names(calls[0])
     go_on.set()
     thread.get()
 

@@ -265,6 +265,12 @@ def texts_of_tests(file: str) -> list[str]:
     return [path.read_text() for path in (ROOT / "tests").rglob(f"{file}.py")]
 
 
+def test_links_of_the_readme_lead_to_files() -> None:
+    links = re.findall(r"<([^<>]+)>`_", (ROOT / "README.rst").read_text())
+    assert links
+    assert [] == [link for link in links if ":" not in link and not (ROOT / link).is_file()]
+
+
 def test_tests_that_the_security_page_names_exist() -> None:
     named = re.findall(r"``(test_\w+)\.(test_\w+)``", (ROOT / "docs" / "security.rst").read_text())
     missing = [
