@@ -23,8 +23,9 @@ SERVERS = {
     "granian": f"granian --interface asgi --host {{host}} --port {{port}} {ASGI}",
     "gunicorn-uvicorn": f"{GUNICORN} --worker-class uvicorn_worker.UvicornWorker {ASGI}",
     "gunicorn-gthread": f"{GUNICORN} --worker-class gthread --threads 60 --preload {WSGI}",
+    # On a busy machine, its idle threads sometimes do not end by themselves; the worker is killed after 20 s then.
     "uwsgi": "uwsgi --http-socket {host}:{port} --master --processes 1 --enable-threads --threads 60 --need-app"
-    " --hook-master-start 'unix_signal:15 gracefully_kill_them_all' --worker-reload-mercy 60"
+    " --hook-master-start 'unix_signal:15 gracefully_kill_them_all' --worker-reload-mercy 20"
     " --module site_under_test.wsgi:application",
 }
 # Daphne drops the requests that are in flight.
