@@ -159,6 +159,7 @@ class Steps:
         # What can be taken away from the consumer, and from the steps.
         self.here: set[Any] = set()
         self.there: set[Any] = set()
+        self.reads_ahead = False
 
 
 class Kept:
@@ -237,6 +238,8 @@ class BridgedCall(Caller):
     outer: BridgedCall | None = None
     # Whether what awaits it was cancelled, and whether it has ended the wait.
     told: bool = False
+    # Whether it makes several items of an iteration, as many as there is time for.
+    is_ahead: bool = False
     cancelled: bool = False
     # Whether it was cancelled again, after that had gone in.
     absorbs: bool = False
@@ -363,6 +366,8 @@ class _Reference:
         elif isinstance(step, Reset) and flow.strand.tokens:
             token = flow.strand.tokens.pop()
             is_valid = token.context is flow.context
+            if not is_valid and _is_ahead(flow.bridged):
+                raise Unfit("whether both items were made in one call is chance")
             if is_valid:
                 _write(flow.context, token.variable, token.before)
             self.note(name, ("reset", "done" if is_valid else "not valid here"))
@@ -649,7 +654,7 @@ class _Reference:
             _note_change(steps.context, "ancestor")
             _write(steps.context, "ancestor", self.mailbox_above(flow))
         before = steps.context.copy()
-        bridged = BridgedCall(flow.bridged)
+        bridged = BridgedCall(flow.bridged, is_ahead=steps.reads_ahead)
         inner = flow.but(
             thread=thread,
             loop=None,
@@ -705,6 +710,7 @@ class _Reference:
     def iterate(self, step: Iterate, flow: Flow, name: str) -> None:
         name_of_steps = step.items[0].piece.name
         steps = Steps(name_of_steps, step.executor)
+        steps.reads_ahead = bool(step.read_ahead)
         task_steps = TaskSteps(name_of_steps, bool(step.read_ahead))
 
         def step_of(function: Callable[[Flow], str], flow: Flow) -> str:
@@ -1227,6 +1233,10 @@ def _write(context: dict[Any, Any], key: Any, value: Any) -> None:
         context.pop(key, None)
     else:
         context[key] = value
+
+
+def _is_ahead(bridged: BridgedCall | None) -> bool:
+    return bridged is not None and (bridged.is_ahead or _is_ahead(bridged.outer))
 
 
 def _note_change(context: dict[Any, Any], variable: str) -> None:
