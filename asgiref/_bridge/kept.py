@@ -127,12 +127,10 @@ def keep_for_task(loop: asyncio.AbstractEventLoop, context: contextvars.Context,
     task = asyncio.current_task(loop)
     if task is None:
         return
-    known = hasattr(task, ATTRIBUTE_OF_TASK)
     with contextlib.suppress(AttributeError):  # a task of another make may take no attributes
         setattr(task, ATTRIBUTE_OF_TASK, KeptContext(context, tokens))
-        if not known:
-            # The task may be kept for its result. An empty context keeps nothing.
-            task.add_done_callback(_forget, context=contextvars.Context())
+        # The task may be kept for its result. An empty context keeps nothing.
+        task.add_done_callback(_forget, context=contextvars.Context())
 
 
 def _forget(task: asyncio.Task[Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from asgiref._bridge import kept
 from asgiref._bridge.jobs import AwaitedOutcome, LoopCall
 from asgiref._bridge.kept import ATTRIBUTE_OF_TASK
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -673,6 +674,41 @@ async def test_loop_that_is_still_inside_when_another_one_takes_over() -> None:
     await sync_to_async(function)()
     assert UNSET == value_of()
     assert refused.is_set()
+
+
+async def test_loop_that_does_not_leave_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The coroutine gets a copy, rather than wait for ever."""
+    monkeypatch.setattr(kept, "LEAVING", 0.0)
+    middleware = Middleware(other, 1)
+    await sync_to_async(middleware.begin)()
+    context = getattr(asyncio.current_task(), ATTRIBUTE_OF_TASK).context
+    held = Held()
+    thread = Thread(context.run, held)
+    wait_for(held.begun)
+    other.set(2)
+    assert 2 == await sync_to_async(other.get)()
+    held.go_on.set()
+    thread.get()
+
+
+async def test_values_that_cannot_be_compared() -> None:
+    """No value is compared, but for variables that changed places with equal ones; and then an error is no harm."""
+
+    class Value:
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("of the user")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    one, two, value = contextvars.ContextVar[Any]("one"), contextvars.ContextVar[Any]("two"), Value()
+    first, second = contextvars.Context(), contextvars.Context()
+    first.run(one.set, value)
+    second.run(two.set, value)
+    assert not kept._is_same([value], first, second)
+    third = contextvars.Context()
+    third.run(one.set, Value())
+    assert not kept._is_same(list(first.values()), third, first)
+    assert kept._is_same([value], first, first.copy())
 
 
 # What is left

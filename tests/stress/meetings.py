@@ -39,6 +39,7 @@ from asgiref.sync import (
     async_to_sync_iterator,
     bridge_calls,
     bridge_statistics,
+    check_cancelled,
     release_thread,
     sync_to_async,
     sync_to_async_context_manager,
@@ -433,6 +434,86 @@ def inner_calls_are_cancelled_at_any_moment() -> None:
             call.cancel()
             [outcome] = await asyncio.gather(call, return_exceptions=True)
             assert outcome == 1 or isinstance(outcome, asyncio.CancelledError)
+
+    on_each_thread(main)
+
+
+@meeting
+def functions_ask_while_they_are_cancelled() -> None:
+    """The loop notes the cancellation as the thread looks; a call that begins later is not told."""
+
+    def ask_until_told() -> None:
+        until = time.monotonic() + LIMIT
+        with pytest.raises(asyncio.CancelledError):
+            while time.monotonic() < until:
+                check_cancelled()
+        with pytest.raises(asyncio.CancelledError):
+            check_cancelled()
+
+    def ask_late() -> None:
+        try:
+            check_cancelled()
+        except asyncio.CancelledError:
+            raise AssertionError("it began after the cancellation") from None
+
+    async def between() -> None:
+        try:
+            await sync_to_async(ask_until_told, thread_sensitive=False)()
+        finally:
+            await sync_to_async(ask_late, thread_sensitive=False)()
+
+    async def main() -> None:
+        for i in range(10):
+            function: Any = ask_until_told if i % 2 else async_to_sync(between)
+            call = asyncio.ensure_future(sync_to_async(function, thread_sensitive=False)())
+            for _ in range(i % 6):
+                await asyncio.sleep(0)
+            call.cancel()
+            results: Any = await asyncio.gather(call, return_exceptions=True)
+            assert isinstance(results[0], asyncio.CancelledError)
+
+    on_each_thread(main)
+
+
+@meeting
+def tokens_are_used_by_later_calls() -> None:
+    """On changing threads, in both directions; some calls are given up, and may still run when the next one comes."""
+    variable = contextvars.ContextVar[int]("variable", default=-1)
+
+    async def begin(value: int) -> contextvars.Token[int]:
+        return variable.set(value)
+
+    async def end(token: contextvars.Token[int]) -> None:
+        variable.reset(token)
+
+    def both_ways(i: int) -> None:
+        token = async_to_sync(begin, force_new_loop=i % 3 == 0)(i)
+        assert i == variable.get()
+        async_to_sync(end, force_new_loop=i % 2 == 0)(token)
+        assert -1 == variable.get()
+
+    async def request(i: int) -> None:
+        await sync_to_async(both_ways, thread_sensitive=False)(i)
+        token = await sync_to_async(variable.set, thread_sensitive=False)(i)
+        look = sync_to_async(variable.get, thread_sensitive=False)
+        if i % 4 == 0:
+            task = asyncio.current_task()
+            assert task is not None
+            asyncio.get_running_loop().call_soon(task.cancel)
+            with contextlib.suppress(asyncio.CancelledError):
+                await look()
+                await asyncio.sleep(LIMIT)
+            task.uncancel()
+        assert i == await look()
+        try:
+            await sync_to_async(variable.reset, thread_sensitive=False)(token)
+        except ValueError:
+            assert i % 4 == 0
+        else:
+            assert -1 == variable.get() == await look()
+
+    async def main() -> None:
+        await asyncio.gather(*[request(i) for i in range(12)])
 
     on_each_thread(main)
 
