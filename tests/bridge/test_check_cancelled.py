@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from asgiref._bridge import cancellation
 from asgiref._bridge.jobs import LoopCall
 from asgiref.sync import (
     SyncToAsync,
@@ -154,6 +155,13 @@ async def test_plain_list_in_place_of_the_inner_calls_tells_of_no_cancellation()
     loop = asyncio.get_running_loop()
     assert isinstance(wrapper, SyncToAsync)
     assert not await sync_to_async(lambda: wrapper.thread_handler(loop, (None, None, None), [], is_cancelled))()
+
+
+def test_rest_of_what_is_no_call_of_the_library() -> None:
+    """WSGI applications and steps of such a thread are as before."""
+    cancellation.learn_from([], lambda: True)
+    cancellation.expect_only_cleanup(None)
+    assert not cancellation.is_cancelled([])
 
 
 @pytest.mark.parametrize("catches", [False, True])

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from asgiref._bridge import kept
+from asgiref._bridge import internals, kept
 from asgiref._bridge.jobs import AwaitedOutcome, LoopCall
 from asgiref._bridge.kept import ATTRIBUTE_OF_TASK
 from asgiref.current_thread_executor import CurrentThreadExecutor
@@ -434,6 +434,20 @@ async def test_call_to_an_executor_that_was_cancelled_before_it_began_counts_as_
     assert 0 == other.get()
 
 
+async def test_call_to_a_default_executor_that_does_not_tell_whether_the_function_runs() -> None:
+    """After a cancellation, its context counts as taken for good, also when the function has ended."""
+    middleware = Middleware(other, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(internals, "default_executor_of", lambda loop: None)
+        options: Any = {"thread_sensitive": False}
+        await sync_to_async(middleware.begin, **options)()
+        async with Abandoned(lambda: other.set(7), **options):
+            pass
+        assert 1 == await sync_to_async(other.get, **options)()
+        with pytest.raises(ValueError, match="different Context"):
+            await sync_to_async(middleware.end, **options)()
+
+
 async def test_call_that_could_not_be_made_counts_as_none() -> None:
     middleware = Middleware(other, 1)
     executor = ThreadPoolExecutor(1)
@@ -650,10 +664,13 @@ async def test_loop_that_is_still_inside_when_another_one_takes_over() -> None:
     """
     middleware = AsyncMiddleware(variable, 1)
     refused = threading.Event()
+    refusals: list[None] = []
     sleep = time.sleep
 
     def note(seconds: float) -> None:
-        refused.set()
+        refusals.append(None)
+        if len(refusals) == 2:
+            refused.set()
         sleep(seconds)
 
     def function() -> None:
