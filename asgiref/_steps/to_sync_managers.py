@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
@@ -37,11 +38,13 @@ class AsyncToSyncContextManager(Generic[T_co]):
     def __enter__(self) -> T_co:
         __traceback_hide__ = True
         refuse_on_loop(self._name)
+        here = threading.get_ident()
         block = _Block(self._make, self._name)
-        # async_to_sync calls in the block run on the loop of the block.
-        block.calls.__enter__()
         try:
+            # What is called in the block is to run on the loop of the block.
+            block.calls.__enter__()
             value = block.step(block.enter)
+            self._blocks.append((here, block))
         except BaseException as error:
             try:
                 if block.entered and not block.given_up:  # interrupted in between
@@ -49,7 +52,6 @@ class AsyncToSyncContextManager(Generic[T_co]):
             finally:
                 block.calls.__exit__(None, None, None)
             raise
-        self._blocks.append((threading.get_ident(), block))
         return value  # type: ignore[no-any-return]
 
     def __exit__(
@@ -62,6 +64,13 @@ class AsyncToSyncContextManager(Generic[T_co]):
             return block.leave(exc, value, tb)
         finally:
             block.calls.__exit__(None, None, None)
+
+    # An interrupt may come between __enter__ and the block, or before the first line of __exit__.
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing():  # pragma: no cover: nothing measures that late
+            return
+        for _, block in getattr(self, "_blocks", ()):
+            block.end_unawaited()
 
     def _innermost_block(self) -> _Block:
         """Remove and return the block that this thread entered last; on another thread, the last one of all."""
@@ -88,6 +97,11 @@ class _Block(OneTask):
         self.entered = False
         # What a cancellation between enter and exit led to; the task is ``over`` when that is known.
         self._error: BaseException | None = None
+
+    def end_unawaited(self) -> None:
+        # Its loop, if it has one, then ends with the task.
+        self._block = self.calls
+        super().end_unawaited()
 
     # On the thread:
 
