@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
+from .blocks import OpenBlocks
 from .decorating import Decorated, name_of
 from .threads import Steps, check_choice_of_thread
 
@@ -29,8 +30,7 @@ class SyncToAsyncContextManager(Generic[T_co]):
 
     def __init__(self, make: Callable[[], Any], name: str, thread_sensitive: bool, executor: Any) -> None:
         self._make, self._name, self._thread_sensitive, self._executor = make, name, thread_sensitive, executor
-        # The open blocks, each with the task that entered it.
-        self._blocks: list[tuple[asyncio.Task[Any] | None, _Block]] = []
+        self._blocks: OpenBlocks[_Block] = OpenBlocks()
 
     async def __aenter__(self) -> T_co:
         __traceback_hide__ = True
@@ -42,25 +42,17 @@ class SyncToAsyncContextManager(Generic[T_co]):
             if not block.is_refused:
                 block.leave_unawaited(error)
             raise
-        self._blocks.append((asyncio.current_task(), block))
+        self._blocks.add(asyncio.current_task(), block)
         return value  # type: ignore[no-any-return]
 
     def __aexit__(
         self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
     ) -> Coroutine[Any, Any, bool]:
-        block = self._innermost_block()
+        block = self._blocks.take(asyncio.current_task())
+        if block is None:
+            raise RuntimeError(f"{self._name}: __aexit__() was called, but no block is open; use `async with`")
         block.reason = exc, value, tb
         return block.end(block.exit)
-
-    def _innermost_block(self) -> _Block:
-        """Remove and return the block that this task entered last; in another task, the last one of all."""
-        task = asyncio.current_task()
-        for i in range(len(self._blocks) - 1, -1, -1):
-            if self._blocks[i][0] is task:
-                return self._blocks.pop(i)[1]
-        if not self._blocks:
-            raise RuntimeError(f"{self._name}: __aexit__() was called, but no block is open; use `async with`")
-        return self._blocks.pop()[1]
 
 
 class _Block(Steps):

@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from ..sync import AsyncSingleThreadContext
+from .blocks import OpenBlocks
 from .decorating import Decorated, name_of
 from .tasks import OneTask, TaskEnded, refuse_on_loop
 
@@ -32,8 +33,7 @@ class AsyncToSyncContextManager(Generic[T_co]):
 
     def __init__(self, make: Callable[[], Any], name: str) -> None:
         self._make, self._name = make, name
-        # The open blocks, each with the thread that entered it.
-        self._blocks: list[tuple[int, _Block]] = []
+        self._blocks: OpenBlocks[_Block] = OpenBlocks()
 
     def __enter__(self) -> T_co:
         __traceback_hide__ = True
@@ -44,7 +44,7 @@ class AsyncToSyncContextManager(Generic[T_co]):
             # What is called in the block is to run on the loop of the block.
             block.calls.__enter__()
             value = block.step(block.enter)
-            self._blocks.append((here, block))
+            self._blocks.add(here, block)
         except BaseException as error:
             try:
                 if block.entered and not block.given_up:  # interrupted in between
@@ -59,7 +59,9 @@ class AsyncToSyncContextManager(Generic[T_co]):
     ) -> bool | None:
         __traceback_hide__ = True
         refuse_on_loop(self._name)
-        block = self._innermost_block()
+        block = self._blocks.take(threading.get_ident())
+        if block is None:
+            raise RuntimeError(f"{self._name}: __exit__() was called, but no block is open; use `with`")
         try:
             return block.leave(exc, value, tb)
         finally:
@@ -69,18 +71,8 @@ class AsyncToSyncContextManager(Generic[T_co]):
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         if is_finalizing():  # pragma: no cover: nothing measures that late
             return
-        for _, block in getattr(self, "_blocks", ()):
+        for block in getattr(self, "_blocks", ()):
             block.end_unawaited()
-
-    def _innermost_block(self) -> _Block:
-        """Remove and return the block that this thread entered last; on another thread, the last one of all."""
-        here = threading.get_ident()
-        for i in range(len(self._blocks) - 1, -1, -1):
-            if self._blocks[i][0] == here:
-                return self._blocks.pop(i)[1]
-        if not self._blocks:
-            raise RuntimeError(f"{self._name}: __exit__() was called, but no block is open; use `with`")
-        return self._blocks.pop()[1]
 
 
 class _Block(OneTask):

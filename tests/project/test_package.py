@@ -66,6 +66,7 @@ ALLOWED = {
     "_diagnosis.statistics": {"_bridge.forks", "_bridge.jobs", "_bridge.limit", "_bridge.workers"},
     "_diagnosis.watch": {"_bridge.forks", "_bridge.threads", "_diagnosis.calls"},
     "_steps": set[str](),
+    "_steps.blocks": set[str](),
     "_steps.decorating": {"_bridge.wrapping"},
     "_steps.threads": {
         *(f"_bridge.{room}" for room in ("builds", "cancellation", "carry", "forks", "internals", "jobs", "limit")),
@@ -74,13 +75,13 @@ ALLOWED = {
     },
     "_steps.ahead": {"_bridge.forks", "_bridge.jobs", "_steps.threads"},
     "_steps.iteration": {"_steps.ahead", "_steps.decorating", "_steps.threads"},
-    "_steps.managers": {"_steps.decorating", "_steps.threads"},
+    "_steps.managers": {"_steps.blocks", "_steps.decorating", "_steps.threads"},
     "_steps.tasks": {
         *(f"_bridge.{room}" for room in ("forks", "greenlets", "internals", "jobs", "lending", "loops", "patience")),
         *("_bridge.register", "_bridge.workers", "_steps.threads", "current_thread_executor", "local", "sync"),
     },
     "_steps.to_sync_iteration": {"_bridge.jobs", "_steps.decorating", "_steps.tasks", "_steps.threads"},
-    "_steps.to_sync_managers": {"_steps.decorating", "_steps.tasks", "sync"},
+    "_steps.to_sync_managers": {"_steps.blocks", "_steps.decorating", "_steps.tasks", "sync"},
     "_wsgi": set[str](),
     "_wsgi.dropped": set[str](),
     "_wsgi.environ": {"_wsgi.dropped"},

@@ -64,7 +64,8 @@ async def running_loop() -> asyncio.AbstractEventLoop:
 
 
 def block_of(manager: Any) -> Any:
-    return manager._blocks[-1][1]
+    [block] = manager._blocks
+    return block
 
 
 # One task, one loop
