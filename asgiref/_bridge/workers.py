@@ -348,7 +348,7 @@ class WorkerExecutor(JobExecutor):
         if worker is not None:
             worker.wait_until_reached()
 
-    def watch_queue(self) -> None:
+    def watch_queue(self) -> None:  # pragma: no cover: only for executors that last
         """Start logging jobs that are queued for long."""
 
     def _do_without_worker(self, job: Job) -> bool:
@@ -392,7 +392,7 @@ class WorkerExecutor(JobExecutor):
         if self.successor is not None:
             self.let_successor_begin()
 
-    def let_successor_begin(self) -> None:
+    def let_successor_begin(self) -> None:  # pragma: no cover: only for executors that can have one
         """Let the executor that takes further jobs begin, if the worker has been given back."""
 
     def _forget_parents_worker(self) -> None:

@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
 from asgiref import sync
-from asgiref._bridge import limit, waits
+from asgiref._bridge import limit, waits, workers
 from asgiref._bridge.limit import figures
+from asgiref._bridge.workers import ProcessExecutor
 from asgiref.sync import (
     SyncToAsync,
     ThreadSensitiveContext,
@@ -702,3 +705,44 @@ async def test_released_context_leaves_no_garbage() -> None:
     with no_garbage():
         await release(0)
         await release(1)
+
+
+async def test_watch_of_the_process_worker_while_the_log_is_switched_off(
+    log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked at now and then, since the log may be switched on again."""
+    monkeypatch.setattr(sync, "slow_thread_wait", None)
+    executor, go_on = ProcessExecutor(), threading.Event()
+    executor.watch_queue()
+    assert float("-inf") == executor.watched_until
+    monkeypatch.setattr(SyncToAsync, "single_thread_executor", executor)
+    calls: list[Any] = [executor.submit(wait_for, go_on), executor.submit(int)]
+    task = asyncio.create_task(look())
+    await until(lambda: executor.watched_until > 0)
+    go_on.set()
+    await task
+    assert [None, 0] == [call.result(LIMIT) for call in calls]
+    executor.shutdown()
+    assert [] == log.records
+
+
+def test_calls_from_a_thread_without_a_loop_are_not_watched() -> None:
+    executor, go_on = ProcessExecutor(), threading.Event()
+    calls: list[Any] = [executor.submit(wait_for, go_on), executor.submit(int), executor.submit(int)]
+    assert float("-inf") == executor.watched_until
+    go_on.set()
+    assert [None, 0, 0] == [call.result(LIMIT) for call in calls]
+    executor.shutdown()
+
+
+def test_watch_of_an_executor_that_is_gone() -> None:
+    watch = weakref.WeakMethod(ProcessExecutor().watch_queue)
+    gc.collect()
+    workers._call_if_alive(watch)
+
+
+def test_two_warnings_at_once_are_one(log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. A thread decides whether to warn. 2. Another finds that one at it, and does not."""
+    monkeypatch.setattr(waits, "_last", [])
+    waits.log_wait(LIMIT, lambda: ("never",))
+    assert [] == log.records

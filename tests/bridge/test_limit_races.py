@@ -243,6 +243,25 @@ def test_call_from_below_meets_the_worker_that_its_place_gets(monkeypatch: pytes
     ends(executor)
 
 
+def test_queue_that_is_emptied_as_it_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. One serves the queue, with a lease. 2. The only place leaves. 3. The lease is taken away again."""
+    held = Held()
+    gone, given_up = post()
+
+    class Leases(dict[Any, None]):
+        def __setitem__(self, lease: Any, value: None) -> None:
+            super().__setitem__(lease, value)
+            given_up.given_up = True
+            gone.call_given_up()
+
+    leases = Leases(limit._leases)
+    limit._leases.clear()
+    monkeypatch.setattr(limit, "_leases", leases)
+    held.end()
+    assert not leases
+    ends(gone)
+
+
 # The limit:
 
 
@@ -334,6 +353,41 @@ def test_call_that_has_seen_the_place_when_the_calls_have_been_moved() -> None:
     ends(executor)
 
 
+def test_call_that_the_worker_has_moved_as_the_thread_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. A post puts its call into the place. 2. The worker moves it. 3. The post leaves it to the worker."""
+    held = Held()
+    executor, first = post()
+    place: Any = executor._worker
+    held.end()
+    first.thread()
+    job = Job()
+    executor.unfinished.append(job)
+
+    class Items(deque[Any]):
+        def append(self, item: Any) -> None:
+            place.worker.jobs.put(item)
+
+    place.items = Items()
+    place.put((executor, job))
+    assert first.thread() is job.thread()
+    ends(executor)
+
+
+def test_call_that_comes_as_others_are_forgotten() -> None:
+    """It is kept, and waits for a thread."""
+    held = Held()
+    executor, first = post()
+    _, second = post(executor)
+    first.given_up = True
+    place: Any = executor._worker
+    assert executor._threads == set()
+    place._forget_calls(None)
+    assert 1 == len(place.items) == len(executor.unfinished)
+    held.end()
+    second.thread()
+    ends(executor)
+
+
 def test_call_that_is_cancelled_as_its_place_gets_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """1. The place is removed from the queue. 2. The call is cancelled. 3. The thread is given back in the end."""
     held = Held()
@@ -363,10 +417,20 @@ def test_call_that_is_cancelled_as_its_place_gets_a_worker(monkeypatch: pytest.M
         pass
 
 
-def test_shutdown_waits_for_calls_in_the_queue() -> None:
+def test_shutdown_waits_for_calls_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held()
     executor, job = post()
-    waiting = Thread(executor.shutdown)
+    waits = [0.0]
+    wait = threading.Event.wait
+    with pytest.MonkeyPatch.context() as patch:
+
+        def short_at_first(self: threading.Event, timeout: float | None = None) -> bool:
+            return wait(self, waits.pop() if waits and timeout == 1 else timeout)
+
+        patch.setattr(threading.Event, "wait", short_at_first)
+        waiting = Thread(executor.shutdown)
+        while waits:
+            pass
     while len(limit._queue[0].items) < 2:  # the call, and an event that is behind it
         pass
     assert waiting.is_alive()
@@ -440,8 +504,9 @@ def test_thread_that_cannot_be_started_at_once() -> None:
     assert not limit._leases
 
 
+@pytest.mark.parametrize("ended", [False, True])
 @pytest.mark.parametrize("waits", [False, True])
-def test_calls_after_threads_can_no_longer_be_started_run_in_place(waits: bool) -> None:
+def test_calls_after_threads_can_no_longer_be_started_run_in_place(waits: bool, ended: bool) -> None:
     """As at the end of the interpreter."""
     held = Held()
     if not waits:
@@ -451,7 +516,8 @@ def test_calls_after_threads_can_no_longer_be_started_run_in_place(waits: bool) 
         executor, job = post()
         if waits:
             limit._queue[0].items.append(threading.Event())
-            executor.shutdown(wait=False)
+            if ended:
+                executor.shutdown(wait=False)
             held.end()
         assert threading.current_thread() is job.thread()
     ends(executor)
@@ -494,6 +560,25 @@ def test_interrupt_just_after_a_place_was_removed(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(Interrupt):
             held.end()
     limit._serve_queue()
+    job.thread()
+    ends(executor)
+
+
+def test_interrupt_just_after_a_place_got_its_worker() -> None:
+    """The worker keeps its lease."""
+    held = Held()
+    executor, job = post()
+    give = Place.give
+
+    def give_and_raise(self: Place, lease: Lease, own: bool = False) -> None:
+        give(self, lease, own)
+        raise Interrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Place, "give", give_and_raise)
+        with pytest.raises(Interrupt):
+            held.end()
+    assert 1 == len(limit._leases)
     job.thread()
     ends(executor)
 
@@ -550,6 +635,20 @@ def test_two_looks_resolve_one_standstill_once(monkeypatch: pytest.MonkeyPatch) 
     for executor, job in posted:
         executor.shutdown(wait=False)
         job.thread()
+
+
+def test_standstill_of_calls_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. A look sees the standstill. 2. The only call that waits is given up. 3. No thread goes to it."""
+    monkeypatch.setattr(sync, "thread_standstill", 0.0)
+    held = Held()
+    executor, job = post()
+    job.given_up = True
+    monkeypatch.setattr(limit, "_rest", limit.Rest(limit._threads_at_rest()))
+    limit._resolve_standstill()
+    assert 1 == len(limit._leases)
+    executor.call_given_up()
+    ends(executor)
+    held.end()
 
 
 # The release:
@@ -621,6 +720,13 @@ def test_successor_that_meets_the_end_of_the_executor_before_it(moment: str, mon
         end()
     job.thread()
     ends(successor)
+
+
+def test_successor_of_an_executor_of_the_parent_process() -> None:
+    """It does not wait for what no thread does any more."""
+    executor = ContextExecutor()
+    executor._generation = object()
+    assert not executor._let_follow(Place(ContextExecutor()))
 
 
 def test_two_releases_at_once_make_one_successor() -> None:
