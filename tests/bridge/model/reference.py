@@ -241,6 +241,8 @@ class BridgedCall(Caller):
     # Whether it makes several items of an iteration, as many as there is time for.
     is_ahead: bool = False
     cancelled: bool = False
+    # The loop that runs until the function has ended, since the one who cancels waits for that.
+    cancelled_on: Loop | None = None
     # Whether it was cancelled again, after that had gone in.
     absorbs: bool = False
 
@@ -670,6 +672,8 @@ class _Reference:
         after = inner.but(handled=None if mailbox is None else mailbox.handled, bridged=None)
         if bridged.cancelled:
             if end is not None and outcome[0] == "returned":
+                if bridged.cancelled_on is not loop:
+                    raise Unfit("whether the loop still runs is chance")
                 end(after)
             doing.pop()
             raise Failure("CancelledError")
@@ -1196,7 +1200,7 @@ class _Reference:
                         outermost.absorbs = True
                     raise Failure("CancelledError")
                 assert where.bridged is not None
-                where.bridged.cancelled = True
+                where.bridged.cancelled, where.bridged.cancelled_on = True, flow.loop
                 assert flow.loop is not None
                 flow.loop.is_reported_to = True
 
