@@ -11,10 +11,10 @@ from .decorating import Decorated, name_of
 from .threads import Steps, check_choice_of_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
     from concurrent.futures import Executor
     from contextlib import AbstractContextManager
-    from types import TracebackType
+    from types import CoroutineType, TracebackType
 
 __all__ = ["SyncToAsyncContextManager", "sync_to_async_context_manager"]
 
@@ -47,12 +47,12 @@ class SyncToAsyncContextManager(Generic[T_co]):
 
     def __aexit__(
         self, exc: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
-    ) -> Coroutine[Any, Any, bool]:
+    ) -> CoroutineType[Any, Any, bool]:
         block = self._blocks.take(asyncio.current_task())
         if block is None:
             raise RuntimeError(f"{self._name}: __aexit__() was called, but no block is open; use `async with`")
         block.reason = exc, value, tb
-        return block.end(block.exit)
+        return block.end(block.exit)  # type: ignore[return-value]  # to mypy, it is any coroutine
 
 
 class _Block(Steps):

@@ -1,6 +1,7 @@
 # Django has no types.
 # mypy: disable-error-code="import-untyped, misc, no-any-return, type-arg"
 # mypy: disable-error-code="no-untyped-def"
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportGeneralTypeIssues=false
 """Common questions about Django and async code, with answers as tests."""
 

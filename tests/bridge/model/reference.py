@@ -843,6 +843,7 @@ class _Reference:
         else:
             steps.loop, steps.kind = Loop(f"loop of {steps.name}", f"the loop thread of {steps.name}"), "own"
             self.busy[steps.loop.thread] = [None]
+        assert steps.loop is not None
         if steps.loop.leaves:
             raise Unfit("whether a step is still in time is chance")
         steps.loop.reads_ahead |= steps.reads_ahead
