@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -154,7 +155,8 @@ async def test_plain_list_in_place_of_the_inner_calls_tells_of_no_cancellation()
     wrapper = sync_to_async(is_cancelled)
     loop = asyncio.get_running_loop()
     assert isinstance(wrapper, SyncToAsync)
-    assert not await sync_to_async(lambda: wrapper.thread_handler(loop, (None, None, None), [], is_cancelled))()
+    run = contextvars.Context().run
+    assert not await sync_to_async(wrapper.thread_handler)(loop, (None, None, None), [], run, is_cancelled)
 
 
 def test_rest_of_what_is_no_call_of_the_library() -> None:

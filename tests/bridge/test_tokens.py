@@ -795,7 +795,8 @@ def test_task_of_a_loop_that_was_closed_is_freed_with_what_it_keeps() -> None:
     coroutine.close()
     del task, coroutine
     let_idle_threads_run()
-    gc.collect()
+    for _ in range(5):  # PyPy needs more than one
+        gc.collect()
     assert left() is None
 
 
