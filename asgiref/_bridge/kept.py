@@ -1,14 +1,14 @@
-"""Contexts that are kept from one call to the next, so that a token of one call is valid in another.
+"""Contexts that are kept for the next call, so that a token of one call is valid in later calls.
 
-``ContextVar.reset`` takes a token only in the ``Context`` in which it was made. A call runs in a copy of the caller's
-context. Once a call has changed a variable, its copy is kept, and the next call of the same caller runs in it, after it
-was given the values that the caller has by now.
+``ContextVar.reset`` accepts a token only in the ``Context`` in which it was created. A call runs in a copy of the
+caller's context. If it changes a variable, the copy is kept, and the next call of the same caller runs in it, after it
+has been updated with the caller's current values.
 
-The caller of ``sync_to_async`` calls is a task, which has the kept context as an attribute until it ends. The caller of
-``async_to_sync`` calls is the ``sync_to_async`` call around them, whose ``InnerCalls`` has it.
+The caller of ``sync_to_async`` calls is a task; the kept context is an attribute of the task. The caller of
+``async_to_sync`` calls is the enclosing ``sync_to_async`` call; the kept context is in its ``InnerCalls``.
 
-One ``Context`` cannot be entered by two threads at once. So one in which a function still runs whose caller was
-cancelled is not waited for: the next call runs in a copy, which is kept from then on.
+Two threads cannot enter one ``Context`` concurrently. If a function whose caller was cancelled is still running in it,
+the next call does not wait: it runs in a copy, which is kept from then on.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _MISSING: Any = object()
 # The attribute of a task that has its kept context.
 ATTRIBUTE_OF_TASK = "_asgiref_kept_context"
 
-# How long, in seconds, the thread of one loop waits until that of another has left the context of a coroutine that has
-# ended. A guess: it takes microseconds, unless a task factory of the user's has something to do there.
+# How long, in seconds, the thread of a loop waits until another thread has left the context of an ended coroutine. A
+# guess: this takes microseconds, unless a task factory of the user works there.
 LEAVING = 1.0
 
 
@@ -43,28 +43,28 @@ class KeptContext:
     """A context in which several calls run, one after the other.
 
     Args:
-        context: In which the first of them has run.
-        tokens: Of the variables that this call has set, and that the caller had not.
+        context: The context in which the first of them has run.
+        tokens: The tokens of variables that this call has set and the caller had not.
     """
 
     __slots__ = ("_of_caller", "_own", "_values", "context", "user")
 
     def __init__(self, context: contextvars.Context, tokens: Tokens) -> None:
         self.context = context
-        # The ``ThreadCall`` that may be running in it: the last one, unless it has ended or never began.
+        # The ``ThreadCall`` that may be running in it: the last one, unless it has ended or never started.
         self.user: Any = None
-        # Of variables that were not set before, in the caller's context and in this one. Who takes such a variable away
-        # needs the token.
+        # Tokens of variables that were not set before, in the caller's context and in this one: removing such a
+        # variable needs its token.
         self._of_caller = tokens
         self._own: Tokens = {}
-        # The values of the context as the next call finds it, where they are known: a list is read faster.
+        # The values of the context before the next call, if known: reading a list is faster.
         self._values: list[Any] | None = None
 
     def follow(self, here: contextvars.Context) -> contextvars.Context:
-        """Make the values those of *here*, the caller's, and return the context to run in.
+        """Copy the values of *here*, the caller's context, and return the context to run in.
 
-        Where that cannot be done, it is *here* itself, which is kept from then on. So it is where something may run in
-        the kept context, and where the caller has taken away a variable that it had when the first call began.
+        If this is not possible, it is *here* itself, which is kept from then on. This is so if a function may be
+        running in the kept context, or if the caller has removed a variable that it had when the first call started.
         """
         user = self.user
         if user is not None and user.settled:
@@ -98,7 +98,7 @@ class KeptContext:
     def bring_back(
         self, before: contextvars.Context, after: contextvars.Context, restore: Callable[[contextvars.Context], Any]
     ) -> None:
-        """Make in the caller's context, which is the current one, the changes that lead from *before* to *after*.
+        """Apply the changes from *before* to *after* to the caller's context, which is the current one.
 
         Args:
             restore: Sets the variables of a context, as ``set_all`` does.
@@ -123,13 +123,13 @@ def set_all(context: contextvars.Context) -> Tokens:
 
 
 def keep_for_task(loop: asyncio.AbstractEventLoop, context: contextvars.Context, tokens: Tokens) -> None:
-    """Keep *context* for the running task of *loop*, until that ends."""
+    """Keep *context* for the running task of *loop* until the task ends."""
     task = asyncio.current_task(loop)
     if task is None:
         return
-    with contextlib.suppress(AttributeError):  # a task of another make may take no attributes
+    with contextlib.suppress(AttributeError):  # task classes of other packages may not allow attributes
         setattr(task, ATTRIBUTE_OF_TASK, KeptContext(context, tokens))
-        # The task may be kept for its result. An empty context keeps nothing.
+        # A task may be kept alive for its result. An empty context keeps no objects alive.
         task.add_done_callback(_forget, context=contextvars.Context())
 
 
@@ -139,11 +139,11 @@ def _forget(task: asyncio.Task[Any]) -> None:
 
 
 def _is_same(values: list[Any], one: contextvars.Context, other: contextvars.Context) -> bool:
-    """Tell whether *one*, which has these *values*, and *other* have the same variables with the same objects."""
+    """Return whether *one*, which has these *values*, and *other* have the same variables with the same objects."""
     if len(values) != len(other) or not all(map(operator.is_, values, other.values())):
         return False
-    # The values are the same, in order, so this compares the variables. It takes no time for an unchanged copy. Where
-    # the variables differ after all, it may call an __eq__ of the user's.
+    # The values are the same, in order, so this compares the variables. It is fast for an unchanged copy. If the
+    # variables differ, it may call an __eq__ of the user.
     try:
         return one == other
     except Exception:
@@ -151,7 +151,7 @@ def _is_same(values: list[Any], one: contextvars.Context, other: contextvars.Con
 
 
 def _make_same(current: contextvars.Context, other: contextvars.Context, tokens: Tokens) -> bool:
-    """Give the *current* context the variables of *other*; return False where one cannot be taken away."""
+    """Give the *current* context the variables of *other*; return False if one cannot be removed."""
     superfluous = [variable for variable in current if variable not in other]
     if not all(variable in tokens for variable in superfluous):
         return False
@@ -166,8 +166,8 @@ def _make_same(current: contextvars.Context, other: contextvars.Context, tokens:
 
 
 def _unset(before: contextvars.Context, after: contextvars.Context, tokens: Tokens) -> None:
-    """Take away in the current context, by *tokens*, what is in *before* and not in *after*."""
+    """Remove from the current context, by *tokens*, the variables in *before* that are not in *after*."""
     for variable in before:
         if variable not in after and variable in tokens:
-            with contextlib.suppress(ValueError, LookupError):  # set in another context; taken away by somebody else
+            with contextlib.suppress(ValueError, LookupError):  # set in another context, or removed already
                 variable.reset(tokens.pop(variable))

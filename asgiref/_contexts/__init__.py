@@ -1,4 +1,4 @@
-"""``ThreadSensitiveContext`` blocks that somebody else enters: one for each call of a function, or for each connection.
+"""``ThreadSensitiveContext`` blocks around each call of a function, or around each connection.
 
-What lives here is when such a block begins and ends. How a thread is chosen inside it is in ``_bridge.routing``.
+These modules enter and leave the blocks. ``_bridge.routing`` chooses threads inside of them.
 """

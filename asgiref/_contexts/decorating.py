@@ -1,4 +1,4 @@
-"""``ThreadSensitiveContext`` as a decorator: each call of the coroutine function is a block of its own."""
+"""``ThreadSensitiveContext`` as a decorator: each call of the coroutine function is a separate block."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ R = TypeVar("R")
 def decorated(
     block: ThreadSensitiveContext, function: Callable[P, Awaitable[R]]
 ) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Return *function* with a block like *block* around each of its calls."""
+    """Return *function* with a block like *block* around each call."""
     _check(function)
 
-    # A plain function, which Python itself binds as a method and knows for a coroutine function.
+    # A plain function: Python binds it as a method and recognizes it as a coroutine function.
     @functools.wraps(function)
     async def call_in_thread_sensitive_context(*args: P.args, **kwargs: P.kwargs) -> R:
         __traceback_hide__ = True
@@ -51,7 +51,7 @@ def _check(function: Any) -> None:
     called = function
     while isinstance(called, functools.partial):
         called = called.func
-    # Of the type, since Python does not call what an object has in its ``__dict__`` by that name.
+    # Looked up on the type, because Python ignores a ``__call__`` in the object's ``__dict__``.
     if not inspect.isroutine(called) and not isinstance(called, type):
         called = getattr(type(called), "__call__", called)  # noqa: B004
     if iscoroutinefunction(function) or iscoroutinefunction(called):
@@ -63,7 +63,7 @@ def _check(function: Any) -> None:
             "the `async for`"
         )
     raise TypeError(
-        f"ThreadSensitiveContext() decorates coroutine functions, and {_name_of(function)} is none; decorate the "
+        f"ThreadSensitiveContext() decorates coroutine functions, and {_name_of(function)} is not one; decorate the "
         "`async def` function that awaits sync_to_async(...), or, if this one returns an awaitable, mark it with "
         "asgiref.sync.markcoroutinefunction"
     )

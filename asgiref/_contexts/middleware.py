@@ -1,8 +1,8 @@
-"""``ThreadSensitiveMiddleware``: a block around each connection, which on a WebSocket gives its thread back meanwhile.
+"""``ThreadSensitiveMiddleware``: a block around each connection, which releases its thread on idle WebSockets.
 
-An application that waits for the next message uses no thread, but would keep one, for hours as a rule. So the thread is
-released when ``receive`` is called. While that waits, other tasks of the connection may make calls; a consumer of
-Channels does so for the messages of a group. After each of these calls the thread is released too.
+An application that waits for the next message needs no thread, but would keep one, often for hours. So the thread is
+released when ``receive`` is called. Meanwhile, other tasks of the connection may make calls; consumers of Channels do,
+for the messages of a group. After each of these calls, the thread is released, too.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ __all__ = ["ThreadSensitiveMiddleware"]
 
 
 class ThreadSensitiveMiddleware:
-    """An ASGI middleware that puts a ``ThreadSensitiveContext`` around each connection.
+    """ASGI middleware that enters a ``ThreadSensitiveContext`` for each connection.
 
     Equivalent to ``async with ThreadSensitiveContext():`` around the call of the application. Without a context, all
-    thread-sensitive calls share one thread of the process. Django enters one for each HTTP request by itself. This
+    thread-sensitive calls share one thread of the process. Django enters a context for each HTTP request. This
     middleware is for applications that do not: consumers of Channels, or Starlette with a synchronous ORM.
 
-    On a WebSocket, the connection has no thread while the application waits in ``receive``, so open sockets cost none.
-    If another task of the connection makes a call meanwhile, it gets a thread for this call alone. The next call may
-    run on another thread. So end transactions within the handling of a message, as for ``release_thread``. An iterator
-    or context manager that was made with ``sync_to_async_iterator`` or ``sync_to_async_context_manager`` keeps its
-    thread until it is closed.
+    A WebSocket has no thread while the application waits in ``receive``, so idle sockets need no threads. If another
+    task of the connection makes a call meanwhile, it gets a thread for this call only. The next call may run on another
+    thread, so end transactions before waiting for the next message, as for ``release_thread``. Iterators and context
+    managers of ``sync_to_async_iterator`` and ``sync_to_async_context_manager`` keep their thread until they are
+    closed.
 
     ``lifespan`` is passed on without a context.
 
     Args:
-        app: The application, of ASGI 3.
+        app: An ASGI 3 application.
 
     >>> import asyncio, threading
     >>> from asgiref.sync import sync_to_async
@@ -71,7 +71,7 @@ class _Receive:
 
     def __init__(self, receive: Callable[[], Awaitable[Any]]) -> None:
         self._receive = receive
-        # How many calls wait.
+        # The number of calls of ``receive`` that are waiting.
         self.waiting = 0
 
     async def __call__(self) -> Any:
@@ -94,7 +94,7 @@ class _SocketExecutor(ContextExecutor):
     def post(self, job: Job, waiting_thread: int | None = None) -> bool:
         accepted = super().post(job, waiting_thread)
         if accepted and self._receive.waiting and (loop := running_loop()) is not None:
-            # Not at once: an iterator that makes its first step pins the thread when this has returned.
+            # Not at once: the first step of an iterator pins the thread after this has returned.
             loop.call_soon(self._release_while_waiting)
         return accepted
 

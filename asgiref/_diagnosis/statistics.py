@@ -1,7 +1,7 @@
-"""How many threads are busy, and with what? Counted when somebody asks, so that calls pay nothing for it.
+"""``bridge_statistics``: numbers of threads and calls, counted on request, so that calls do not pay for it.
 
-Each lease of a worker is noted in a dict of its kind, with the list of the jobs that the worker has not done. Taking
-the length of a dict is one step, and so is copying one, so no lock is needed, and a signal handler may ask.
+Each lease of a worker is in a dict for its kind, with the list of unfinished jobs. Reading the length of a dict is
+atomic, and so is copying it, so no lock is needed, and a signal handler may call this.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["BridgeStatistics", "bridge_statistics"]
 
 @dataclass(frozen=True)
 class BridgeStatistics:
-    """How many threads of the library there are, what they serve, and how many calls run on them or wait.
+    """The numbers of threads of the library by use, and of running and queued calls.
 
     Attributes:
         context_threads: Worker threads of ``ThreadSensitiveContext`` blocks, also between two calls of a block.
@@ -30,15 +30,15 @@ class BridgeStatistics:
             ``thread_sensitive=False``.
         loop_threads: Worker threads that run a ``ThreadSensitiveEventLoop``.
         other_threads: Worker threads of other work, such as a single call while the interpreter ends.
-        idle_threads: Worker threads that wait for work, and leave after ten seconds without any.
-        running_calls: Worker threads that run a ``sync_to_async`` call. Calls below one, on the same thread, do not
+        idle_threads: Idle worker threads, which end after ten seconds.
+        running_calls: Worker threads that are running a ``sync_to_async`` call. Nested calls on the same thread do not
             count again.
-        queued_process_calls: Calls that wait behind the one that runs on the thread of the process.
+        queued_process_calls: Calls that are queued for the thread of the process.
         max_threads: ``ThreadSensitiveContext.max_threads``; None without a limit.
-        waiting_calls: Calls that wait for a thread because of that limit. A cancelled call counts as long as another
-            call of its context waits.
-        longest_wait: For how many seconds the first of these has waited; 0.0 if none waits.
-        threads_started: Worker threads that were started since the start of this process.
+        waiting_calls: Calls that are queued because of that limit. A cancelled call counts as long as another call of
+            its context is queued.
+        longest_wait: Seconds since the first of these was queued; 0.0 without any.
+        threads_started: Worker threads started in this process so far.
     """
 
     context_threads: int
@@ -58,7 +58,7 @@ class BridgeStatistics:
     threads_started: int
 
 
-# The fields that count workers by the kind of their lease.
+# The fields for workers, by the kind of their lease.
 _LEASED = {each.name for each in fields(BridgeStatistics) if each.name.endswith("_threads")}
 _LEASED -= {"idle_threads", "max_threads"}
 _items_of = attrgetter("items")
@@ -68,13 +68,13 @@ def bridge_statistics() -> BridgeStatistics:
     """See ``asgiref.sync.bridge_statistics``."""
     forks.notice()
     kinds = workers.kinds_of_executors()
-    # One step where there is the interpreter's lock: a worker that passes from one kind to another is counted once.
+    # Atomic with the interpreter's lock: a worker that changes its kind is counted once.
     all_workers, *counts = map(len, [workers._workers, *[kind.leases for kind in kinds]])
     numbers = dict.fromkeys(_LEASED, 0)
     for kind, count in zip(kinds, counts, strict=True):
         numbers[kind.counted_in] += count
     unfinished = [jobs for kind in kinds if not kind.runs_loop for jobs in kind.leases.copy().values()]
-    # In C too, since a thousand contexts may wait. Which of their calls were cancelled would take ten times as long.
+    # In C, because a thousand contexts may be queued. Leaving out cancelled calls would take ten times as long.
     places = snapshot(limit._queue)
     first = next((place for place in places if place.is_wanted()), None)
     of_process = workers.ProcessExecutor.leases.copy().values()

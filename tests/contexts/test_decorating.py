@@ -262,7 +262,7 @@ class AsynchronousGeneratorCallable:
 
 @pytest.mark.parametrize("function", [plain, generator, print, len, int, functools.partial(plain, 1), "plain", None])
 def test_what_is_no_coroutine_function_is_refused_with_what_to_do(function: Any) -> None:
-    with pytest.raises(TypeError, match=r"is none; decorate the `async def` function that awaits sync_to_async"):
+    with pytest.raises(TypeError, match=r"is not one; decorate the `async def` function that awaits sync_to_async"):
         ThreadSensitiveContext()(function)
 
 
