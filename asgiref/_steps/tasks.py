@@ -285,11 +285,11 @@ class OneTask(AsyncToSync[Any, Any]):
         """
         if self.finished:
             return
-        self.given_up = True
         loop = self.loop
         if loop is None or self._generation is not forks.generation:
             # Nothing was begun; or the parent process has begun it, and this one has no part in it.
             return
+        self.given_up = True
         self._mailbox.leave()
         try:
             loop.call_soon_threadsafe(self._give_up, context=contextvars.Context())
