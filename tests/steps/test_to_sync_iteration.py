@@ -136,27 +136,25 @@ def test_loop_of_its_own_cancels_and_awaits_what_the_generator_has_started() -> 
     assert [me()] == ended
 
 
-def test_error_of_ending_the_loop_is_raised() -> None:
-    class Policy(asyncio.DefaultEventLoopPolicy):
-        def new_event_loop(self) -> asyncio.AbstractEventLoop:
-            loop = super().new_event_loop()
-            close = loop.close
+def test_error_of_ending_the_loop_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    new_event_loop = asyncio.new_event_loop
 
-            def fail() -> None:
-                close()
-                raise LookupError("of the loop")
+    def failing_loop() -> asyncio.AbstractEventLoop:
+        loop = new_event_loop()
+        close = loop.close
 
-            loop.close = fail  # type: ignore[method-assign]
-            return loop
+        def fail() -> None:
+            close()
+            raise LookupError("of the loop")
 
-    asyncio.set_event_loop_policy(Policy())
-    try:
-        items = async_to_sync_iterator(Lines(1)())
-        assert 0 == next(items)
-        with pytest.raises(LookupError, match="of the loop"):
-            next(items)
-    finally:
-        asyncio.set_event_loop_policy(None)
+        loop.close = fail  # type: ignore[method-assign]
+        return loop
+
+    monkeypatch.setattr(asyncio, "new_event_loop", failing_loop)
+    items = async_to_sync_iterator(Lines(1)())
+    assert 0 == next(items)
+    with pytest.raises(LookupError, match="of the loop"):
+        next(items)
 
 
 async def test_home_loop_is_used() -> None:
@@ -787,25 +785,24 @@ def test_two_threads_that_ask_at_once() -> None:
     thread.get()
 
 
-def test_task_factory_that_fails() -> None:
-    class Policy(asyncio.DefaultEventLoopPolicy):
-        def new_event_loop(self) -> asyncio.AbstractEventLoop:
-            loop = super().new_event_loop()
+def test_task_factory_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    new_event_loop = asyncio.new_event_loop
 
-            def fail(*_: Any, **options: Any) -> Any:
-                loop.set_task_factory(None)
-                raise LookupError("of the factory")
+    def failing_loop() -> asyncio.AbstractEventLoop:
+        loop = new_event_loop()
 
-            loop.set_task_factory(fail)
-            return loop
+        def fail(*_: Any, **options: Any) -> Any:
+            loop.set_task_factory(None)
+            raise LookupError("of the factory")
 
-    asyncio.set_event_loop_policy(Policy())
-    try:
-        items = async_to_sync_iterator(Lines()())
+        loop.set_task_factory(fail)
+        return loop
+
+    items = async_to_sync_iterator(Lines()())
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "new_event_loop", failing_loop)
         with pytest.raises(LookupError, match="of the factory"):
             next(items)
-    finally:
-        asyncio.set_event_loop_policy(None)
     assert [0, 1, 2] == list(items)
 
 
