@@ -134,7 +134,7 @@ class ReadAheadIterator(SyncToAsyncIterator[T_co]):
         """Return the item of *entry*, or raise its exception."""
         __traceback_hide__ = True
         iteration = self._iteration
-        iteration.steps.bring_back_ahead(entry.before, entry.after)
+        iteration.steps.bring_back(entry.before, entry.after)
         if entry.item is END:
             iteration.over = True
             raise StopAsyncIteration

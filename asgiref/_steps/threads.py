@@ -327,30 +327,23 @@ class Steps(SyncToAsync[Any, Any]):
         self._before = self.context.copy()
 
     def bring_back(self, before: contextvars.Context, after: contextvars.Context) -> None:
-        """Apply the changes from *before* to *after*, two states of the context of the steps, here."""
+        """Make here the changes that lead from *before* to *after*, both of which are of the context of the steps.
+
+        What the consumer itself has changed since the latest step began is still to be brought in.
+        """
         if local.THREADS_INHERIT:
             local.arrive(after)
-        if (before or after) and not _is_same(before, after):
-            self._apply_here(before, after)
-            self._seen = contextvars.copy_context()
-
-    def bring_back_ahead(self, before: contextvars.Context, after: contextvars.Context) -> None:
-        """The same for a step that ran ahead: changes of the consumer since then are not yet in the steps' context."""
-        if local.THREADS_INHERIT:
-            local.arrive(after)
-        if not _is_same(before, after):
-            self._apply_here(before, after)
-            seen = contextvars.Context()
-            for variable, value in self._seen.items():
-                if variable in after or variable not in before:
-                    seen.run(variable.set, value)
-            seen.run(_apply, before, after, {})
-            self._seen = seen
-
-    def _apply_here(self, before: contextvars.Context, after: contextvars.Context) -> None:
+        if not (before or after) or _is_same(before, after):
+            return
         if self._tokens_here is None:
             self._tokens_here = {}
         _apply(before, after, self._tokens_here)
+        seen = contextvars.Context()
+        for variable, value in self._seen.items():
+            if variable in after or variable not in before:
+                seen.run(variable.set, value)
+        seen.run(_apply, before, after, {})
+        self._seen = seen
 
     # Errors that nothing awaits:
 

@@ -530,6 +530,34 @@ async def test_another_task_goes_on() -> None:
     await loop.create_task(go_on(items), context=contextvars.Context())
 
 
+async def test_what_another_task_changes_in_the_same_context_during_a_step_is_seen_by_the_next_one() -> None:
+    """1. A step has begun. 2. Another task, in the same context, sets a variable. 3. The step sets another one."""
+    other = contextvars.ContextVar[int]("other", default=0)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def rows() -> Iterator[int]:
+        begun.set()
+        wait_for(go_on)
+        variable.set("step")
+        yield other.get()
+        yield other.get()
+
+    async def consume() -> list[int]:
+        return [item async for item in sync_to_async_iterator(rows())]
+
+    async def change() -> None:
+        other.set(1)
+
+    context = contextvars.Context()
+    loop = asyncio.get_running_loop()
+    consuming = loop.create_task(consume(), context=context)
+    await until_set(begun)
+    await loop.create_task(change(), context=context)
+    go_on.set()
+    assert [0, 1] == await consuming
+    assert ("step", 1) == (context[variable], context[other])
+
+
 # Cancellation
 
 

@@ -679,7 +679,12 @@ class _Reference:
             raise Failure("CancelledError")
         doing.pop()
         steps.here |= _carry(before, steps.context, flow.context, steps.here)
-        steps.seen = flow.context.copy()
+        for key in before.keys() | steps.context.keys():
+            if before.get(key) is not steps.context.get(key):
+                if key in steps.context:
+                    steps.seen[key] = steps.context[key]
+                else:
+                    steps.seen.pop(key, None)
         if bridged.absorbs and outcome[0] == "returned":
             if end is not None:
                 raise Unfit("nobody waits for what follows")
