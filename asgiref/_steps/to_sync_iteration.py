@@ -1,4 +1,4 @@
-"""``async_to_sync_iterator``: an iterable of asynchronous code, for ``for``."""
+"""``async_to_sync_iterator``: ``for`` over asynchronous iterables."""
 
 from __future__ import annotations
 
@@ -343,42 +343,42 @@ def async_to_sync_iterator(
 @overload
 def async_to_sync_iterator(*, read_ahead: int = 0) -> _IteratorDecorator: ...
 def async_to_sync_iterator(iterable: Any = _NOTHING, *, read_ahead: int = 0) -> Any:
-    """Turn an asynchronous iterable into an iterator, or decorate a function that returns one.
+    """Return an iterator over an asynchronous iterable, or decorate a function that returns an asynchronous iterable.
 
-    Equivalent to ``async_to_sync(anext)(iterator)`` for each item, with one task of one event loop for all of them,
-    and an ``aclose()`` there.
+    Equivalent to ``async_to_sync(anext)(iterator)`` for each item, and ``aclose()`` at the end, all in one task of one
+    event loop.
 
     Args:
-        iterable: What to iterate. A callable that is not iterable itself (an asynchronous generator function, a class)
-            is decorated: each call gives such an iterator, and its body runs in the task of the steps. Without this
+        iterable: The iterable. A callable that is not iterable itself (an asynchronous generator function, a class) is
+            decorated: each call returns such an iterator, and its body runs in the task of the steps. Without this
             argument, a decorator is returned.
-        read_ahead: How many items may be made before they are asked for; 0: each is made when it is asked for.
+        read_ahead: How many items are made in advance; 0: each item is made on request.
 
     Thread and loop:
         ``aiter()``, each ``anext()`` and ``aclose()`` run in one task, so that a task group, a timeout or a cancel
         scope may be open across a ``yield``. The loop is that of the enclosing ``sync_to_async`` call, else that of an
-        ``AsyncSingleThreadContext``, else one that lives as long as the iteration. While this thread waits for an
-        item, it runs thread-sensitive code that the task calls. What is called while nobody waits, by a task of the
-        generator or by reading ahead, runs with the next wait. The task gets what the consumer has changed in context
-        variables since it last waited, and the consumer gets, with each item, what making it has changed.
+        ``AsyncSingleThreadContext``, else a new one that ends with the iteration. While this thread waits for an item,
+        it runs thread-sensitive code of the task. Thread-sensitive calls at other times, by a task of the generator or
+        by read-ahead, run during the next wait. The task gets the consumer's changes to context variables since the
+        last wait, and the consumer gets the changes of each item with the item.
 
     Closing:
-        ``close()`` calls ``aclose()`` of the iterator, if it has one, and waits for it; where an item is being made
-        ahead, that is cancelled first. The garbage collector leads to the same, but nobody waits. ``break`` alone
-        closes nothing: use ``contextlib.closing``. The end of the iteration closes it too.
+        ``close()`` calls ``aclose()`` of the iterator, if it has one, and waits for it; read-ahead is cancelled first.
+        The garbage collector does the same without waiting. The end of the iteration closes it, too. ``break`` alone
+        does not close it: use ``contextlib.closing``.
 
     Cancellation:
-        As for ``async_to_sync``: an interrupt of the waiting thread, and a cancellation of the ``sync_to_async`` call
-        that it works for, go to the generator. So does a cancellation of the task between two steps (of a timeout in
-        the generator, at the end of the loop), at its ``yield``.
+        As for ``async_to_sync``: an interrupt of the waiting thread, and a cancellation of the enclosing
+        ``sync_to_async`` call, are raised in the generator. A cancellation of the task between two steps (by a timeout
+        in the generator, or at the end of the loop) is raised at its ``yield``.
 
     Returns:
         An iterator with ``close()``; for a function, a function with its name, docstring and signature that returns
         one, and works as a method.
 
     Raises:
-        TypeError: for what is not iterable.
-        ValueError: for a negative number of items to read ahead.
+        TypeError: if the argument is not iterable.
+        ValueError: if *read_ahead* is negative.
 
     >>> import asyncio, contextlib
     >>> @async_to_sync_iterator
