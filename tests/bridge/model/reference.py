@@ -669,7 +669,7 @@ class _Reference:
         )
         doing.append(None)
         outcome = self.outcome_of(functools.partial(function, inner))
-        after = inner.but(handled=None if mailbox is None else mailbox.handled, bridged=None)
+        after = inner.but(handled=None if mailbox is None else mailbox.handled, bridged=BridgedCall())
         if bridged.cancelled:
             if end is not None and outcome[0] == "returned":
                 if bridged.cancelled_on is not loop:
