@@ -333,7 +333,7 @@ class OneTask(AsyncToSync[Any, Any]):
             self.task = context.run(loop.create_task, coroutine)
         except BaseException as error:  # of a task factory
             coroutine.close()
-            self.loop = self._current = None
+            self.loop = self.task = self._current = None
             step.outcome.set_exception(error)
         else:
             make_first_step(self.task, loop)
@@ -374,6 +374,9 @@ class OneTask(AsyncToSync[Any, Any]):
     # In the task:
 
     async def _make_steps(self) -> None:
+        # An eager task may end the first step, and go on, while create_task() has not returned: the thread looks at the
+        # task then, and takes an iteration without one for ended.
+        self.task = asyncio.current_task()
         works_in_a_row = 0
         while True:
             if self._current is not None:

@@ -163,6 +163,25 @@ async def test_home_loop_is_used() -> None:
     assert {asyncio.get_running_loop()} == set(lines.loops)
 
 
+async def test_item_is_taken_while_an_eager_task_is_still_being_made() -> None:
+    """The first step ends within ``create_task()``, which returns only after the thread has looked at the task."""
+    is_taken = threading.Event()
+
+    async def threads() -> AsyncIterator[int]:
+        yield 0
+        wait_for(is_taken)
+        yield await sync_to_async(me)()
+
+    def consume() -> None:
+        with contextlib.closing(async_to_sync_iterator(threads(), read_ahead=1)) as items:
+            assert 0 == next(items)
+            is_taken.set()
+            assert me() == next(items)
+            assert [] == list(items)
+
+    await sync_to_async(consume, thread_sensitive=False)()
+
+
 async def test_debug_mode_of_the_home_loop() -> None:
     loop = asyncio.get_running_loop()
     loop.set_debug(True)
