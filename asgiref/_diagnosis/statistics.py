@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, fields
-from operator import attrgetter
 
 from .._bridge import forks, limit, workers
 from .._bridge.jobs import snapshot
@@ -61,7 +60,6 @@ class BridgeStatistics:
 # The fields for workers, by the kind of their lease.
 _LEASED = {each.name for each in fields(BridgeStatistics) if each.name.endswith("_threads")}
 _LEASED -= {"idle_threads", "max_threads"}
-_items_of = attrgetter("items")
 
 
 def bridge_statistics() -> BridgeStatistics:
@@ -74,7 +72,7 @@ def bridge_statistics() -> BridgeStatistics:
     for kind, count in zip(kinds, counts, strict=True):
         numbers[kind.counted_in] += count
     unfinished = [jobs for kind in kinds if not kind.runs_loop for jobs in kind.leases.copy().values()]
-    # In C, because a thousand contexts may be queued. Leaving out cancelled calls would take ten times as long.
+    # A thousand contexts may be queued. Leaving out cancelled calls would take ten times as long.
     places = snapshot(limit._queue)
     first = next((place for place in places if place.is_wanted()), None)
     of_process = workers.ProcessExecutor.leases.copy().values()
@@ -84,7 +82,7 @@ def bridge_statistics() -> BridgeStatistics:
         running_calls=len(list(filter(None, unfinished))),
         queued_process_calls=sum(max(0, len(jobs) - 1) for jobs in of_process),
         max_threads=limit.max_threads(),
-        waiting_calls=sum(map(len, map(_items_of, places))),
+        waiting_calls=sum([len(place.items) for place in places]),
         longest_wait=0.0 if first is None else max(0.0, time.monotonic() - first.waiting_since()),
         threads_started=max(workers._started.copy(), default=0),
     )
