@@ -374,8 +374,8 @@ class OneTask(AsyncToSync[Any, Any]):
     # In the task:
 
     async def _make_steps(self) -> None:
-        # An eager task may end the first step, and go on, while create_task() has not returned: the thread looks at the
-        # task then, and takes an iteration without one for ended.
+        # An eager task may end the first step, and continue, while create_task() has not returned. The thread looks at
+        # the task then, and takes an iteration without a task for ended.
         self.task = asyncio.current_task()
         works_in_a_row = 0
         while True:
