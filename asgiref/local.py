@@ -219,6 +219,20 @@ def peek(storage: Any, name: str) -> Any:
     return getattr(storage, name, None)
 
 
+def set_in_both(storage: Local, name: str, value: Any, before: contextvars.Context, after: contextvars.Context) -> None:
+    """Set an attribute in two contexts; if both had the same mapping of attributes, they have the same one again.
+
+    The mappings are compared by identity to tell whether something has changed from *before* to *after*.
+    """
+    variable = _variable_of(storage)
+    is_same = before.get(variable) is after.get(variable)
+    before.run(setattr, storage, name, value)
+    if is_same:
+        after.run(variable.set, before[variable])
+    else:
+        after.run(setattr, storage, name, value)
+
+
 def is_out_of_reach(key: Any) -> bool:
     """Return whether *key* of a mapping belongs to a task whose event loop has ended."""
     if type(key) is not tuple:

@@ -540,9 +540,9 @@ class _LoopHere:
             loops.end(self.loop)
 
 
-def _put_mailbox_into(mailbox: Any, *contexts: contextvars.Context) -> None:
-    """Make *mailbox* that of these contexts, so that it is no change from one to the other; use them on this thread."""
-    for context in contexts:
-        if local.THREADS_INHERIT:
-            local.arrive(context)
-        context.run(setattr, AsyncToSync.executors, "current", mailbox)
+def _put_mailbox_into(mailbox: Any, before: contextvars.Context, after: contextvars.Context) -> None:
+    """Make *mailbox* that of both contexts, so that it is no change from one to the other; use them on this thread."""
+    if local.THREADS_INHERIT:
+        local.arrive(before)
+        local.arrive(after)
+    local.set_in_both(AsyncToSync.executors, "current", mailbox, before, after)

@@ -541,6 +541,27 @@ def test_a_generator_takes_a_variable_away_that_it_has_set() -> None:
     contextvars.Context().run(look)
 
 
+@pytest.mark.parametrize("read_ahead", [0, 3])
+async def test_a_variable_comes_back_and_nothing_else(read_ahead: int) -> None:
+    async def lines() -> AsyncIterator[int]:
+        number.set(2)
+        yield 1
+
+    def look() -> None:
+        number.set(1)
+        before = contextvars.copy_context()
+        items = async_to_sync_iterator(lines(), read_ahead=read_ahead)
+        assert [1] == list(items)
+        assert 2 == number.get()
+        number.set(1)
+        after = contextvars.copy_context()
+        assert {variable.name: id(value) for variable, value in before.items()} == {
+            variable.name: id(value) for variable, value in after.items()
+        }
+
+    await sync_to_async(look)()
+
+
 def test_changes_come_back_with_an_error() -> None:
     async def lines() -> AsyncIterator[int]:
         number.set(9)
