@@ -238,5 +238,8 @@ class CurrentThreadExecutor(JobExecutor):
             while self._jobs:
                 with contextlib.suppress(IndexError):  # taken back meanwhile
                     self._jobs.popleft().abandon(
-                        RuntimeError("this call was not run: the thread was interrupted in async_to_sync before it")
+                        RuntimeError(
+                            "the call was not run, because its thread was interrupted in async_to_sync; call it again "
+                            "if needed"
+                        )
                     )

@@ -416,7 +416,10 @@ class StatelessServer:
         """
         instance = self.application_instances.pop(scope_id, None)
         if instance is None:
-            raise KeyError(f"no application instance has the scope id {scope_id!r}")
+            raise KeyError(
+                f"delete_application_instance(): no application instance has the scope id {scope_id!r}; those that "
+                "exist are in application_instances"
+            )
         _cancel({instance["future"]})
 
     def delete_oldest_application_instance(self) -> None:
@@ -430,7 +433,10 @@ class StatelessServer:
             KeyError: if there is no instance.
         """
         if not self.application_instances:
-            raise KeyError("there is no application instance to delete")
+            raise KeyError(
+                "delete_oldest_application_instance(): there is no application instance to delete; check "
+                "application_instances first"
+            )
         self.delete_application_instance(next(iter(self.application_instances)))
 
 

@@ -208,7 +208,7 @@ class ThreadSensitiveContext:
     def _enter_with_own_executor(self, executor: Executor) -> None:
         if self.token is not None or self._ended:
             raise RuntimeError(
-                "this ThreadSensitiveContext(executor=...) has been entered before; create a new one for each block"
+                "ThreadSensitiveContext(executor=...) cannot be entered twice; create a new one for each block"
             )
         loop = running_loop()
         self.hidden_mailboxes = _blocked_above(loop)
@@ -829,7 +829,10 @@ class SyncToAsync(Wrapper[P, R]):
                     return executor
             except WouldDeadlock:
                 raise self._deadlock(loop) from None
-        raise RuntimeError(f"sync_to_async({_name_of(self.func)}) cannot run, because {executor!r} has been shut down")
+        raise RuntimeError(
+            f"sync_to_async({_name_of(self.func)}) cannot run, because {executor!r} has been shut down; use an "
+            "executor that accepts calls"
+        )
 
     def _submit(
         self, call: ThreadCall[R], executor: Any, loop: asyncio.AbstractEventLoop, inner_calls: InnerCalls
@@ -962,7 +965,9 @@ class SyncToAsync(Wrapper[P, R]):
                 return func(*args, **kwargs)
         except StopIteration as error:
             # Neither a coroutine nor a future can raise StopIteration: it would look like their end.
-            raise RuntimeError(f"{_name_of(self.func)} raised {error!r}") from error
+            raise RuntimeError(
+                f"{_name_of(self.func)} raised {error!r}, which a coroutine cannot raise; catch it in the function"
+            ) from error
         finally:
             here["main_event_loop"], here["main_event_loop_pid"], here["task_context"] = outer
             if end is not None:

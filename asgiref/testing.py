@@ -157,11 +157,15 @@ class ApplicationCommunicator:
         self._raise_failure()
         if task.done():
             raise TimeoutError(
-                f"the application sent nothing within {timeout} s; it has returned"
+                f"receive_output(): the application sent nothing within {timeout} s; it has returned"
                 + (f", having been cancelled because {self._reason}" if self._reason else "")
+                + "; if it should send nothing, use receive_nothing()"
             )
         await self._cancel(task, f"receive_output() found no output within {timeout} s")
-        raise TimeoutError(f"the application sent nothing within {timeout} s, and was cancelled therefore")
+        raise TimeoutError(
+            f"receive_output(): the application sent nothing within {timeout} s and was cancelled; if it is slow, pass "
+            "a longer timeout"
+        )
 
     async def receive_nothing(self, timeout: float | None = 0.1, interval: float = 0.01) -> bool:
         """Return whether the application sends nothing for *timeout* seconds. Does not change anything.
@@ -211,7 +215,10 @@ class ApplicationCommunicator:
         await asyncio.wait({task}, timeout=timeout)
         if not task.done():
             await self._cancel(task, f"wait() found it running after {timeout} s")
-            raise TimeoutError(f"the application had not ended after {timeout} s, and was cancelled therefore")
+            raise TimeoutError(
+                f"wait(): the application had not ended after {timeout} s and was cancelled; if it is slow, pass a "
+                "longer timeout"
+            )
         if not task.cancelled():
             task.result()
 

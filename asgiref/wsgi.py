@@ -261,7 +261,8 @@ class WsgiToAsgiInstance:
                     if response.failed:
                         await response.finish()
                     raise RuntimeError(
-                        f"the application raised {error!r}, but nobody has cancelled its request"
+                        f"the application raised {error!r}, but its request was not cancelled; catch it in the "
+                        "application"
                     ) from error
             except Exception:
                 if source is None or not source.too_large or response.started:

@@ -129,7 +129,9 @@ class JobExecutor(Executor):
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         call = SubmittedCall(fn, args, kwargs)
         if not self.post(call):
-            raise RuntimeError(f"{self!r} accepts no more calls, because no thread serves it any more")
+            raise RuntimeError(
+                f"{self!r} accepts no more calls, because no thread serves it any more; use another executor"
+            )
         return call.future
 
 

@@ -16,10 +16,15 @@ from .jobs import AwaitedOutcome, LoopCall, Outcome
 if TYPE_CHECKING:
     from ..current_thread_executor import CurrentThreadExecutor
 
-__all__ = ["FreshLoop", "KeptLoop", "Mailboxes", "end"]
+__all__ = ["BAD_MAIN_WRAP", "FreshLoop", "KeptLoop", "Mailboxes", "end"]
 
 # For each loop: the mailbox of the thread that is blocked on it.
 Mailboxes = dict[asyncio.AbstractEventLoop, "CurrentThreadExecutor"]
+
+BAD_MAIN_WRAP = (
+    "a replacement of AsyncToSync.main_wrap() did not call the original, so the coroutine never ran; call it with the "
+    "same arguments"
+)
 
 
 class FreshLoop:
@@ -43,7 +48,7 @@ class FreshLoop:
                 if task is not None:
                     loop.run_until_complete(task)
                     if not self._outcome.settled:
-                        raise RuntimeError("a replacement of AsyncToSync.main_wrap() has not called it; it must")
+                        raise RuntimeError(BAD_MAIN_WRAP)
             except BaseException as error:
                 # Cancelled before its first step, or interrupted by a SystemExit of another task.
                 self._outcome.set_exception(error)

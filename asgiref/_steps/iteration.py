@@ -204,7 +204,9 @@ class _Iteration:
             return END
         except StopAsyncIteration as error:
             # StopAsyncIteration would look like the end of the iteration.
-            raise RuntimeError(f"{self.name} raised {error!r}") from error
+            raise RuntimeError(
+                f"{self.name} raised {error!r}, which would end the `async for`; catch it in the iterated code"
+            ) from error
 
     def _begin(self) -> Any:
         iterable: Any = self._iterable
@@ -223,7 +225,9 @@ class _Iteration:
         try:
             self._close()
         except StopIteration as error:
-            wrapped = RuntimeError(f"close() of {self.name} raised {error!r}")
+            wrapped = RuntimeError(
+                f"close() of {self.name} raised {error!r}, which a coroutine cannot raise; catch it in close()"
+            )
             wrapped.__cause__ = error
             self.steps.errors.append(wrapped)
         except BaseException as error:
@@ -259,7 +263,10 @@ def _not_iterable(subject: Any, what: str) -> TypeError:
             f"sync_to_async_iterator needs a synchronous iterable, but {what} is asynchronous: {subject!r}; iterate it "
             "with `async for` directly"
         )
-    return TypeError(f"sync_to_async_iterator needs an iterable, but {what} is {subject!r}")
+    return TypeError(
+        f"sync_to_async_iterator needs an iterable, but {what} is {subject!r}; pass an iterable, or a function that "
+        "returns one"
+    )
 
 
 # As for ``sync_to_async``, the form without options is separate.

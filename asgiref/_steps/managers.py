@@ -120,7 +120,10 @@ def _no_manager(subject: Any, what: str) -> TypeError:
             f"sync_to_async_context_manager needs a synchronous context manager, but {what} is asynchronous: "
             f"{subject!r}; use it with `async with` directly"
         )
-    return TypeError(f"sync_to_async_context_manager needs a context manager, but {what} is {subject!r}")
+    return TypeError(
+        f"sync_to_async_context_manager needs a context manager, but {what} is {subject!r}; pass one, or a function "
+        "that returns one"
+    )
 
 
 @overload

@@ -411,7 +411,7 @@ class OneTask(AsyncToSync[Any, Any]):
         await self.main_wrap(outcome, step.exc_info, step.inner_calls, contexts, step.function())
         self._current = None
         if not outcome.settled:
-            outcome.set_exception(RuntimeError("a replacement of AsyncToSync.main_wrap() has not called it; it must"))
+            outcome.set_exception(RuntimeError(loops.BAD_MAIN_WRAP))
 
     async def _wait(self) -> None:
         loop: Any = self.loop
@@ -435,7 +435,7 @@ class OneTask(AsyncToSync[Any, Any]):
             pass
         except BaseException as error:
             loop: Any = self.loop
-            message = f"an error, which nobody awaited, at the end of {self.__qualname__}"
+            message = f"{self.__qualname__} raised an error when it was closed, and no call was waiting for its end"
             loop.call_exception_handler({"message": message, "exception": error})
 
 

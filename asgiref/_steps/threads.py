@@ -366,7 +366,7 @@ class Steps(SyncToAsync[Any, Any]):
         if self.waiting:
             return
         for error in _taken(self.errors):
-            message = f"an error, which nobody awaited, at the end of {self.__qualname__}"
+            message = f"{self.__qualname__} raised an error when it was closed, and no call was waiting for its end"
             loop.call_exception_handler({"message": message, "exception": error})
 
     def loop(self) -> asyncio.AbstractEventLoop | None:

@@ -96,7 +96,7 @@ class AsyncToSyncIterator(Generic[T_co]):
 
     def _is_in_use(self) -> RuntimeError:
         return RuntimeError(
-            f"{self._iteration.name}: an item was asked for, or close() was called, while an item is being made, by "
+            f"{self._iteration.name}: an item was requested, or close() was called, while an item is being made, by "
             "another thread or by the iterated code itself; let one thread iterate, or guard the iterator with a lock"
         )
 
@@ -221,7 +221,9 @@ class _Iteration(OneTask):
         except BaseException as error:
             self._closes = True
             if isinstance(error, StopAsyncIteration):  # it would look like the end of the iteration
-                raise RuntimeError(f"{self.name} raised {error!r}") from error
+                raise RuntimeError(
+                    f"{self.name} raised {error!r}, which would end the `for`; catch it in the iterated code"
+                ) from error
             raise
 
     async def _note_error(self, error: BaseException) -> None:
@@ -312,7 +314,9 @@ class _Iteration(OneTask):
             if aclose is not None:
                 await aclose()
         except StopAsyncIteration as error:
-            raise RuntimeError(f"aclose() of {self.name} raised {error!r}") from error
+            raise RuntimeError(
+                f"aclose() of {self.name} raised {error!r}, which would end the `for`; catch it in aclose()"
+            ) from error
         finally:
             # Let go of here too: what has no aclose() may have a finalizer.
             self._iterator = self._iterable = self._make_iterable = iterator = aclose = None
@@ -326,7 +330,10 @@ def _not_iterable(subject: Any, what: str) -> TypeError:
             f"async_to_sync_iterator needs an asynchronous iterable, but {what} is synchronous: {subject!r}; iterate "
             "it with `for` directly"
         )
-    return TypeError(f"async_to_sync_iterator needs an asynchronous iterable, but {what} is {subject!r}")
+    return TypeError(
+        f"async_to_sync_iterator needs an asynchronous iterable, but {what} is {subject!r}; pass one, or a function "
+        "that returns one"
+    )
 
 
 # As for ``sync_to_async``, the form without options stands by itself.
@@ -393,7 +400,9 @@ def async_to_sync_iterator(iterable: Any = _NOTHING, *, read_ahead: int = 0) -> 
     two
     """
     if read_ahead < 0:
-        raise ValueError(f"read_ahead is a number of items, and cannot be negative: {read_ahead}")
+        raise ValueError(
+            f"async_to_sync_iterator was given read_ahead={read_ahead!r}; pass the maximum number of queued items, or 0"
+        )
 
     def of_call(make: Callable[[], Any], name: str) -> AsyncToSyncIterator[Any]:
         return AsyncToSyncIterator(_Iteration(None, make, name, read_ahead))
@@ -411,7 +420,7 @@ def async_to_sync_iterator(iterable: Any = _NOTHING, *, read_ahead: int = 0) -> 
         if inspect.iscoroutinefunction(iterable):
             raise TypeError(
                 f"async_to_sync_iterator needs a function that returns an asynchronous iterable, but {iterable!r} "
-                "returns a coroutine; call it with async_to_sync, and pass what that returns"
+                "returns a coroutine; call it with async_to_sync, and pass its result"
             )
         return Decorated(iterable, of_call)
 

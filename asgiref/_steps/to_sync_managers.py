@@ -182,7 +182,10 @@ def _no_manager(subject: Any, what: str) -> TypeError:
             f"async_to_sync_context_manager needs an asynchronous context manager, but {what} is synchronous: "
             f"{subject!r}; use it with `with` directly"
         )
-    return TypeError(f"async_to_sync_context_manager needs an asynchronous context manager, but {what} is {subject!r}")
+    return TypeError(
+        f"async_to_sync_context_manager needs an asynchronous context manager, but {what} is {subject!r}; pass one, or "
+        "a function that returns one"
+    )
 
 
 @overload
@@ -254,7 +257,7 @@ def async_to_sync_context_manager(manager: Any = _NOTHING) -> Any:
         if inspect.iscoroutinefunction(manager):
             raise TypeError(
                 f"async_to_sync_context_manager needs a function that returns an asynchronous context manager, but "
-                f"{manager!r} returns a coroutine; call it with async_to_sync, and pass what that returns"
+                f"{manager!r} returns a coroutine; call it with async_to_sync, and pass its result"
             )
         return Decorated(manager, AsyncToSyncContextManager)
 

@@ -33,6 +33,8 @@ EMPTY_MESSAGES = 100
 # How many iterations of the loop a message that is there already may take to come. A guess: servers need one.
 ITERATIONS = 3
 
+LOOP_STOPPED = "the event loop of the server has stopped; end the request"
+
 
 class ClientDisconnected(OSError):
     """The client disconnected or its request is over: nothing more can be read or written."""
@@ -103,7 +105,7 @@ class Connection:
         except RuntimeError as error:
             if self.loop.is_running():
                 raise
-            raise ClientDisconnected("the event loop of the server has stopped") from error
+            raise ClientDisconnected(LOOP_STOPPED) from error
 
     def client_has_gone(self) -> bool:
         """Tell whether the client has gone. The first call has the loop look, and waits for that."""
@@ -126,7 +128,7 @@ class Connection:
     def make_sure_it_is_the_loop(self) -> None:
         """Raise an error on any other loop: it replaces the server's loop, which has stopped."""
         if asyncio.get_running_loop() is not self.loop:
-            raise ClientDisconnected("the event loop of the server has stopped")
+            raise ClientDisconnected(LOOP_STOPPED)
 
     def start_task(self, coroutine: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         """Start a task in the context of the request."""
@@ -167,7 +169,9 @@ class Connection:
         self.make_sure_it_is_the_loop()
         receiving, self._receiving = self._receiving, None
         if self.gone and not (receiving is not None and receiving.done()):
-            raise ClientDisconnected("the request body can no longer be read, because the request is over")
+            raise ClientDisconnected(
+                "the request body can no longer be read, because the request is over; read it earlier"
+            )
         task = asyncio.current_task()
         assert task is not None
         self.tasks.add(task)
@@ -263,7 +267,9 @@ class RequestBody(io.RawIOBase):
         """Wait for the next message that is not empty, or for the end."""
         for _ in range(EMPTY_MESSAGES + 1):
             if self.too_large:
-                raise BodyTooLarge(f"the request body is larger than {self.limit} bytes")
+                raise BodyTooLarge(
+                    f"the request body is larger than {self.limit} bytes; increase the limit of WsgiToAsgi to accept it"
+                )
             if self._rest or not self._more:
                 return
             self._take(self._connection.wait_for(Connection.next_message, self._connection))

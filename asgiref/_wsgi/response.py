@@ -79,21 +79,24 @@ def _status_code(status: str) -> int:
 def _encoded_header(name: str, value: str) -> tuple[bytes, bytes] | None:
     """Return a header in the form of ASGI, or None if only the server sets it."""
     if not _is_token(name):
-        raise ValueError(f"{name!r} is not a valid name of a response header (RFC 9110, 5.1)")
+        raise ValueError(
+            f"start_response was given {name!r}, which is not a valid name of a response header (RFC 9110, 5.1); use "
+            "letters, digits and hyphens"
+        )
     if not isinstance(value, str):
-        raise TypeError(f"the value of the response header {name!r} must be of type str, not {value!r} (PEP 3333)")
+        raise TypeError(f"start_response needs a value of type str for the header {name!r}, not {value!r} (PEP 3333)")
     try:
         encoded = value.encode("latin-1")
     except UnicodeEncodeError:
         encoded = None
     if encoded is None or _UNSAFE(value):
         raise ValueError(
-            f"the value of the response header {name!r} must be of latin-1 characters without CR, LF and NUL, "
+            f"start_response needs latin-1 characters without CR, LF and NUL as the value of the header {name!r}, "
             f"not {value!r} (PEP 3333)"
         )
     key = name.lower().encode("ascii")
     if key == b"content-length" and not encoded.isdigit():
-        raise ValueError(f"the Content-Length of the response must be one number, not {value!r}")
+        raise ValueError(f"start_response needs one number as Content-Length, not {value!r}")
     return None if key in _HOP_BY_HOP else (key, encoded)
 
 
@@ -170,10 +173,12 @@ class Response:
             raise TypeError(f"start_response needs its response headers in a list, not {headers!r} (PEP 3333)")
         for header in headers:
             if (type(header) is not tuple and not isinstance(header, (tuple, list))) or len(header) != 2:
-                raise TypeError(f"a response header must be a tuple of a name and a value, not {header!r} (PEP 3333)")
+                raise TypeError(
+                    f"start_response needs each header as a tuple of name and value, not {header!r} (PEP 3333)"
+                )
             name, value = header
             if not isinstance(name, str):
-                raise TypeError(f"the name of a response header must be of type str, not {name!r} (PEP 3333)")
+                raise TypeError(f"start_response needs header names of type str, not {name!r} (PEP 3333)")
             may_remember = name in _OFTEN_THE_SAME and type(value) is str
             pair = _remembered_header(name, value) if may_remember else _encoded_header(name, value)
             if pair is None:
@@ -182,7 +187,7 @@ class Response:
             if pair[0] == b"content-length":
                 before, left = left, int(pair[1])
                 if before not in (None, left):
-                    raise ValueError(f"the Content-Length of the response must be one number, and not {value!r} too")
+                    raise ValueError(f"start_response needs one number as Content-Length, not {before} and {left}")
                 if code == 204 or before is not None:  # must not have one (RFC 9110, 8.6), or has it already
                     continue
             encoded.append(pair)
@@ -226,13 +231,19 @@ class Response:
             self._put_whole(iterable)
             return
         if isinstance(iterable, (bytes, str)):
-            raise TypeError(f"the application returned {type(iterable).__name__}, not an iterable of bytes (PEP 3333)")
+            raise TypeError(
+                f"the application returned {type(iterable).__name__}, not an iterable of bytes (PEP 3333); return a "
+                "list of bytes objects"
+            )
         if type(iterable) is FileWrapper and self._send_file(iterable.filelike):
             return
         try:
             chunks = iter(iterable)
         except TypeError as error:
-            raise TypeError(f"the application returned {iterable!r}, not an iterable of bytes (PEP 3333)") from error
+            raise TypeError(
+                f"the application returned {iterable!r}, not an iterable of bytes (PEP 3333); return a list of bytes "
+                "objects"
+            ) from error
         is_watched = False
         if self.committed and (self._left == 0 or self._bodiless):  # complete, by write()
             return
@@ -263,7 +274,8 @@ class Response:
     def _commit(self) -> None:
         if self._start is None:
             raise RuntimeError(
-                "the application did not call start_response before the first part of its body (PEP 3333)"
+                "the application did not call start_response before the first part of its body (PEP 3333); call it "
+                "first"
             )
         self.committed = True
 

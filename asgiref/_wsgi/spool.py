@@ -86,7 +86,9 @@ class Spool:
             self.size += len(data)
             if self.limit is not None and self.size > self.limit:
                 self.too_large = True
-                raise BodyTooLarge(f"the request body is larger than {self.limit} bytes")
+                raise BodyTooLarge(
+                    f"the request body is larger than {self.limit} bytes; increase the limit of WsgiToAsgi to accept it"
+                )
             memory.write(data)
             is_last = not message.get("more_body", False)
             if memory.tell() > MEMORY_LIMIT or (is_last and self.size > MEMORY_LIMIT):

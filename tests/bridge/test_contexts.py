@@ -239,9 +239,9 @@ def test_own_executor_takes_effect_below_async_to_sync(own: concurrent.futures.E
 async def test_own_executor_block_is_entered_once(own: concurrent.futures.Executor) -> None:
     context = ThreadSensitiveContext(executor=own)
     async with context:
-        with pytest.raises(RuntimeError, match="entered before"):
+        with pytest.raises(RuntimeError, match="cannot be entered twice"):
             await context.__aenter__()
-    with pytest.raises(RuntimeError, match="entered before"):
+    with pytest.raises(RuntimeError, match="cannot be entered twice"):
         await context.__aenter__()
 
 

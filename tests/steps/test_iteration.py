@@ -648,7 +648,7 @@ async def test_cancelled_aclose_closes_all_the_same_and_its_error_is_told() -> N
     go_on.set()
     context = await asyncio.wait_for(told, LIMIT)
     assert isinstance(context["exception"], KeyError)
-    assert "nobody awaited" in context["message"]
+    assert "no call was waiting" in context["message"]
 
 
 async def test_error_of_closing_comes_out_of_the_aclose_that_waits() -> None:

@@ -306,4 +306,4 @@ def test_loop_that_stopped_before_the_application_needs_it(work: Any) -> None:
         loop.run_until_complete(end_of(task))
     finally:
         loop.close()
-    assert ["the event loop of the server has stopped"] == errors
+    assert ["the event loop of the server has stopped; end the request"] == errors

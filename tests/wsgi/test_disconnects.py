@@ -130,7 +130,7 @@ async def test_reading_from_a_client_that_has_left_raises_oserror() -> None:
     assert [] == client.sent
     assert [
         "the client disconnected before its request body was complete",
-        "the request body can no longer be read, because the request is over",
+        "the request body can no longer be read, because the request is over; read it earlier",
     ] == errors
 
 
