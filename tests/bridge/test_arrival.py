@@ -1,4 +1,4 @@
-"""How a task goes on with the outcome of a bridged call, and begins: in the very turn of its loop that brings it."""
+"""A task starts, and resumes with the outcome of a call, in the same event loop iteration that delivers it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
 
 
 async def in_a_callback(function: Callable[[], object]) -> None:
-    """Call *function* as the loop calls what is no task."""
+    """Call *function* from a callback of the loop, outside of any task."""
     asyncio.get_running_loop().call_soon(function, context=contextvars.Context())
     await asyncio.sleep(0)
 
 
 async def begun(call: Any) -> asyncio.Task[None]:
-    """Return a task that waits for *call*, in a context of its own."""
+    """Return a task that waits for *call*, in a separate context."""
 
     async def wait() -> None:
         variable.set("of the task")
@@ -41,7 +41,7 @@ async def begun(call: Any) -> asyncio.Task[None]:
 @pytest.mark.parametrize("debug", [False, True])
 @pytest.mark.needs_internals
 async def test_task_goes_on_in_the_turn_in_which_it_arrives(debug: bool) -> None:
-    """Not in debug mode, where the loop calls each task by itself, so that asyncio can tell which one is slow."""
+    """Not in debug mode: there, the loop itself resumes each task, so that asyncio can name slow ones."""
     loop = asyncio.get_running_loop()
     loop.set_debug(debug)
     call = thread_call(loop)
@@ -67,7 +67,7 @@ async def test_what_has_arrived_is_not_waited_for() -> None:
 
 @pytest.mark.needs_internals
 async def test_others_may_ask_to_be_called_too() -> None:
-    """By looking at what the task awaits. They are called in the next turn, as a future does it."""
+    """Other callbacks of the awaited future are called in the next iteration, as for any future."""
     call = thread_call(asyncio.get_running_loop())
     task = await begun(call)
     called: list[bool] = []
@@ -102,7 +102,7 @@ async def test_cancellation_of_a_task_that_has_gone_on_is_not_for_the_call() -> 
 
 
 async def test_cancellation_in_debug_mode_between_the_arrival_and_the_task() -> None:
-    """1. The result has arrived. 2. The task is cancelled. 3. Where it waits on, the result is there."""
+    """1. The result has arrived. 2. The task is cancelled. 3. If the task waits again, the result is there."""
     asyncio.get_running_loop().set_debug(True)
     call = thread_call(asyncio.get_running_loop())
     task = await begun(call)
@@ -129,7 +129,7 @@ async def test_whatever_lets_the_coroutine_go_on_too_early_hears_of_it() -> None
 
 
 async def test_second_delivery_is_none() -> None:
-    """After an interrupt, a result is handed over once more, to be sure."""
+    """After an interrupt, a result is delivered a second time, to be sure."""
     asyncio.get_running_loop().set_debug(True)
     call = thread_call(asyncio.get_running_loop())
     task = await begun(call)
@@ -145,7 +145,7 @@ def handed_over(coroutine: Coroutine[Any, Any, None]) -> LoopCall:
 
 
 async def started(call: LoopCall, also: Callable[[], object] = int) -> asyncio.Task[Any]:
-    """Return the task, made by a callback of the loop that then does something *also*."""
+    """Return a task that a callback of the loop creates; afterwards, the callback calls *also*."""
     tasks: list[Any] = []
 
     def start() -> None:
@@ -159,7 +159,7 @@ async def started(call: LoopCall, also: Callable[[], object] = int) -> asyncio.T
 @pytest.mark.parametrize("name", LOOP_FACTORIES)
 @pytest.mark.needs_internals
 def test_coroutine_begins_in_the_turn_in_which_the_loop_takes_it(name: str) -> None:
-    """Not in debug mode, as above, and not where the loop hides its queue; an eager task begins by itself."""
+    """Not in debug mode, and not on loops that hide their queue. An eager task starts by itself."""
     begun: list[Any] = []
 
     async def begin() -> None:
@@ -181,7 +181,7 @@ def test_coroutine_begins_in_the_turn_in_which_the_loop_takes_it(name: str) -> N
 
 
 def test_coroutine_that_is_cancelled_in_its_first_step() -> None:
-    """As it can be where that runs the loop, as in Jupyter."""
+    """Such a cancellation is possible if the first step runs the loop, as in Jupyter."""
     went_on: list[str] = []
     call: LoopCall
 
@@ -220,7 +220,7 @@ def test_exit_in_the_first_step_ends_the_loop(error: type[BaseException]) -> Non
 
 
 class Queue(deque[asyncio.Handle]):
-    """The queue of a loop, to which another thread adds something just before it is looked at or changed."""
+    """The queue of a loop; another thread adds an item just before each look or change."""
 
     def __init__(self, items: Iterable[asyncio.Handle], item: asyncio.Handle, moment: str) -> None:
         super().__init__(items)
@@ -244,7 +244,7 @@ class Queue(deque[asyncio.Handle]):
 @pytest.mark.parametrize("moment", ["looked at", "changed", "long"])
 @pytest.mark.needs_internals
 def test_queue_that_another_thread_changes_meanwhile_keeps_its_order(moment: str) -> None:
-    """1. A task is made. 2. Something is added to the loop's queue. 3. Both have their turn, in that order."""
+    """1. A task is created. 2. Another thread adds to the loop's queue. 3. Both run, in that order."""
     order: list[str] = []
 
     async def begin() -> None:

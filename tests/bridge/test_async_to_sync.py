@@ -1,4 +1,4 @@
-"""``async_to_sync``: which loop, what comes back, what is refused, what interrupts."""
+"""``async_to_sync``: the choice of the loop, what is passed back, refused calls, interrupts."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ async def generate(ended: list[Any]) -> AsyncIterator[int]:
 
 
 def test_fresh_loop_ends_as_with_asyncio_run() -> None:
-    """Tasks are cancelled and awaited and asynchronous generators closed before the call returns."""
+    """Before the call returns, remaining tasks are cancelled and awaited, and asynchronous generators closed."""
     ended: list[Any] = []
     kept: list[Any] = []
 
@@ -154,7 +154,7 @@ def test_fresh_loop_ends_as_with_asyncio_run() -> None:
         await asyncio.sleep(0)
 
     async_to_sync(main)()
-    # The calling thread still serves while its loop ends.
+    # The calling thread still runs jobs while its loop ends.
     assert [thread(), "generator"] == ended
 
 
@@ -213,7 +213,7 @@ async def test_force_new_loop_never_uses_the_home_loop() -> None:
 
 
 def test_sensitive_code_comes_back_to_the_blocked_thread() -> None:
-    """Also from tasks in a context of their own, and through further bridges."""
+    """The same is true for tasks in a separate context, and through nested calls."""
 
     async def look() -> list[threading.Thread]:
         there = sync_to_async(thread)
@@ -233,7 +233,7 @@ async def test_innermost_blocked_thread_goes_first() -> None:
 
 
 async def test_task_that_outlives_the_call_can_still_use_sync_to_async() -> None:
-    """It goes on to the next thread in line: the ancestor's, or the single one."""
+    """The function runs on the next thread by the rules: an outer waiting thread, or the thread of the process."""
     tasks = []
     go_on = asyncio.Event()
 
@@ -299,7 +299,7 @@ def test_changes_come_back_from_a_failing_call_too() -> None:
 
 
 async def test_strangers_changes_in_a_shared_context_stay() -> None:
-    """While the function is away, another task of the same context writes; both changes are there at the end."""
+    """During the call, another task sets a variable in the same context; both changes are there at the end."""
     shape = contextvars.ContextVar("shape", default="none")
     shared = contextvars.copy_context()
     away, go_on = asyncio.Event(), asyncio.Event()
@@ -358,7 +358,7 @@ def test_stop_iteration_becomes_a_runtime_error_that_names_it() -> None:
 
 
 def test_exit_raised_by_a_task_next_to_the_coroutine_ends_the_call() -> None:
-    """asyncio lets it out of the loop; the caller gets it, and does not hang."""
+    """asyncio lets the exit pass out of the loop; the caller gets it and does not hang."""
 
     async def leave() -> None:
         sys.exit(3)
@@ -391,7 +391,7 @@ async def test_task_cancelled_by_others_before_its_first_step_ends_the_call() ->
     await asyncio.sleep(0)
     loop = asyncio.get_running_loop()
     factory = loop.get_task_factory()
-    if factory is not None:  # an eager task begins at once
+    if factory is not None:  # an eager task starts at once
         loop.set_task_factory(None)
 
     def cancel_new_tasks() -> None:
@@ -406,7 +406,7 @@ async def test_task_cancelled_by_others_before_its_first_step_ends_the_call() ->
 
 
 def run_in_stopped_loop(then: Callable[[asyncio.AbstractEventLoop], None]) -> tuple[Thread, threading.Event]:
-    """Start a thread below sync_to_async on a loop that then stops; return who waits for it and what lets it go on."""
+    """Start a thread below sync_to_async on a loop that then stops; return its task and an event to continue."""
     loop = asyncio.new_event_loop()
     go_on, begun = threading.Event(), threading.Event()
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -437,7 +437,7 @@ def keep_task(task: asyncio.Task[Any]) -> None:
 
 @pytest.mark.parametrize("closed", [False, True])
 def test_home_loop_that_has_stopped_is_not_used(closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it does not run again soon; one that has been closed never will."""
+    """A stopped loop is not used unless it runs again soon; a closed loop is never used."""
     monkeypatch.setattr(sync, "stopped_loop_start_patience", 0.1)
     loops = []
 
@@ -458,7 +458,7 @@ def test_home_loop_that_has_stopped_is_not_used(closed: bool, monkeypatch: pytes
 
 
 class HomeLoop:
-    """Stands for a home loop that stops, or closes, at the worst moment."""
+    """A fake home loop that stops or closes at the worst moment."""
 
     def __init__(self) -> None:
         self.running, self.closed, self.callbacks = True, False, queue.SimpleQueue[Any]()
@@ -479,7 +479,7 @@ class HomeLoop:
 
 
 class Task:
-    """Stands for a task that is never finished."""
+    """A fake task that never ends."""
 
     def __init__(self, coroutine: Any) -> None:
         self.coroutine = coroutine
@@ -495,7 +495,7 @@ class Task:
 
 
 def call_on(home: HomeLoop) -> Any:
-    """Call async_to_sync as from below sync_to_async on *home*."""
+    """Call async_to_sync as code below sync_to_async on *home* does."""
     import os
 
     here = SyncToAsync.threadlocal.__dict__
@@ -504,7 +504,7 @@ def call_on(home: HomeLoop) -> Any:
 
 
 def test_home_loop_that_closes_just_before_the_hand_over() -> None:
-    """1. The thread sees a running loop. 2. The loop closes. 3. The thread posts: another loop is used."""
+    """1. The thread sees a running loop. 2. The loop closes. 3. The thread posts the call. Another loop is used."""
     home = HomeLoop()
     home.closed = True
     assert Thread(call_on, home).get() is not home
@@ -512,7 +512,7 @@ def test_home_loop_that_closes_just_before_the_hand_over() -> None:
 
 @pytest.mark.parametrize("closed", [False, True])
 def test_home_loop_that_ends_between_hand_over_and_start(closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. The thread posts. 2. The loop ends. 3. The thread takes the call back; a late start finds nothing."""
+    """1. The thread posts the call. 2. The loop ends. 3. The thread takes the call back. A late start finds nothing."""
     monkeypatch.setattr(sync, "stopped_loop_start_patience", 0.1)
     home = HomeLoop()
     caller = Thread(call_on, home)
@@ -525,7 +525,7 @@ def test_home_loop_that_ends_between_hand_over_and_start(closed: bool, monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", [False, True])
 def test_home_loop_that_ends_while_it_runs_the_coroutine(closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. The loop starts the coroutine. 2. It ends. 3. The caller gets an error that says so."""
+    """1. The loop starts the coroutine. 2. The loop ends. 3. The caller gets an error that says so."""
     monkeypatch.setattr(sync, "stopped_loop_patience", 0.1)
     home = HomeLoop()
     caller = Thread(call_on, home)
@@ -534,7 +534,7 @@ def test_home_loop_that_ends_while_it_runs_the_coroutine(closed: bool, monkeypat
     home.running, home.closed = False, closed
     with pytest.raises(RuntimeError, match="stopped or closed while it ran"):
         caller.get()
-    if not closed:  # should the loop run on, it finds the task to be cancelled
+    if not closed:  # if the loop runs again, the task is cancelled
         while not task.cancelled:
             callback, arguments = home.callbacks.get(timeout=LIMIT)
             callback(*arguments)
@@ -542,7 +542,7 @@ def test_home_loop_that_ends_while_it_runs_the_coroutine(closed: bool, monkeypat
 
 
 def test_loop_that_only_pauses_is_waited_for() -> None:
-    """A loop that runs again within the patience for stopped ones delivers the result."""
+    """A loop that runs again within the patience for stopped loops delivers the result."""
     loop = asyncio.new_event_loop()
     started, finish = asyncio.Event(), asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""``check_cancelled``: which code hears of a cancellation, and which does not."""
+"""``check_cancelled``: which code learns of a cancellation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..helpers import LIMIT, Thread, no_garbage, wait_for
 
 
 def is_cancelled() -> bool:
-    """Tell what ``check_cancelled`` tells."""
+    """Return what ``check_cancelled`` reports."""
     try:
         check_cancelled()
     except asyncio.CancelledError:
@@ -37,7 +37,7 @@ def is_cancelled() -> bool:
 
 
 class Work:
-    """A function that asks when it begins, waits until it is let go on, and asks again; it may be in the midst."""
+    """A function that checks at its start, waits until the test lets it continue, and checks again."""
 
     def __init__(self) -> None:
         self.begun, self.go_on, self.done = threading.Event(), threading.Event(), threading.Event()
@@ -130,7 +130,7 @@ def test_anywhere_else_it_does_nothing() -> None:
 
 
 async def test_what_runs_beside_the_call_hears_nothing() -> None:
-    """A thread that the function starts, and a task of a loop that it runs, have to do with others."""
+    """Threads and loops that the function starts do not learn of the cancellation."""
     work, answers = Work(), []
 
     async def coroutine() -> bool:
@@ -151,7 +151,7 @@ async def test_what_runs_beside_the_call_hears_nothing() -> None:
 
 
 async def test_plain_list_in_place_of_the_inner_calls_tells_of_no_cancellation() -> None:
-    """Others call ``thread_handler`` with one."""
+    """Other packages call ``thread_handler`` with a plain list, which records no cancellation."""
     wrapper = sync_to_async(is_cancelled)
     loop = asyncio.get_running_loop()
     assert isinstance(wrapper, SyncToAsync)
@@ -160,7 +160,7 @@ async def test_plain_list_in_place_of_the_inner_calls_tells_of_no_cancellation()
 
 
 def test_rest_of_what_is_no_call_of_the_library() -> None:
-    """WSGI applications and steps of such a thread are as before."""
+    """WSGI applications and steps on such a thread work as before."""
     cancellation.learn_from([], lambda: True)
     cancellation.expect_only_cleanup(None)
     assert not cancellation.is_cancelled([])
@@ -168,7 +168,7 @@ def test_rest_of_what_is_no_call_of_the_library() -> None:
 
 @pytest.mark.parametrize("catches", [False, True])
 async def test_nested_call_hears_of_it_and_so_does_the_outer_function(catches: bool) -> None:
-    """The coroutine in between is cancelled; whether it catches that or not, the outer function was cancelled too."""
+    """The outer function was cancelled, whether or not the coroutine in between catches the cancellation."""
     work, answers = Work(), []
 
     async def between() -> None:
@@ -194,10 +194,10 @@ async def test_nested_call_hears_of_it_and_so_does_the_outer_function(catches: b
 
 
 async def test_coroutine_on_another_loop_that_is_quick_to_catch_the_cancellation() -> None:
-    """The function asks at once, on its thread, perhaps before the loop is done with cancelling.
+    """The function checks at once, perhaps before the loop has finished cancelling.
 
-    1. The loop of the caller cancels the coroutine, on another loop. 2. The coroutine catches it, and ends.
-    3. The function goes on and asks, while the loop of the caller is still inside ``cancel``.
+    1. The loop of the caller cancels the coroutine, which is on another loop. 2. The coroutine catches the cancellation
+    and ends. 3. The function continues and checks, while the loop of the caller is still inside ``cancel``.
     """
     waits, asked = threading.Event(), threading.Event()
     answers: list[bool] = []
@@ -229,7 +229,7 @@ async def test_coroutine_on_another_loop_that_is_quick_to_catch_the_cancellation
 
 
 async def test_call_that_begins_after_the_cancellation_hears_nothing() -> None:
-    """It is part of what the coroutine does about the cancellation; so is what it calls in turn."""
+    """Such a call is cleanup of the coroutine, and so are the calls below it."""
     begun, answers = threading.Event(), []
 
     async def cleanup() -> None:
@@ -274,7 +274,7 @@ async def test_shielded_call_hears_nothing() -> None:
 
 
 async def test_function_on_the_thread_of_a_function_that_was_cancelled_hears_nothing() -> None:
-    """Thread-sensitive code runs in the midst of the wait, on the thread of the outer function; each has its own."""
+    """Thread-sensitive code that runs during the wait of another function, on its thread, has a record of its own."""
     shielded, answers, begun = Work(), [], threading.Event()
 
     async def between() -> None:
@@ -299,7 +299,7 @@ async def test_function_on_the_thread_of_a_function_that_was_cancelled_hears_not
 
 
 async def test_error_that_the_function_lets_out_goes_nowhere() -> None:
-    """Nobody awaits it any more, and the exception handler of the loop is not for it."""
+    """Nothing awaits the error any more, and it does not go to the exception handler of the loop."""
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     begun, go_on = threading.Event(), threading.Event()
@@ -313,7 +313,7 @@ async def test_error_that_the_function_lets_out_goes_nowhere() -> None:
     await until(begun)
     await ended_by_cancellation(task)
     go_on.set()
-    await sync_to_async(int)()  # on the same thread, so behind it
+    await sync_to_async(int)()  # on the same thread, so after it
     assert [] == complaints
 
 
@@ -374,7 +374,7 @@ async def test_step_of_an_iterator_hears_of_it_and_its_close_does_not() -> None:
     await asyncio.wait({task}, timeout=LIMIT)
     await until(closed)
     assert [False, True, True] == work.answers
-    # The generator is at its yield, and is closed there by a job of its own.
+    # The generator is at its yield, and a job closes it there.
     assert [False] == answers
 
 
@@ -399,7 +399,10 @@ async def test_enter_of_a_manager_hears_of_it_and_its_exit_does_not() -> None:
 
 @pytest.mark.parametrize("caused", [False, True])
 async def test_exit_that_a_cancellation_caused_hears_of_no_further_one(caused: bool) -> None:
-    """Cancel scopes of anyio cancel a task until it ends. An exit of another cause is a step like any other."""
+    """Cancel scopes of anyio cancel a task repeatedly until it ends.
+
+    An exit with another cause is a step like any other.
+    """
     work, inside = Work(), asyncio.Event()
 
     async def main() -> None:

@@ -49,7 +49,7 @@ async def test_block_has_a_thread_of_its_own() -> None:
 
 
 async def test_blocks_at_the_same_time_have_different_threads() -> None:
-    """200 blocks use 200 threads at their peak, and give them back."""
+    """200 blocks use 200 threads at their peak, and release them."""
     barrier = threading.Barrier(200)
 
     async def request() -> threading.Thread:
@@ -99,7 +99,7 @@ async def test_block_can_be_entered_again() -> None:
 
 
 async def test_block_that_has_ended_is_no_enclosing_one() -> None:
-    """A request that starts in the context of the one before gets a block of its own."""
+    """A request that starts in the context of the previous request gets a separate block."""
     outside = await look()
     requests = []
 
@@ -133,7 +133,7 @@ async def test_call_that_still_carries_an_ended_block_goes_to_the_next_in_line()
 
 
 async def test_leaving_does_not_wait_for_what_still_runs() -> None:
-    """Not even while the thread waits for the very loop that leaves."""
+    """Leaving does not wait, even if the thread waits for the loop that leaves the block."""
     go_on = asyncio.Event()
     async with ThreadSensitiveContext():
         task = asyncio.create_task(sync_to_async(async_to_sync(go_on.wait))())
@@ -146,7 +146,7 @@ async def test_leaving_does_not_wait_for_what_still_runs() -> None:
 
 
 async def test_block_left_in_another_context_than_it_was_entered_in() -> None:
-    """As by an asynchronous generator that a test framework drives from several tasks."""
+    """An asynchronous generator does this if a test framework drives it from several tasks."""
 
     @contextlib.asynccontextmanager
     async def fixture() -> AsyncIterator[None]:
@@ -181,7 +181,7 @@ async def test_blocked_thread_goes_before_a_block() -> None:
 
 
 async def test_block_is_below_async_to_sync_for_lonely_tasks_too() -> None:
-    """A task with an empty context still finds the thread that is blocked on its loop."""
+    """A task with an empty context also finds the thread that is blocked on its loop."""
 
     def call() -> tuple[threading.Thread, threading.Thread]:
         async def main() -> threading.Thread:
@@ -193,7 +193,7 @@ async def test_block_is_below_async_to_sync_for_lonely_tasks_too() -> None:
     assert one is two
 
 
-# With an executor of the caller's own:
+# With an executor of the user:
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ async def test_own_executor_block_is_entered_once(own: concurrent.futures.Execut
 
 
 async def test_own_executor_can_be_waited_for_on_another_thread_of_the_block(own: concurrent.futures.Executor) -> None:
-    """A call of the block that a waiting thread runs, in place of the executor, has nothing to do with that one."""
+    """A waiting thread may run a call of the block instead of the executor; the executor is not affected."""
 
     async def ask() -> str:
         return await sync_to_async(lambda: "fine", thread_sensitive=False, executor=own)()
@@ -356,7 +356,7 @@ def test_tasks_run_on_between_calls_and_still_reach_a_thread() -> None:
 
 
 def test_end_cancels_and_awaits_what_still_runs() -> None:
-    """The leaving thread serves meanwhile."""
+    """The thread that leaves runs jobs meanwhile."""
     ended: list[Any] = []
 
     async def background() -> None:
@@ -410,7 +410,7 @@ async def test_single_thread_block_serves_an_asynchronous_callers_threads() -> N
     assert asyncio.get_running_loop() is home
     [loop] = loops
     deadline = asyncio.get_running_loop().time() + LIMIT
-    while not loop.is_closed():  # by its own thread: this one must not be held up
+    while not loop.is_closed():  # on its own thread, because this one must not be blocked
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.001)
 
@@ -442,7 +442,7 @@ def test_neither_an_exit_nor_a_stop_ends_the_loop_of_others() -> None:
 
 
 def test_exit_in_the_cleanup_of_a_background_task_comes_out_of_the_block() -> None:
-    """As it would come out of ``asyncio.run``."""
+    """The exit is raised at the end of the block, as ``asyncio.run`` would raise it."""
     begun = threading.Event()
 
     async def work() -> None:
@@ -463,7 +463,7 @@ def test_exit_in_the_cleanup_of_a_background_task_comes_out_of_the_block() -> No
 
 
 def test_loop_that_ends_by_an_error_as_its_block_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. The block finds its loop in use. 2. The loop ends by an error of its own. 3. The block tells it to end."""
+    """1. The block finds its loop in use. 2. The loop ends with an error. 3. The block tells the loop to end."""
 
     class Loop(asyncio.SelectorEventLoop):
         def run_forever(self) -> None:
@@ -476,7 +476,7 @@ def test_loop_that_ends_by_an_error_as_its_block_ends(monkeypatch: pytest.Monkey
         reported.set()
 
     def close(kept: KeptLoop, mailbox: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the block asks twice if it fails
+        with contextlib.suppress(RuntimeError):  # the block calls again if this fails
             kept.loop.call_soon_threadsafe(kept.loop.stop)
         wait_for(reported)
         close_it(kept, mailbox)
@@ -499,7 +499,7 @@ def test_loop_that_ends_by_an_error_as_its_block_ends(monkeypatch: pytest.Monkey
 
 
 async def test_block_that_is_left_twice() -> None:
-    """The second time changes nothing."""
+    """The second exit does nothing."""
     block = ThreadSensitiveContext()
     async with block:
         await block.__aexit__(None, None, None)
@@ -507,7 +507,7 @@ async def test_block_that_is_left_twice() -> None:
 
 
 def test_single_thread_block_that_is_left_twice() -> None:
-    """The second time changes nothing."""
+    """The second exit does nothing."""
     block = AsyncSingleThreadContext()
     with block:
         loop = async_to_sync(running_loop)()
@@ -515,11 +515,11 @@ def test_single_thread_block_that_is_left_twice() -> None:
         assert loop.is_closed()
 
 
-# What others do with the class attributes:
+# Class attributes that other packages set:
 
 
 async def test_foreign_context_objects_have_a_thread_each() -> None:
-    """As the recipes have it that set and reset the variable by hand; the worker comes back with the object's end."""
+    """Recipes set and reset the variable themselves; the worker is released when the object is freed."""
 
     class Foreign:
         pass

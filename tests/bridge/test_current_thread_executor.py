@@ -1,4 +1,4 @@
-"""``CurrentThreadExecutor``: the mailbox that a blocked thread serves."""
+"""``CurrentThreadExecutor``: the mailbox that a waiting thread serves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..helpers import LIMIT, Thread, wait_for
 
 
 class Job:
-    """Stands for a job; notes what becomes of it."""
+    """A fake job, which records what happens to it."""
 
     def __init__(self, work: Callable[[], None] = lambda: None) -> None:
         self.work = work
@@ -112,7 +112,7 @@ def test_future_that_is_done_already_ends_the_service() -> None:
 
 
 def test_only_the_thread_that_built_it_can_serve() -> None:
-    """Another one is refused at once, and the right one can still serve."""
+    """Another thread is refused at once; afterwards the right thread can still serve."""
     executor = CurrentThreadExecutor(None)
     done: concurrent.futures.Future[None] = concurrent.futures.Future()
     with pytest.raises(RuntimeError, match="can only be called on the thread that built"):
@@ -124,7 +124,7 @@ def test_only_the_thread_that_built_it_can_serve() -> None:
 
 
 def test_what_was_accepted_is_run_though_the_service_ends_first() -> None:
-    """1. A call is accepted. 2. The service is told to end. 3. The call runs. 4. The next one is refused."""
+    """1. A call is accepted. 2. The service is told to end. 3. The call runs. 4. The next call is refused."""
     executor = CurrentThreadExecutor(None)
     future = Thread(executor.submit, threading.current_thread).get()
     executor.stop()
@@ -136,7 +136,7 @@ def test_what_was_accepted_is_run_though_the_service_ends_first() -> None:
 
 
 class Jobs(deque[Any]):
-    """A queue of jobs that lets others go first, once, at each of the places named."""
+    """A queue of jobs that lets another thread act, once, at each of the named places."""
 
     def __init__(self, **others: Callable[[], Any]) -> None:
         super().__init__()
@@ -166,20 +166,20 @@ class Jobs(deque[Any]):
 
 
 def test_post_that_meets_the_closing_is_run_or_refused() -> None:
-    """Whatever comes first, no job is lost, and none is both run and refused."""
-    # 1. A post has seen an open mailbox. 2. The mailbox closes. 3. The post goes on: it is refused.
+    """In either order, no job is lost, and none is both run and refused."""
+    # 1. A post sees an open mailbox. 2. The mailbox closes. 3. The post continues, and is refused.
     executor, job = CurrentThreadExecutor(None), Job()
     executor._jobs = Jobs(before_append=executor.close)
     assert not executor.post(job)
     assert not job.ran
 
-    # 1. A job is in the queue. 2. The mailbox closes, and runs it. 3. The post goes on: it was accepted.
+    # 1. A job is in the queue. 2. The mailbox closes, and runs the job. 3. The post continues, and was accepted.
     executor, job = CurrentThreadExecutor(None), Job()
     executor._jobs = Jobs(after_append=executor.close)
     assert executor.post(job)
     assert job.ran
 
-    # 1. The mailbox is marked as closed. 2. A job is posted: refused. 3. The closing goes on: nothing to run.
+    # 1. The mailbox is marked as closed. 2. A post is refused. 3. The closing continues, with nothing to run.
     executor, job, late = CurrentThreadExecutor(None), Job(), Job()
     accepted: list[bool] = []
     executor._jobs = Jobs(rotate=lambda: accepted.append(executor.post(late)))
@@ -189,7 +189,7 @@ def test_post_that_meets_the_closing_is_run_or_refused() -> None:
 
 
 def test_closing_that_meets_a_post_which_takes_its_job_back() -> None:
-    """1. A job is in the queue of a closed mailbox. 2. The closing looks at it. 3. Its post takes it back."""
+    """1. A job is in the queue of a closed mailbox. 2. The closing looks at the job. 3. The post takes the job back."""
     executor, first, second = CurrentThreadExecutor(None), Job(), Job()
     executor.post(first)
     executor.post(second)
@@ -200,7 +200,7 @@ def test_closing_that_meets_a_post_which_takes_its_job_back() -> None:
     assert not first.ran
     assert second.ran
 
-    # The same just before the look at it.
+    # The same just before the closing looks at the job.
     class Emptied(Jobs):
         def __getitem__(self, index: Any) -> Any:
             self.clear()
@@ -214,7 +214,7 @@ def test_closing_that_meets_a_post_which_takes_its_job_back() -> None:
 
 
 def test_finalizer_posts_on_a_thread_that_is_posting() -> None:
-    """1. A thread posts. 2. In the midst of that, it finalizes an object that posts to the same mailbox."""
+    """1. A thread posts. 2. During that, it runs a finalizer that posts to the same mailbox."""
     executor, job, of_finalizer = CurrentThreadExecutor(None), Job(), Job()
     accepted: list[bool] = []
     executor._jobs = Jobs(after_append=lambda: accepted.append(executor.post(of_finalizer)))
@@ -260,7 +260,7 @@ def test_interrupt_tells_the_callers_of_what_was_not_run() -> None:
 
 
 def test_stop_that_was_noticed_by_an_interrupted_service_still_counts() -> None:
-    """1. The service is told to end. 2. It is interrupted. 3. Taken up again, it ends."""
+    """1. The service is told to end. 2. It is interrupted. 3. When it is resumed, it ends."""
 
     def interrupt() -> None:
         executor.stop()
@@ -281,7 +281,10 @@ def test_check_is_asked_while_nothing_comes() -> None:
 
 
 def test_check_is_asked_however_late_the_thread_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. A job comes that the thread finds without waiting. 2. The next wait is over before it has begun: it ends."""
+    """1.
+
+    A job comes, which the thread finds without waiting. 2. The next wait is over before it starts. The check is called.
+    """
     monkeypatch.setattr(current_thread_executor, "FIRST_CHECK", 1e-6)
     monkeypatch.setattr(current_thread_executor, "LAST_CHECK", 1e-6)
     executor = CurrentThreadExecutor(None)

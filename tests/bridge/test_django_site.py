@@ -1,4 +1,4 @@
-"""A Django site under uvicorn: tokens of its sync middleware, and views that ask for a cancellation."""
+"""A Django site under uvicorn: tokens of its sync middleware, and views that check for a cancellation."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def output_of_site(code: str) -> list[str]:
 
 @pytest.mark.slow
 def test_sync_middleware_resets_what_it_has_set() -> None:
-    """Two of them, one in the other, in one call each way; the requests share one connection."""
+    """Two middleware, one inside the other, with one call in each direction; the requests share a connection."""
     assert [
         "acme/inner nl",
         "acme/inner nl",

@@ -1,4 +1,4 @@
-"""Nothing of the library outlives a call."""
+"""No object of the library outlives a call."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def fail_async() -> None:
 
 
 def settle() -> None:
-    """Wait until the thread that serves the process has let go of its last job."""
+    """Wait until the thread of the process has dropped its last job."""
     finished(SyncToAsync.single_thread_executor)  # type: ignore[arg-type]
 
 
@@ -61,7 +61,7 @@ def test_failing_sync_to_async_leaves_no_garbage(thread_sensitive: bool) -> None
 
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_task_that_ends_with_an_exception_leaves_no_garbage(cancelled: bool) -> None:
-    """Its traceback leads to the frames of what made it go on."""
+    """The traceback of the exception refers to the frames that resumed the task."""
 
     async def main() -> None:
         for _ in range(5):
@@ -85,7 +85,7 @@ def test_task_that_ends_with_an_exception_leaves_no_garbage(cancelled: bool) -> 
 
 
 def test_exception_kept_in_the_context_of_its_task_is_no_garbage() -> None:
-    """1. A task goes on after a call. 2. It fails. 3. Something in its context, a request, notes the exception."""
+    """1. A task resumes after a call. 2. It fails. 3. An object in its context, a request, keeps the exception."""
     request: contextvars.ContextVar[list[BaseException]] = contextvars.ContextVar("request")
 
     async def handle() -> None:

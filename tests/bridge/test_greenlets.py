@@ -1,4 +1,4 @@
-"""What stands in for threads and queues under gevent's monkey patch; ``process.test_gevent`` has the patch itself."""
+"""Replacements for threads and queues under gevent's monkey patch; ``process.test_gevent`` uses the patch itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_wait_on_queue_without_a_limit_lasts_longer_than_each_of_its_timers(monk
     acquire = jobs._count.acquire
 
     def note(timeout: float) -> bool:
-        """1. The first timer ends. 2. Something is put there. 3. The second wait gets it."""
+        """1. The first timer ends. 2. An item is put into the queue. 3. The second wait gets it."""
         waits.append(timeout)
         if len(waits) == 1:
             return False

@@ -1,6 +1,6 @@
-"""The private parts of Python are as the library knows them, and the bridge works without them.
+"""The private parts of Python are as the library expects, and the bridge works without them.
 
-A test here that fails on a new Python says which part has moved; ``internals`` says what is lost without it.
+If a test here fails on a new Python, that part has changed; ``internals`` says what is lost without it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OWN_LOOPS = [name for name in LOOP_FACTORIES if name != "uvloop"]
 
 
 def run(function: Callable[[], Any], name: str = "asyncio") -> Any:
-    """Run a coroutine function on a loop of asyncio's own."""
+    """Run a coroutine function on a plain asyncio loop."""
     with asyncio.Runner(loop_factory=LOOP_FACTORIES[name]) as runner:
         return runner.run(function())
 
@@ -162,7 +162,7 @@ def test_future_of_task_group() -> None:
             seen.append(internals.future_of_task_group(group))
 
         async def member() -> None:
-            await asyncio.sleep(0)  # by now the group waits
+            await asyncio.sleep(0)  # by now, the group waits
             await look()
 
         async with asyncio.TaskGroup() as group:
@@ -220,7 +220,7 @@ def test_thread_limit_of() -> None:
 
 
 def test_starting_lock_of() -> None:
-    """It is held while an executor starts a thread."""
+    """The lock is held while an executor starts a thread."""
     held: list[bool] = []
 
     class Threads(set[Any]):
@@ -321,7 +321,7 @@ def test_is_waited_for() -> None:
 
 @pytest.mark.skipif(not CPYTHON, reason="has only the queue in Python")
 def test_simple_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is of the standard library, whatever stands in its place."""
+    """The queue is that of the standard library, even if another package has replaced it."""
     own = queue.SimpleQueue
     monkeypatch.setattr(queue, "SimpleQueue", None)
     assert isinstance(internals.simple_queue(), own)
@@ -376,7 +376,7 @@ def test_share_variables() -> None:
 
 @pytest.mark.slow
 def test_main_tests_pass_with_all_parts_switched_off() -> None:
-    """As on a Python, and on loops, that show nothing of themselves."""
+    """They pass as on a Python, and on loops, without any of the private parts."""
     modules = ("sync_to_async", "async_to_sync", "contexts", "local", "current_thread_executor", "arrival", "routing")
     files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in modules]
     paths = os.pathsep.join([str(Path(asgiref.__file__).parent.parent), str(ROOT)])

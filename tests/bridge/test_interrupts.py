@@ -1,4 +1,4 @@
-"""An interrupt wherever the main thread may get one in the library: nothing hangs, nothing stays broken."""
+"""An interrupt at every point of the library where the main thread can get one: no hang, no lasting damage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from ..helpers import output_of
 
-# In a process of its own, because an interrupt may leave an idle thread more or less.
+# In a separate process, because an interrupt may change the number of idle threads.
 SWEEP = """
 import asgiref.local, collections, contextvars, functools, logging, warnings
 
@@ -173,10 +173,9 @@ async def outlived():
     return "result"
 """
 
-# The function; what there is around it: nothing, a block that it is called in, or one around all
-# calls, or a thread-sensitive loop in place of async_to_sync; and what is raised. asyncio lets a
-# KeyboardInterrupt out of a task through its loop, and
-# keeps others in the task, which matters where tasks run beside the one that is waited for.
+# The function; its surroundings (none, a block around the call, a block around all calls, or a thread-sensitive loop
+# instead of async_to_sync); and the exception. asyncio lets a KeyboardInterrupt pass out of a task through its loop,
+# and keeps other exceptions in the task, which matters if tasks run beside the awaited one.
 SCENARIOS = [
     ("nothing", None, KeyboardInterrupt),
     ("thread_sensitive", None, KeyboardInterrupt),
@@ -204,7 +203,7 @@ SCENARIOS = [
 @pytest.mark.skipif(sys.implementation.name == "pypy", reason="its own locks and queues cannot be interrupted safely")
 @pytest.mark.parametrize(("function", "block", "base"), SCENARIOS)
 def test_interrupt_at_each_point(function: str, block: str | None, base: type[BaseException]) -> None:
-    """It is raised, and when the coroutine has ended, if that was begun; nothing hangs or is broken, then or later."""
+    """The interrupt is raised when a started coroutine has ended; nothing hangs or is broken, then or later."""
     code = f"class Interrupt({base.__name__}): pass\n"
     scenario = f"async_to_sync({function})"
     if block == "its own":
@@ -245,7 +244,7 @@ with AsyncSingleThreadContext():
 
 
 def test_exits_of_background_tasks_reach_the_thread_that_waits_for_their_loop() -> None:
-    """Ctrl-C may come while the main thread runs code for a task that nobody awaits, on a loop that goes on."""
+    """Ctrl-C may come while the main thread runs code for a task that nothing awaits, on a loop that continues."""
     assert [
         "cleaned up on True",
         "KeyboardInterrupt ",

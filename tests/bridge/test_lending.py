@@ -1,4 +1,4 @@
-"""Default executors whose threads are all blocked, while what they wait for waits for them."""
+"""Executors whose threads are all blocked, while the calls that they wait for are queued in the same executor."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def anywhere(function: Callable[..., R]) -> Callable[..., Coroutine[Any, Any, R]
 
 
 class Pool(ThreadPoolExecutor):
-    """A default executor for the running loop, whose threads are known by their name."""
+    """A default executor for the running loop, whose threads have a known name."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size, thread_name_prefix="pool")
@@ -43,7 +43,7 @@ def thread_name() -> str:
 
 
 def all_blocked(size: int) -> Callable[[], object]:
-    """Return a function to call on *size* threads, which comes back when all of them have called it."""
+    """Return a function that returns when *size* threads have called it."""
     return functools.partial(threading.Barrier(size).wait, LIMIT)
 
 
@@ -59,13 +59,13 @@ async def test_all_threads_are_blocked_by_what_waits_for_them() -> None:
         return thread_name(), async_to_sync(wait)()
 
     first, second = await asyncio.wait_for(asyncio.gather(anywhere(block)(), anywhere(block)()), LIMIT)
-    # The thread that is free again first may do the other's.
+    # The first thread that is free again may run the other one's call.
     assert first[0] == first[1] or second[0] == second[1]
     assert {"pool_0", "pool_1"} >= {first[1], second[1]}
 
 
 async def test_executor_of_the_library_given_by_hand() -> None:
-    """It is lent to as one of the standard library's is, which a program may have put in its place."""
+    """An executor of the library is treated like one of the standard library."""
     here = sync_to_async(threading.get_ident, thread_sensitive=False, executor=SyncToAsync.single_thread_executor)
 
     async def ask() -> int:
@@ -76,11 +76,14 @@ async def test_executor_of_the_library_given_by_hand() -> None:
 
 
 async def test_blocked_thread_that_its_executor_has_not_noted_yet() -> None:
-    """1. The executor starts its thread. 2. That blocks below a call for the executor. 3. It notes the thread."""
+    """1.
+
+    The executor starts its thread. 2. That thread blocks below a call for the executor. 3. The executor records it.
+    """
     asked = threading.Event()
 
     class Lock:
-        """The lock that is held from the first step to the third; tells who waits for it."""
+        """The lock that is held from the first step to the third; shows which thread waits for it."""
 
         def __init__(self, lock: Any) -> None:
             self._lock = lock
@@ -114,7 +117,7 @@ async def test_blocked_thread_that_its_executor_has_not_noted_yet() -> None:
             return async_to_sync(ask)()
 
         thread_name_of_pool: list[str] = []
-        # Not from here, since this thread starts that of the executor.
+        # On another thread, because this one starts the thread of the executor.
         submitted = Thread(pool.submit, block)
         assert await asyncio.wait_for(asyncio.wrap_future(await asyncio.to_thread(submitted.get)), LIMIT)
 
@@ -129,12 +132,12 @@ async def test_one_thread_does_all_that_it_waits_for(depth: int) -> None:
     async def go_on(levels: int) -> set[str]:
         return await anywhere(descend)(levels)
 
-    # Lower down, the loop of the call above is asked, which never stops being this one.
+    # Further down, the loop of the outer call is asked, and it stays the same.
     assert {"pool_0"} == await asyncio.wait_for(anywhere(descend)(depth), LIMIT)
 
 
 async def test_blocked_thread_lends_itself_across_threads_between() -> None:
-    """The thread that waits for the call directly does not belong to the executor; the one above does."""
+    """The thread that waits for the call directly is not one of the executor, but the thread above it is."""
     Pool(1)
 
     async def ask() -> str:
@@ -150,7 +153,7 @@ async def test_blocked_thread_lends_itself_across_threads_between() -> None:
 
 
 async def test_blocked_thread_lends_itself_at_the_innermost_wait() -> None:
-    """The thread runs thread-sensitive code of its own call, which waits in turn."""
+    """The thread runs thread-sensitive code of its own call, which waits, too."""
     Pool(1)
 
     async def ask() -> str:
@@ -176,7 +179,7 @@ def test_blocked_thread_that_came_by_other_ways_lends_itself() -> None:
 
 
 async def test_busy_thread_is_waited_for_while_another_is_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The call that waits for what the blocked thread has yet to do must not be given to that very thread."""
+    """A call must not go to the blocked thread if it waits for a job that this thread has yet to run."""
     looks: list[bool] = []
     looked = asyncio.Event()
     is_starved = lending.is_starved
@@ -202,7 +205,7 @@ async def test_busy_thread_is_waited_for_while_another_is_blocked(monkeypatch: p
         await sync_to_async(wait_for)(busy)
         waiting = asyncio.ensure_future(anywhere(wait_for)(done))
         await looked.wait()
-        # On the blocked thread, which has to be there for it.
+        # It runs on the blocked thread, which must be free for it.
         await sync_to_async(done.set)()
         release.set()
         await waiting
@@ -241,7 +244,7 @@ async def test_executor_with_other_things_for_threads(threads: object) -> None:
 
 
 async def test_executor_that_breaks_is_heard() -> None:
-    """It fails calls that it has accepted, without running them."""
+    """The executor fails calls that it has accepted, without running them."""
     started: list[int] = []
 
     def start() -> None:
@@ -271,7 +274,7 @@ async def test_call_keeps_to_a_free_thread(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_thread_outside_the_executor_does_not_lend_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The main thread waits while the executor is busy, and keeps free of what was not meant for it."""
+    """While the executor is busy, the waiting main thread runs no calls that were not meant for it."""
     monkeypatch.setattr(lending, "FIRST_LOOK", 0)
     release, busy = threading.Event(), threading.Event()
 
@@ -284,7 +287,7 @@ def test_thread_outside_the_executor_does_not_lend_itself(monkeypatch: pytest.Mo
         loop = asyncio.get_running_loop()
         occupied = loop.run_in_executor(None, occupy)
         asked = asyncio.ensure_future(anywhere(thread_name)())
-        # Thread-sensitive code runs on the thread that waits, twice: what was lent to it would be done by then.
+        # Thread-sensitive code runs on the waiting thread, twice: a lent call would have run by then.
         for _ in range(2):
             await sync_to_async(wait_for)(busy)
         assert not asked.done()
@@ -297,7 +300,7 @@ def test_thread_outside_the_executor_does_not_lend_itself(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("size", [1, 2])
 async def test_executor_of_the_callers_own(size: int) -> None:
-    """Of one thread or of several: its blocked threads do what they wait for."""
+    """With one thread or several: its blocked threads run the calls that they wait for."""
 
     async def ask(levels: int) -> set[str]:
         return await sync_to_async(descend, thread_sensitive=False, executor=own)(levels - 1)
@@ -345,7 +348,7 @@ async def test_outcomes_are_those_of_any_call(monkeypatch: pytest.MonkeyPatch) -
 
 
 class HeldExecutor(Executor):
-    """Runs nothing by itself."""
+    """An executor that runs nothing by itself."""
 
     def __init__(self, thread: int) -> None:
         self.calls: list[Callable[[], Any]] = []
@@ -358,7 +361,7 @@ class HeldExecutor(Executor):
 
 
 class Lent:
-    """One call, given to an executor that holds it and offered at once to the mailbox of this thread."""
+    """One call that an executor holds, and that is offered at once to the mailbox of this thread."""
 
     def __init__(self, function: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
         self.mailbox = CurrentThreadExecutor(None)
@@ -368,7 +371,7 @@ class Lent:
         self.future = lender.submit(function)
 
     def this_thread_waits(self) -> None:
-        """Serve the mailbox until all is done that is in it now."""
+        """Serve the mailbox until all its current jobs are done."""
         self.mailbox.post(SubmittedCall(self.mailbox.stop, (), {}))
         self.mailbox.serve()
 
@@ -387,7 +390,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def turn(loop: asyncio.AbstractEventLoop) -> None:
-    """Let *loop* look twice."""
+    """Let *loop* check twice."""
 
     async def two_looks() -> None:
         for _ in range(4):

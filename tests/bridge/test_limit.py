@@ -1,4 +1,7 @@
-"""``ThreadSensitiveContext.max_threads``: how many threads contexts have, who waits for one, and who never does."""
+"""``ThreadSensitiveContext.max_threads``:
+
+the number of threads for contexts, which calls are queued, and which never.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ look = sync_to_async(thread)
 
 @pytest.fixture(autouse=True)
 def limit_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test begins with a limit of one, and leaves neither a lease nor a place behind."""
+    """Each test starts with a limit of one, and leaves neither a lease nor a queued place."""
     monkeypatch.setattr(ThreadSensitiveContext, "max_threads", 1)
     monkeypatch.setattr(sync, "thread_standstill", 10 * LIMIT)
     yield
@@ -55,7 +58,7 @@ def told() -> tuple[int, int, float]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop run until *condition* holds."""
+    """Let the loop run until *condition* is true."""
     async with asyncio.timeout(LIMIT):
         while not condition():  # noqa: ASYNC110 - nobody sets an event
             await asyncio.sleep(0.001)
@@ -66,7 +69,7 @@ def waiting(calls: int) -> Callable[[], bool]:
 
 
 class Gate:
-    """A context whose thread is held until ``open``."""
+    """A context whose thread is blocked until ``open``."""
 
     def __init__(self) -> None:
         self._go_on, self.begun = threading.Event(), threading.Event()
@@ -90,7 +93,7 @@ class Gate:
 
 @contextlib.asynccontextmanager
 async def gate() -> AsyncIterator[Gate]:
-    """A block in which the one thread is held; at its end, if not before, it is free."""
+    """A block that holds the only thread; at its end at the latest, the thread is released."""
     held = Gate()
     await held.holds()
     try:
@@ -133,7 +136,7 @@ async def test_calls_wait_in_the_order_of_the_first_call_of_their_contexts() -> 
 
 
 async def test_calls_of_one_context_stay_together() -> None:
-    """Also those that come when others already wait, and while the thread is on its way."""
+    """Also calls that come when others are queued, and while the thread is being passed on."""
     order: list[str] = []
 
     async def two(name: str, more: asyncio.Event) -> None:
@@ -192,7 +195,7 @@ async def test_cancelled_call_leaves_the_queue_and_takes_no_thread() -> None:
 
 
 async def test_context_whose_only_call_was_given_up_can_wait_again() -> None:
-    """Its place is that of its new first call."""
+    """Its place in the queue is that of its new first call."""
     order: list[str] = []
 
     async def again(go_on: asyncio.Event) -> None:
@@ -289,7 +292,7 @@ async def test_calls_that_wait_while_the_limit_becomes_wrong_are_told(monkeypatc
 
 @pytest.mark.parametrize("value", [2, None])
 async def test_raised_limit_takes_effect(value: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within a second also if nobody leases anything."""
+    """Within a second, even if no lease is taken or ends."""
     async with gate():
         task = asyncio.create_task(block(thread))
         await until(waiting(1))
@@ -307,7 +310,7 @@ async def test_lifted_limit_takes_effect_with_the_next_lease(monkeypatch: pytest
 
 
 async def test_threads_that_were_leased_without_a_limit_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And give way to those in the queue when they are given back."""
+    """When they are released, queued contexts get them."""
     monkeypatch.setattr(limit.Place, "_look_later", lambda self, loop, pause: None)
     monkeypatch.setattr(ThreadSensitiveContext, "max_threads", None)
     async with gate() as one, gate() as two:
@@ -368,7 +371,7 @@ async def test_call_that_waits_for_a_thread_is_told_by_bridge_calls() -> None:
     await task
 
 
-# Who never waits:
+# Calls that are never queued:
 
 
 async def awaited_task() -> list[Any]:
@@ -412,7 +415,7 @@ CALLS_BELOW = [
 
 @pytest.mark.parametrize("below", CALLS_BELOW)
 async def test_call_from_below_a_blocked_thread_does_not_wait(below: Any) -> None:
-    """The thread of the view is the only one, and waits for a task that does not carry its context."""
+    """The thread of the view is the only one, and waits for a task without its context."""
     [(view, [inner])] = await block(lambda: (thread(), async_to_sync(below)()))
     assert view is not inner
 
@@ -445,7 +448,7 @@ async def test_call_on_a_loop_that_a_leased_thread_runs_does_not_wait() -> None:
 
 
 async def test_call_from_below_joins_the_calls_of_its_context() -> None:
-    """The context stands in the queue with another call already; both get the thread."""
+    """The context is queued with another call already; both get the thread."""
     ran: list[str] = []
 
     async def shared() -> None:
@@ -476,7 +479,7 @@ async def test_call_from_below_joins_the_calls_of_its_context() -> None:
 async def test_standstill_gives_the_first_a_thread_over_the_limit(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An asynchronous view whose thread is idle awaits a task that does not carry its context."""
+    """An asynchronous view, whose thread is idle, awaits a task without its context."""
     monkeypatch.setattr(sync, "thread_standstill", 0.05)
     with caplog.at_level(logging.WARNING, "asgiref.sync"):
         async with ThreadSensitiveContext():
@@ -500,7 +503,7 @@ async def test_slow_thread_is_no_standstill(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_job_of_a_blocked_thread_shows_in_a_look() -> None:
-    """A thread that is blocked at each look is no standstill, if it runs something in between."""
+    """A thread that is blocked at each check does not stand still if it runs a job in between."""
 
     async def at_rest() -> Any:
         while (found := limit._threads_at_rest()) is None:  # noqa: ASYNC110 - nobody sets an event
@@ -547,7 +550,7 @@ async def test_released_context_stands_behind_those_in_the_queue() -> None:
 
 
 async def test_release_takes_effect_when_the_queued_calls_are_done() -> None:
-    """Calls that come later wait for these, and run on a thread of their own."""
+    """Later calls wait for the queued ones, and run on a new thread."""
     go_on, order = threading.Event(), list[Any]()
 
     def slow() -> None:
@@ -647,7 +650,7 @@ async def test_release_takes_effect_with_the_last_that_is_closed() -> None:
 def log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     monkeypatch.setattr(sync, "slow_thread_wait", 0.02)
     monkeypatch.setattr(waits, "_last", [float("-inf")])
-    # The loop of another test may have watched it.
+    # The loop of another test may have checked it.
     monkeypatch.setattr(SyncToAsync.single_thread_executor, "watched_until", float("-inf"))
     with caplog.at_level(logging.WARNING, "asgiref.sync"):
         yield caplog
@@ -692,7 +695,7 @@ async def test_call_that_waits_long_for_the_process_worker_is_logged(log: pytest
 
 
 async def test_released_context_leaves_no_garbage() -> None:
-    """Whether or not it makes another call."""
+    """With and without another call."""
 
     async def release(calls: int) -> None:
         async with ThreadSensitiveContext():
@@ -710,7 +713,7 @@ async def test_released_context_leaves_no_garbage() -> None:
 async def test_watch_of_the_process_worker_while_the_log_is_switched_off(
     log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is looked at now and then, since the log may be switched on again."""
+    """The wait is checked at intervals, because the log may be switched on again."""
     monkeypatch.setattr(sync, "slow_thread_wait", None)
     executor, go_on = ProcessExecutor(), threading.Event()
     executor.watch_queue()
@@ -742,7 +745,7 @@ def test_watch_of_an_executor_that_is_gone() -> None:
 
 
 def test_two_warnings_at_once_are_one(log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. A thread decides whether to warn. 2. Another finds that one at it, and does not."""
+    """1. A thread decides whether to warn. 2. Another thread sees that, and does not warn."""
     monkeypatch.setattr(waits, "_last", [])
     waits.log_wait(LIMIT, lambda: ("never",))
     assert [] == log.records

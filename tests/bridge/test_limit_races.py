@@ -1,4 +1,4 @@
-"""Where two threads meet at the limit for threads of contexts: each test forces one exact order."""
+"""Races at the limit for threads of contexts: each test forces one exact order."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def limit_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Job:
-    """A job that notes its thread, and that it came to its end."""
+    """A job that records its thread and its end."""
 
     given_up = False
 
@@ -65,7 +65,7 @@ class Job:
 
 
 class Held:
-    """An executor that has the one thread, which is idle."""
+    """An executor that holds the only thread, which is idle."""
 
     def __init__(self) -> None:
         self.executor = ContextExecutor()
@@ -88,7 +88,7 @@ def ends(*executors: ContextExecutor) -> None:
 
 
 class Doing:
-    """Calls a function once, the first time that it is called."""
+    """Calls a function once, on the first call."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._functions = [function]
@@ -102,7 +102,7 @@ class Doing:
 
 
 def test_two_leases_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. A lease is noted. 2. So is a second one, which looks first: it does not hold. 3. The first one holds."""
+    """1. A lease is added. 2. A second one is added, looks first, and is not valid. 3. The first one is valid."""
 
     class Leases(dict[Any, None]):
         def __setitem__(self, lease: Any, value: None) -> None:
@@ -121,7 +121,7 @@ def test_two_leases_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lease_that_ends_before_the_place_is_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. A context finds no lease. 2. The thread is given back: nobody waits. 3. The context stands in the queue."""
+    """1. A context finds no lease. 2. The thread is released, with an empty queue. 3. The context enters the queue."""
     held = Held()
     stand = ContextExecutor._stand_in_queue
 
@@ -137,7 +137,10 @@ def test_lease_that_ends_before_the_place_is_in_the_queue(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("before", [True, False])
 def test_lease_that_ends_as_the_place_comes(monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
-    """1. A context is about to stand in the queue, or has just done so. 2. The thread is given back. 3. It gets it."""
+    """1.
+
+    A context is about to enter the queue, or has just done so. 2. The thread is released. 3. The context gets it.
+    """
     held = Held()
 
     class Queue(deque[Any]):
@@ -156,7 +159,7 @@ def test_lease_that_ends_as_the_place_comes(monkeypatch: pytest.MonkeyPatch, bef
 
 
 def test_lease_that_ends_when_another_has_been_seen_not_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. A place is served: its lease does not hold. 2. The thread is given back. 3. The place is served."""
+    """1. A place is served with a lease that is not valid. 2. The thread is released. 3. The place is served."""
     held = Held()
     holds = Lease.holds
     end = Doing(held.end)
@@ -174,9 +177,10 @@ def test_lease_that_ends_when_another_has_been_seen_not_to_hold(monkeypatch: pyt
 
 
 def test_place_that_meets_the_lease_of_one_who_serves_an_empty_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. One serves the queue, with a lease. 2. The only place leaves. 3. Another comes, and its lease does not hold.
+    """A lease of a thread that serves an empty queue delays another context for a moment only.
 
-    4. The first finds the queue empty, takes its lease away, and looks again.
+    1. Thread A serves the queue, with a lease. 2. The only place leaves. 3. Another place enters, and its lease is not
+    valid. 4. Thread A finds the queue empty, removes its lease, and looks again.
     """
     held = Held()
     gone, given_up = post()
@@ -205,7 +209,10 @@ def test_place_that_meets_the_lease_of_one_who_serves_an_empty_queue(monkeypatch
 
 
 def test_two_serve_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. One sees the first place. 2. Another gives it a worker. 3. The first does not, and ends its lease."""
+    """1.
+
+    Thread A sees the first place. 2. Thread B gives the place a worker. 3. Thread A does not, and ends its lease.
+    """
     monkeypatch.setattr(ThreadSensitiveContext, "max_threads", 2)
     one, two = ContextExecutor(), ContextExecutor()
     finished(one)
@@ -227,7 +234,7 @@ def test_two_serve_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_call_from_below_meets_the_worker_that_its_place_gets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. A place is to get a thread over the limit. 2. It gets the one that is given back. 3. It gets no second one."""
+    """1. A place is to get a thread over the limit. 2. It gets the released one. 3. It gets no second one."""
     held = Held()
     executor, job = post()
     place: Any = executor._worker
@@ -244,7 +251,7 @@ def test_call_from_below_meets_the_worker_that_its_place_gets(monkeypatch: pytes
 
 
 def test_queue_that_is_emptied_as_it_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. One serves the queue, with a lease. 2. The only place leaves. 3. The lease is taken away again."""
+    """1. A thread serves the queue, with a lease. 2. The only place leaves. 3. The thread removes its lease again."""
     held = Held()
     gone, given_up = post()
 
@@ -267,7 +274,7 @@ def test_queue_that_is_emptied_as_it_is_served(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("now", [1, 3, None])
 def test_limit_that_changes_while_the_queue_is_served(now: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. The thread is given back, and one limit is read. 2. It is another one for the second place."""
+    """1. The thread is released, and the limit is read. 2. The limit is another one for the second place."""
     held = Held()
     posted = [post() for _ in range(3)]
     numbers = iter([1, now])
@@ -284,7 +291,10 @@ def test_limit_that_changes_while_the_queue_is_served(now: int | None, monkeypat
 
 
 def test_call_that_comes_as_its_place_leaves_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. All calls are given up: the place leaves. 2. Another call comes before it is outside. 3. It stands there."""
+    """1.
+
+    All calls are cancelled, and the place leaves. 2. A call comes before the place is outside. 3. It is queued.
+    """
     held = Held()
     executor, first = post()
     forget = Place._forget_calls
@@ -307,7 +317,10 @@ def test_call_that_comes_as_its_place_leaves_the_queue(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("moved", [False, True])
 def test_call_that_comes_as_the_worker_moves_the_calls(moved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. The worker finds no more calls. 2. One comes, before or after it has noted that. 3. It is run, in order."""
+    """1.
+
+    The worker finds no more calls. 2. A call comes, before or after the worker has recorded that. 3. It runs, in order.
+    """
     held = Held()
     executor, first = post()
     place: Any = executor._worker
@@ -339,7 +352,7 @@ def test_call_that_comes_as_the_worker_moves_the_calls(moved: bool, monkeypatch:
 
 
 def test_call_that_has_seen_the_place_when_the_calls_have_been_moved() -> None:
-    """1. A post finds the place. 2. The worker moves the calls. 3. The post hands its call on to the worker's queue."""
+    """1. A post finds the place. 2. The worker moves the calls. 3. The post passes its call to the worker's queue."""
     held = Held()
     executor, first = post()
     place: Any = executor._worker
@@ -354,7 +367,7 @@ def test_call_that_has_seen_the_place_when_the_calls_have_been_moved() -> None:
 
 
 def test_call_that_the_worker_has_moved_as_the_thread_looks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. A post puts its call into the place. 2. The worker moves it. 3. The post leaves it to the worker."""
+    """1. A post puts its call into the place. 2. The worker moves the call. 3. The post leaves it to the worker."""
     held = Held()
     executor, first = post()
     place: Any = executor._worker
@@ -374,7 +387,7 @@ def test_call_that_the_worker_has_moved_as_the_thread_looks_for_it(monkeypatch: 
 
 
 def test_call_that_comes_as_others_are_forgotten() -> None:
-    """It is kept, and waits for a thread."""
+    """The call is kept, and waits for a thread."""
     held = Held()
     executor, first = post()
     _, second = post(executor)
@@ -389,7 +402,7 @@ def test_call_that_comes_as_others_are_forgotten() -> None:
 
 
 def test_call_that_is_cancelled_as_its_place_gets_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. The place is removed from the queue. 2. The call is cancelled. 3. The thread is given back in the end."""
+    """1. The place is removed from the queue. 2. The call is cancelled. 3. The thread is released in the end."""
     held = Held()
     lease = workers._lease
 
@@ -431,7 +444,7 @@ def test_shutdown_waits_for_calls_in_the_queue(monkeypatch: pytest.MonkeyPatch) 
         waiting = Thread(executor.shutdown)
         while waits:
             pass
-    while len(limit._queue[0].items) < 2:  # the call, and an event that is behind it
+    while len(limit._queue[0].items) < 2:  # the call, and an event after it
         pass
     assert waiting.is_alive()
     held.end()
@@ -453,7 +466,7 @@ def test_shutdown_that_waits_when_all_calls_are_given_up() -> None:
 
 
 def test_two_first_posts_at_the_limit_share_one_place() -> None:
-    """1. A post finds no worker and makes a place. 2. Another does, and is faster. 3. Both are in the same place."""
+    """1. A post finds no worker and makes a place. 2. Another post is faster. 3. Both are in the same place."""
     held = Held()
     executor = ContextExecutor()
     stand = ContextExecutor._stand_in_queue
@@ -474,11 +487,11 @@ def test_two_first_posts_at_the_limit_share_one_place() -> None:
     ends(executor)
 
 
-# Threads that cannot be had:
+# Threads that cannot be started:
 
 
 def test_thread_that_cannot_be_started_for_a_place() -> None:
-    """The calls get the error, and the next ones wait anew."""
+    """The calls get the error, and the next ones are queued again."""
     held = Held()
     executor, job = post()
 
@@ -584,7 +597,7 @@ def test_interrupt_just_after_a_place_got_its_worker() -> None:
 
 
 def test_place_that_is_in_the_queue_twice_gets_one_worker() -> None:
-    """As after an interrupt, in the midst of what another thread did with the place."""
+    """An interrupt may leave a place in the queue while another thread removes it."""
     held = Held()
     executor, job = post()
     limit._queue.append(limit._queue[0])
@@ -614,7 +627,7 @@ def test_interrupt_of_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_looks_resolve_one_standstill_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. Two loops see one standstill at once. 2. One gives the first place a thread. 3. The other does not."""
+    """1. Two loops see one standstill at once. 2. Loop A gives the first place a thread. 3. Loop B does not."""
     monkeypatch.setattr(sync, "thread_standstill", 0.0)
     held = Held()
     posted = [post() for _ in range(2)]
@@ -638,7 +651,7 @@ def test_two_looks_resolve_one_standstill_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_standstill_of_calls_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. A look sees the standstill. 2. The only call that waits is given up. 3. No thread goes to it."""
+    """1. A check finds the standstill. 2. The only queued call is cancelled. 3. It gets no thread."""
     monkeypatch.setattr(sync, "thread_standstill", 0.0)
     held = Held()
     executor, job = post()
@@ -655,7 +668,7 @@ def test_standstill_of_calls_that_nobody_waits_for(monkeypatch: pytest.MonkeyPat
 
 
 def test_post_that_meets_the_release_goes_to_the_successor() -> None:
-    """1. A call has asked for the executor. 2. Another thread releases it. 3. The call goes to the next executor."""
+    """1. A call has looked up the executor. 2. Another thread releases it. 3. The call goes to the next executor."""
 
     async def main() -> threading.Thread:
         async with ThreadSensitiveContext():
@@ -686,7 +699,7 @@ def released(executor: ContextExecutor) -> ContextExecutor:
 
 @pytest.mark.parametrize("moment", ["before", "between", "after"])
 def test_successor_that_meets_the_end_of_the_executor_before_it(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker is given back before the successor is told to follow, between its two steps, or afterwards."""
+    """The worker is released before the successor is told to follow, between its two steps, or afterwards."""
     go_on = threading.Event()
     executor = ContextExecutor()
     executor.submit(wait_for, go_on)
@@ -723,14 +736,14 @@ def test_successor_that_meets_the_end_of_the_executor_before_it(moment: str, mon
 
 
 def test_successor_of_an_executor_of_the_parent_process() -> None:
-    """It does not wait for what no thread does any more."""
+    """The successor does not wait for the executor of the parent process, which has no thread here."""
     executor = ContextExecutor()
     executor._generation = object()
     assert not executor._let_follow(Place(ContextExecutor()))
 
 
 def test_two_releases_at_once_make_one_successor() -> None:
-    """1. A release waits for a pin. 2. Another is asked for. 3. The pin goes, and one of them takes effect."""
+    """1. A release waits for a pin. 2. Another release is requested. 3. The pin ends, and one release takes effect."""
     executor = ContextExecutor()
     finished(executor)
     executor.pin()
@@ -744,7 +757,10 @@ def test_two_releases_at_once_make_one_successor() -> None:
 
 
 def test_release_that_meets_the_end_of_the_last_pin() -> None:
-    """1. A release sees a pin. 2. That goes, and takes the release with it. 3. The release has nothing left to do."""
+    """1.
+
+    A release sees a pin. 2. The pin ends, and takes the release with it. 3. The release has nothing left to do.
+    """
     executor = ContextExecutor()
     finished(executor)
 

@@ -1,4 +1,4 @@
-"""``Local``: who sees what, and what is refused."""
+"""``Local``: which code sees which values, and what is refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_attributes_are_set_read_and_deleted(local: Local) -> None:
 
 
 async def test_attributes_in_tasks(local: Local) -> None:
-    """A task starts with its maker's values and keeps its own changes to itself."""
+    """A task starts with the values of its creator; its changes stay in the task."""
     local.color = "red"
 
     async def paint() -> tuple[str, bool]:
@@ -62,7 +62,7 @@ async def test_attributes_in_tasks(local: Local) -> None:
 
 @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps, pickle._dumps])  # type: ignore[attr-defined]
 def test_copies_are_refused(local: Local, make: Callable[[Any], Any]) -> None:
-    """Also as a part of something else: a copy would be another, empty Local."""
+    """Also as a part of another object: a copy would be a separate, empty Local."""
     local.color = "red"
     for whole in (local, *([] if make is copy.copy else [[local], SimpleNamespace(part=local)])):
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
@@ -77,7 +77,7 @@ def test_copies_by_way_of_the_type_are_refused(kind: Any) -> None:
 
 
 def test_module_in_the_place_of_asyncio_is_asked_for_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packages that bring loops of their own put it there; it needs no more than ``get_running_loop``."""
+    """Packages with loops of their own replace the module; it only needs ``get_running_loop``."""
 
     class Loop: ...
 
@@ -212,7 +212,7 @@ async def test_visible_in_to_thread() -> None:
 
 
 def test_survives_whoever_copies_all_variables_one_by_one() -> None:
-    """As instrumentation does that carries contexts into threads of its own: a snapshot goes over, and no more."""
+    """Instrumentation does so to pass contexts to its threads: they get a snapshot and nothing else."""
     local = Local()
 
     def copy(context: contextvars.Context) -> Any:
@@ -232,7 +232,7 @@ def test_survives_whoever_copies_all_variables_one_by_one() -> None:
 
 
 async def test_critical_values_stay_with_their_thread() -> None:
-    """What a task sets is hidden from the threads in between, and back where its loop goes on."""
+    """Values that a task sets are hidden from the threads in between, and visible again where its loop continues."""
     local = Local(thread_critical=True)
     local.color = "red"
 
@@ -267,7 +267,7 @@ def test_critical_values_of_a_fresh_loop_end_with_it() -> None:
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
 def test_critical_values_of_ended_loops_do_not_pile_up() -> None:
-    """A caller's context keeps those of one loop at the most."""
+    """A caller's context keeps the values of at most one loop."""
     local = Local(thread_critical=True)
     references = []
 
@@ -342,7 +342,7 @@ print(asyncio.run(main()))
 @pytest.mark.parametrize("inherit", [0, 1])
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="the option is new in Python 3.14")
 def test_plain_threads_start_empty_where_threads_inherit_contexts(inherit: int) -> None:
-    """The bridge still carries values; asyncio.to_thread, which looks like a plain thread, then does not."""
+    """The bridge still passes values. asyncio.to_thread does not, because it then looks like a plain thread."""
     lines = output_of(THREADS_THAT_INHERIT, "-X", f"thread_inherit_context={inherit}")
     assert "[None, 'thread', ('thread', 'task')]" == lines[0]
     assert "None (True, [(None, False)]) None" == lines[1]

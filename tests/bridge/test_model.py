@@ -1,4 +1,4 @@
-"""Random programs over the bridge do what the rules say; see ``model``."""
+"""Random programs over the bridge follow the rules; see ``model``."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .model.programs import Piece, programs, smaller, write_program
 from .model.reference import Unfit, expected_of
 from .model.running import Hung, MainThread
 
-# The others, in the form that leaves the thread free which runs them.
+# The other loops, as a ThreadSensitiveEventLoop.
 THREAD_SENSITIVE = {
     f"thread-sensitive-{name}": thread_sensitive_loop_factory(factory) for name, factory in LOOP_FACTORIES.items()
 }
-# For the deep run: a word that the names of the loops to use have in them.
+# For the deep run: a part of the names of the loops to use.
 LOOPS = [name for name in [*LOOP_FACTORIES, *THREAD_SENSITIVE] if os.environ.get("ASGIREF_MODEL_LOOPS", "") in name]
 EAGER_LOOPS = frozenset(name for name in LOOPS if name.endswith("eager"))
 DEBUG_LOOPS = frozenset(name for name in LOOPS if name.endswith("debug"))
 
-# For the deep run: how long it lasts, in minutes, or how many programs; and where its random numbers start.
+# For the deep run: its length in minutes, or the number of programs; and the first random seed.
 MINUTES = float(os.environ.get("ASGIREF_MODEL_MINUTES", 0))
 PROGRAMS = int(os.environ.get("ASGIREF_MODEL_PROGRAMS", 0))
 DEEP = bool(MINUTES or PROGRAMS)
@@ -39,12 +39,12 @@ SEED = int(os.environ.get("ASGIREF_MODEL_SEED", time.time_ns() if DEEP else 1))
 
 @contextlib.contextmanager
 def programs_judged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Piece], None]]:
-    """Give a function that runs a program and raises where it does other than it must, or ``Unfit``.
+    """Give a function that runs a program and raises if its behaviour violates the rules, or if it is ``Unfit``.
 
-    Where one hangs, smaller ones are judged for some time only, as each that hangs too takes a
-    second, and only by whether they hang: what others left behind may make them fail.
+    If a program hangs, smaller ones are tried for a limited time, because each that also hangs takes a second. They are
+    judged only by whether they hang: threads left by another program may make them fail.
     """
-    # The executors are large enough, and on a busy machine a free thread may be late: none is to be helped.
+    # The executors are large enough, and on a busy machine a free thread may be late: no blocked thread should help.
     monkeypatch.setattr(lending, "FIRST_LOOK", 10 * LIMIT)
     main = MainThread({**LOOP_FACTORIES, **THREAD_SENSITIVE}, LIMIT / 2)
     hangs: dict[str, Hung] = {}
@@ -75,7 +75,7 @@ def programs_judged(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Piece
         main.close()
 
 
-# An __exit__ that follows a cancelled __enter__ may fail when its loop has been closed: threading.excepthook tells.
+# An __exit__ after a cancelled __enter__ may fail if its loop has been closed: threading.excepthook reports that.
 TOLD = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
@@ -83,7 +83,7 @@ TOLD = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadException
 @pytest.mark.slow
 @pytest.mark.needs_internals
 def test_programs_do_what_the_rules_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is nested in whatever: threads, loops, values, results and exceptions are those of the rules."""
+    """In any nesting, threads, loops, values, results and exceptions follow the rules."""
     with programs_judged(monkeypatch) as judge:
 
         @settings(
@@ -109,7 +109,7 @@ def test_programs_do_what_the_rules_say(monkeypatch: pytest.MonkeyPatch) -> None
 @TOLD
 @pytest.mark.slow
 def test_many_programs_do_what_the_rules_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same without Hypothesis, which takes longer to draw a program than that takes to run; see tox -e deep."""
+    """The same without Hypothesis, which needs more time to draw a program than the program takes; see tox -e deep."""
     choices = random.Random(SEED)
     count = PROGRAMS if DEEP else 2000
     begun = told = time.monotonic()
@@ -117,7 +117,7 @@ def test_many_programs_do_what_the_rules_say(monkeypatch: pytest.MonkeyPatch) ->
     with programs_judged(monkeypatch) as judge:
         while (not count or done < count) and (not MINUTES or time.monotonic() < begun + 60 * MINUTES):
             program = write_program(choices.randrange, LOOPS)
-            if program.size < 4:  # half of them, and soon all the same
+            if program.size < 4:  # half of them, and quickly
                 continue
             try:
                 judge(program)
@@ -145,7 +145,7 @@ def error_of(judge: Callable[[Piece], None], program: Piece) -> Exception | None
 
 
 def smallest_failing(judge: Callable[[Piece], None], program: Piece, error: Exception) -> tuple[Piece, Exception]:
-    """Leave out what is not needed for the fault; where that depends on chance, each try is made thrice."""
+    """Leave out what the fault does not need; each attempt is made three times, because chance may be involved."""
     for candidate in smaller(program):
         for _ in range(3):
             found = error_of(judge, candidate)

@@ -1,4 +1,4 @@
-"""Loops that stand still for a while: how long threads wait for them, and how they find out."""
+"""Stopped loops: how long threads wait for them, and how threads notice that a loop has stopped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ each_loop = pytest.mark.parametrize("new_loop", LOOP_FACTORIES.values(), ids=lis
 
 
 class Loop:
-    """Stands for a loop that runs when the test says so; notes who woke it."""
+    """A fake loop that runs when the test says so, and records which thread woke it."""
 
     def __init__(self) -> None:
         self.running = self.closed = False
@@ -62,14 +62,14 @@ class Loop:
 
 
 class Waiting:
-    """A thread that waits for a call on a loop, asked by the test in place of time."""
+    """A thread that waits for a call on a loop; the test, instead of time, triggers its checks."""
 
     def __init__(self, patience: float = 300, start_patience: float = 2) -> None:
         self.loop = Loop()
         self.outcome: AwaitedOutcome[None] = AwaitedOutcome(lambda: None)
         self.coroutine = self._coroutine()
         self.outcome.call = self.call = LoopCall(self.coroutine, contextvars.Context(), self.outcome)
-        # The thread that ran the loop before, and the one that runs it.
+        # The thread that ran the loop before, and the current one.
         self.thread: Any = None
         self.runner = concurrent.futures.ThreadPoolExecutor(1)
         loop: Any = self.loop
@@ -78,7 +78,7 @@ class Waiting:
     async def _coroutine(self) -> None: ...
 
     def begin(self) -> Waiting:
-        """Have the loop begin the call."""
+        """Let the loop start the call."""
         self.runner.submit(self.call.start, self.loop).result(LIMIT)  # type: ignore[arg-type]
         return self
 
@@ -86,7 +86,7 @@ class Waiting:
         self.runner.submit(self.loop.tick).result(LIMIT)
 
     def fails(self) -> bool:
-        """Tell whether the call was given up, and failed."""
+        """Return whether the call was given up and failed."""
         if not self.wait.is_lost():
             return False
         with pytest.raises(RuntimeError, match="stopped or closed"):
@@ -118,11 +118,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-# Whether a loop runs is found out by what it does:
+# A running loop is recognized by its actions:
 
 
 def test_running_loop_is_never_woken() -> None:
-    """However many threads wait for it, and however long."""
+    """For any number of waiting threads, and any time."""
     with Waiting().begin() as waiting:
         loop: Any = waiting.loop
         loop.running = True
@@ -144,7 +144,7 @@ def test_stopped_loop_gets_one_probe_at_a_time(clock: Clock) -> None:
 
 
 def test_patience_begins_anew_whenever_the_loop_has_run(clock: Clock) -> None:
-    """Nobody ever sees it running: it does so between two looks."""
+    """No check ever sees the loop running, because it runs between two checks."""
     with Waiting(patience=300).begin() as waiting:
         for _ in range(10):
             assert not waiting.wait.is_lost()
@@ -179,7 +179,10 @@ def test_call_that_has_not_begun_is_taken_back_earlier(clock: Clock) -> None:
 
 
 def test_call_that_begins_while_it_is_taken_back_is_waited_for(clock: Clock) -> None:
-    """1. Its patience is over, and it has not begun. 2. The loop begins it. 3. It cannot be taken back: wait on."""
+    """1.
+
+    The patience is over before the start. 2. The loop starts the call. 3. It cannot be taken back; the wait continues.
+    """
     with Waiting() as waiting:
         assert not waiting.wait.is_lost()
         clock.now += 3
@@ -197,7 +200,7 @@ def test_call_that_begins_while_it_is_taken_back_is_waited_for(clock: Clock) -> 
 
 
 def test_look_that_is_interrupted_when_it_has_taken_the_call_back(clock: Clock) -> None:
-    """1. The call is taken back. 2. Ctrl-C comes. 3. The thread waits for the end of the call: it has been left."""
+    """1. The call is taken back. 2. Ctrl-C comes. 3. The thread waits for the end of the call, which never starts."""
     with Waiting() as waiting:
         assert not waiting.wait.is_lost()
         clock.now += 3
@@ -216,7 +219,7 @@ def test_look_that_is_interrupted_when_it_has_taken_the_call_back(clock: Clock) 
 
 
 def test_look_that_is_interrupted_before_its_probe_is_sent(clock: Clock) -> None:
-    """1. A probe is about to be sent. 2. Ctrl-C comes. 3. The next look sends one."""
+    """1. A probe is about to be sent. 2. Ctrl-C comes. 3. The next check sends one."""
     with Waiting().begin() as waiting:
         loop: Any = waiting.loop
         send = loop.call_soon_threadsafe
@@ -233,7 +236,7 @@ def test_look_that_is_interrupted_before_its_probe_is_sent(clock: Clock) -> None
 
 
 def test_outcome_that_comes_with_the_last_turn_of_the_loop(clock: Clock) -> None:
-    """1. The thread is about to look. 2. The loop settles the outcome and stops. 3. There is nothing to give up."""
+    """1. The thread is about to check. 2. The loop settles the outcome and stops. 3. Nothing is given up."""
     with Waiting(patience=0).begin() as waiting:
         waiting.loop.before_look = lambda: waiting.outcome.set_result(None)
         assert waiting.wait.is_lost()
@@ -241,7 +244,7 @@ def test_outcome_that_comes_with_the_last_turn_of_the_loop(clock: Clock) -> None
 
 
 def test_loop_that_closes_just_before_it_gets_a_probe(clock: Clock) -> None:
-    """1. The loop is seen stopped and open. 2. It closes. 3. It takes no probe, and the call fails."""
+    """1. The loop is stopped and open. 2. It closes. 3. It accepts no probe, and the call fails."""
     with Waiting().begin() as waiting:
         is_closed = waiting.loop.is_closed
 
@@ -255,7 +258,7 @@ def test_loop_that_closes_just_before_it_gets_a_probe(clock: Clock) -> None:
         assert waiting.fails()
 
 
-# Nobody waits for a loop that cannot run again:
+# No thread waits for a loop that cannot run again:
 
 
 @pytest.mark.parametrize("begun", [True, False])
@@ -269,7 +272,7 @@ def test_loop_that_cannot_run_again(begun: bool, why: str, monkeypatch: pytest.M
         if "interpreter" in why:
             monkeypatch.setattr(patience, "_interpreter_ends", lambda: True)
         waiting.loop.closed = why == "closed"
-        # On another thread, since this one is the main thread.
+        # On another thread, because this one is the main thread.
         assert Thread(waiting.fails if begun else waiting.wait.is_lost).get()
         assert begun or not waiting.outcome.settled
 
@@ -296,7 +299,7 @@ def test_threads_that_the_interpreter_waits_for_may_run_a_loop_at_its_end(
 
 @pytest.mark.needs_internals
 def test_thread_that_was_not_started_in_python() -> None:
-    """Its object, which threading makes for it, may say for ever that it lives."""
+    """The thread object that threading makes for it may say forever that the thread is alive."""
     threads: list[threading.Thread] = []
     known, go_on = threading.Event(), threading.Event()
 
@@ -318,7 +321,7 @@ def test_thread_that_was_not_started_in_python() -> None:
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_loop_that_goes_on_in_another_thread(begun: bool, clock: Clock) -> None:
-    """1. The thread that ran it ends. 2. It is seen running. 3. It stops: whether it will run again is not known."""
+    """1. The thread that ran the loop ends. 2. The loop is seen running. 3. It stops: it may run again or not."""
     with Waiting() as waiting:
         waiting.thread = ended
         if begun:
@@ -328,19 +331,19 @@ def test_loop_that_goes_on_in_another_thread(begun: bool, clock: Clock) -> None:
         assert not waiting.wait.is_lost()
         waiting.loop.running = False
         assert not waiting.wait.is_lost()
-        # 4. It runs once more, and tells in which thread. 5. That ends.
+        # 4. The loop runs once more, and shows its thread. 5. That thread ends.
         Thread(waiting.loop.tick).get()
         assert waiting.wait.is_lost()
         assert begun is waiting.outcome.settled
 
 
-# In real loops:
+# With real loops:
 
 
 @each_loop
 @pytest.mark.parametrize("gap", [0, pytest.param(0.02, marks=pytest.mark.slow)])
 def test_loop_that_runs_in_ticks_is_home_for_all_calls(new_loop: Callable[[], Any], gap: float) -> None:
-    """As a GUI runs it, from a timer."""
+    """A GUI runs a loop in this way, from a timer."""
     loop = new_loop()
     used: list[bool] = []
 
@@ -376,7 +379,7 @@ def test_loop_that_runs_in_ticks_is_home_for_all_calls(new_loop: Callable[[], An
 def test_coroutine_that_has_begun_waits_through_a_long_pause(
     new_loop: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As at a prompt, where the loop runs for each line: a pause of minutes is none to a patience of more."""
+    """At a prompt, the loop runs for each line: a longer patience outlasts a pause of minutes."""
     clock = Clock()
     monkeypatch.setattr(patience, "time", clock)
     monkeypatch.setattr("asgiref.current_thread_executor.FIRST_CHECK", 0.001)
@@ -419,7 +422,7 @@ def test_coroutine_that_has_begun_waits_through_a_long_pause(
 
 @each_loop
 def test_loop_whose_thread_has_ended_is_not_waited_for(new_loop: Callable[[], Any]) -> None:
-    """One call has begun on it, and fails; another one comes later, and gets another loop."""
+    """A started call on the loop fails; a later call gets another loop."""
     loop = new_loop()
     begun, stopped, done = asyncio.Event(), threading.Event(), threading.Event()
     outcomes: list[Any] = []
@@ -450,7 +453,7 @@ def test_loop_whose_thread_has_ended_is_not_waited_for(new_loop: Callable[[], An
     thread.get()
     stopped.set()
     wait_for(done)
-    loop.run_until_complete(tasks.pop())  # the result waits for whoever runs it again
+    loop.run_until_complete(tasks.pop())  # the result waits until the loop runs again
     error, other = outcomes
     assert "stopped or closed while it ran" in str(error)
     assert other is not loop
@@ -459,7 +462,7 @@ def test_loop_whose_thread_has_ended_is_not_waited_for(new_loop: Callable[[], An
 
 
 def call_below(loop: Any, function: Callable[..., Any]) -> Any:
-    """Call *function* through async_to_sync, as from below sync_to_async on *loop*."""
+    """Call *function* through async_to_sync, as code below sync_to_async on *loop* does."""
     SyncToAsync.threadlocal.__dict__.update(main_event_loop=loop, main_event_loop_pid=os.getpid(), task_context=[])
     return async_to_sync(function)()
 
@@ -508,7 +511,7 @@ def test_wait_of_a_call_that_has_not_begun_is_logged(clock: Clock, caplog: pytes
 
 
 def test_interpreter_does_not_wait_for_its_own_stopped_loop() -> None:
-    """One function waits for a coroutine that has begun, another one calls another coroutine at the end."""
+    """One function waits for a started coroutine; another one calls a coroutine at the end of the interpreter."""
     code = """
 import asgiref.sync
 asgiref.sync.stopped_loop_start_patience = 300.0

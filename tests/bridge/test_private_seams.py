@@ -1,4 +1,4 @@
-"""The private names that released packages use: overridden, wrapped, set by hand."""
+"""Private names that released packages use: overridden, wrapped, or set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def thread() -> threading.Thread:
 
 
 async def test_subclass_that_overrides_thread_handler() -> None:
-    """As for closing database connections around each call."""
+    """Channels closes database connections in this way around each call."""
     order: list[Any] = []
 
     class Closing(SyncToAsync[..., Any]):
@@ -41,7 +41,7 @@ async def test_subclass_that_overrides_thread_handler() -> None:
 
 
 async def test_thread_handler_gets_a_partial_whose_keywords_can_be_popped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As New Relic does: a keyword added to ``__call__`` is taken out again on the thread."""
+    """New Relic does so: a keyword added to ``__call__`` is removed again on the thread."""
     call, handler = SyncToAsync.__call__, SyncToAsync.thread_handler
     seen: list[Any] = []
 
@@ -92,7 +92,7 @@ def test_main_wrap_is_looked_up_for_each_call_and_its_result_may_be_wrapped(monk
 
 
 def test_replaced_main_wrap_that_never_settles_the_call_fails_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once, with an error that names it; the thread does not try again and again."""
+    """The call fails once, with an error that names the replacement; the thread does not retry."""
     calls: list[Any] = []
 
     def patched(self: Any, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Where two threads meet: each test makes one exact schedule happen, with a fake part in place of chance."""
+"""Races between two threads: each test forces one exact order of events, by fake parts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from ..helpers import LIMIT, Thread, finished, idle_workers, let_idle_threads_ru
 
 
 class Loop:
-    """Stands for a loop; callbacks run when the test says so."""
+    """A fake loop; callbacks run when the test says so."""
 
     def __init__(self) -> None:
         self.callbacks: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
@@ -63,7 +63,7 @@ class Loop:
 
 
 class Delivered:
-    """A delivery that notes that it came."""
+    """A delivery that records that it was delivered."""
 
     deliveries = 0
 
@@ -71,23 +71,26 @@ class Delivered:
         self.deliveries += 1
 
 
-# A result on its way to a loop:
+# A result that is being delivered to a loop:
 
 
 def test_result_that_comes_while_the_loop_is_already_woken() -> None:
-    """1. A result wakes the loop. 2. Another comes: no second wake-up. 3. The loop delivers both."""
+    """1. A result wakes the loop. 2. Another one comes: no second wake-up. 3. The loop delivers both."""
     loop: Any = Loop()
     one, two = Delivered(), Delivered()
     deliver_on(loop, one)
     deliver_on(loop, two)
     loop.run_next()
     assert (1, 1) == (one.deliveries, two.deliveries)
-    loop.run_next()  # what would have gone on, had the first ended the loop
+    loop.run_next()  # it would have continued, if the first had ended the loop
     assert loop.callbacks.empty()
 
 
 def test_result_that_comes_just_before_the_queue_is_emptied() -> None:
-    """1. The loop is woken. 2. It lets the next one wake it. 3. A result comes and does. 4. It empties the queue."""
+    """1.
+
+    The loop is woken. 2. It allows a new wake-up. 3. A result comes and wakes it. 4. The loop empties the queue.
+    """
     loop: Any = Loop()
     results = jobs._deliveries_to(loop)
     one, two = Delivered(), Delivered()
@@ -103,12 +106,12 @@ def test_result_that_comes_just_before_the_queue_is_emptied() -> None:
     waking, results.waking = results.waking, Waking()  # type: ignore[assignment]
     loop.run_next()
     assert (1, 1) == (one.deliveries, two.deliveries)
-    loop.run_next()  # the wake-up that turned out to be needless
+    loop.run_next()  # the superfluous wake-up
     assert (1, 1) == (one.deliveries, two.deliveries)
 
 
 def test_queue_that_is_emptied_just_after_a_result_relied_on_the_wake_up() -> None:
-    """1. The loop is woken. 2. Another result finds it so. 3. The loop empties the queue: that result was in it."""
+    """1. The loop is woken. 2. Another result finds it woken. 3. The loop empties the queue, with that result."""
     loop: Any = Loop()
     results = jobs._deliveries_to(loop)
     one, two = Delivered(), Delivered()
@@ -130,7 +133,7 @@ def test_queue_that_is_emptied_just_after_a_result_relied_on_the_wake_up() -> No
 
 
 def test_result_that_comes_while_the_queue_is_being_emptied() -> None:
-    """1. The loop delivers a result. 2. Another comes meanwhile. 3. It is delivered, now or with its own wake-up."""
+    """1. The loop delivers a result. 2. Another one comes meanwhile. 3. It is delivered, now or by its own wake-up."""
     loop: Any = Loop()
     two = Delivered()
 
@@ -159,7 +162,7 @@ def test_result_for_a_closed_loop_leaves_the_queue_usable() -> None:
 
 
 def test_loops_in_two_threads_do_not_share_a_context() -> None:
-    """1. One loop is inside a callback of ours. 2. Another loop runs one too. 3. Both end."""
+    """1. A loop is inside a callback of the library. 2. Another loop runs one, too. 3. Both end."""
     inside, go_on = threading.Event(), threading.Event()
 
     def factory(loop: Any, coroutine: Any, **options: Any) -> Any:
@@ -183,7 +186,10 @@ def test_loops_in_two_threads_do_not_share_a_context() -> None:
 
 
 def test_result_that_comes_while_another_finds_the_loop_closed() -> None:
-    """1. A result is to wake the loop. 2. Another relies on that. 3. The loop is closed. 4. Neither is kept."""
+    """1.
+
+    A result is about to wake the loop. 2. Another one relies on that. 3. The loop is closed. 4. Neither is kept.
+    """
 
     class ClosingLoop(Loop):
         def call_soon_threadsafe(self, callback: Callable[..., Any], *arguments: Any, context: Any = None) -> None:
@@ -199,7 +205,7 @@ def test_result_that_comes_while_another_finds_the_loop_closed() -> None:
     assert not results.waking.locked()
 
 
-# A call taken back against a call begun:
+# A call that is taken back or started:
 
 
 def make_loop_call() -> tuple[ContestedLoopCall, AwaitedOutcome[None], Any]:
@@ -212,7 +218,7 @@ def make_loop_call() -> tuple[ContestedLoopCall, AwaitedOutcome[None], Any]:
 
 
 class Contested:
-    """What two threads compete for, by deleting an attribute; lets things happen just before or after one does."""
+    """The claim of two threads, made by deleting an attribute; calls functions just before or after a deletion."""
 
     before: Callable[[], object] | None = None
     after: Callable[[], object] | None = None
@@ -236,7 +242,10 @@ class ContestedThreadCall(Contested, ThreadCall[Any]):
 
 @pytest.mark.parametrize("run_first", [True, False])
 def test_thread_call_is_run_or_taken_back_never_both(run_first: bool) -> None:
-    """1. A thread is about to run the call, or the caller to take it back. 2. The other does. 3. The first is late."""
+    """1.
+
+    One side (the thread or the caller) is about to claim the call. 2. The other side claims it. 3. The first is late.
+    """
     ran: list[int] = []
     call = thread_call(Loop(), lambda: ran.append(1), ContestedThreadCall)
     call.before, second = (call.run, call._take_back) if run_first else (call._take_back, call.run)
@@ -246,7 +255,7 @@ def test_thread_call_is_run_or_taken_back_never_both(run_first: bool) -> None:
 
 
 def test_loop_call_taken_back_just_before_it_starts() -> None:
-    """1. The loop is about to start the coroutine. 2. The caller takes it back. 3. The loop finds nothing to do."""
+    """1. The loop is about to start the coroutine. 2. The caller takes it back. 3. The loop finds nothing to start."""
     call, _, coroutine = make_loop_call()
     taken_back: list[bool] = []
     call.before = lambda: taken_back.append(call.take_back())
@@ -256,7 +265,10 @@ def test_loop_call_taken_back_just_before_it_starts() -> None:
 
 
 def test_loop_call_started_just_before_it_is_taken_back() -> None:
-    """1. The caller is about to take the coroutine back. 2. The loop starts it. 3. The caller hears that it is late."""
+    """1.
+
+    The caller is about to take the coroutine back. 2. The loop starts it. 3. The caller learns that it is late.
+    """
     call, _, _ = make_loop_call()
     late: list[bool] = []
 
@@ -273,7 +285,7 @@ def test_loop_call_started_just_before_it_is_taken_back() -> None:
 
 
 def test_loop_call_started_just_before_it_is_cancelled() -> None:
-    """1. It is about to be cancelled. 2. The loop starts it. 3. The task is cancelled, through its loop, once."""
+    """1. The coroutine is about to be cancelled. 2. The loop starts it. 3. The loop cancels the task, once."""
 
     class Task:
         cancellations = 0
@@ -297,7 +309,7 @@ def test_loop_call_started_just_before_it_is_cancelled() -> None:
 
 
 def test_cancellation_whose_news_is_late() -> None:
-    """1. A call is taken back to be cancelled. 2. The worker finds nothing to start. 3. The thread lets it be."""
+    """1. A call is taken back to be cancelled. 2. The worker finds nothing to start. 3. The thread waits no longer."""
     reported, cancelling = threading.Event(), threading.Event()
     report, set_exception = FreshLoop.report, AwaitedOutcome.set_exception
 
@@ -348,7 +360,10 @@ def test_cancellation_whose_news_is_late() -> None:
 
 
 def test_cancellation_from_another_thread_between_start_and_task() -> None:
-    """1. The loop claims the coroutine. 2. It is cancelled. 3. The loop makes the task, which is cancelled once."""
+    """1.
+
+    The loop claims the coroutine. 2. The coroutine is cancelled. 3. The loop makes the task, and it is cancelled once.
+    """
     call, outcome, coroutine = make_loop_call()
 
     class Task:
@@ -379,7 +394,10 @@ def test_cancellation_from_another_thread_between_start_and_task() -> None:
 
 
 def test_cancellation_while_the_call_is_between_two_loops() -> None:
-    """1. The thread takes it back from one loop. 2. It is cancelled. 3. The thread finds that noted."""
+    """1.
+
+    The thread takes the call back from one loop. 2. The call is cancelled. 3. The thread finds the record of that.
+    """
     call, outcome, coroutine = make_loop_call()
     assert call.take_back()
     assert outcome.cancel()
@@ -407,7 +425,10 @@ def test_cancellation_on_a_closed_loop_is_none() -> None:
 
 
 def test_cancellation_that_finds_no_loop_keeps_the_next_one_from_being_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. The thread takes the call back from a loop that left. 2. It is cancelled. 3. No other loop gets it."""
+    """1.
+
+    The thread takes the call back from a loop that stopped. 2. The call is cancelled. 3. No other loop gets it.
+    """
 
     def leave_and_cancel(self: Any, call: LoopCall, home: Any, outcome: AwaitedOutcome[Any], mailbox: Any) -> None:
         assert call.take_back()
@@ -419,7 +440,10 @@ def test_cancellation_that_finds_no_loop_keeps_the_next_one_from_being_asked(mon
 
 
 async def test_result_that_meets_the_cancellation_comes_too_late() -> None:
-    """1. The caller is cancelled. 2. The result is delivered before it goes on: it ends, as asyncio's own waits do."""
+    """1.
+
+    The caller is cancelled. 2. The result is delivered before the caller resumes. The call is cancelled, as in asyncio.
+    """
     go_on = threading.Event()
     task = asyncio.create_task(sync_to_async(wait_for)(go_on))
     deliver = ThreadCall.deliver
@@ -437,7 +461,7 @@ async def test_result_that_meets_the_cancellation_comes_too_late() -> None:
 
 
 async def test_result_that_comes_between_the_cancellation_and_its_handling() -> None:
-    """1. A wait is cancelled. 2. The result comes, and others after it. 3. The caller waits on: the result is there."""
+    """1. A wait is cancelled. 2. The result comes, and further ones. 3. The caller waits again: the result is there."""
 
     class Cancelling(AwaitedOutcome[None]):
         def cancel(self, *message: Any) -> bool:
@@ -467,7 +491,7 @@ async def test_result_that_comes_between_the_cancellation_and_its_handling() -> 
 
 
 def test_result_for_a_cancelled_task_does_not_keep_the_loop_busy() -> None:
-    """1. The task is cancelled. 2. The result comes, and others take the cancellation in hand first, for a while."""
+    """1. The task is cancelled. 2. The result comes, while other code handles the cancellation for a while."""
     loop: Any = Loop()
     call = thread_call(loop)
     call.arrival.cancel()
@@ -476,7 +500,7 @@ def test_result_for_a_cancelled_task_does_not_keep_the_loop_busy() -> None:
 
 
 class Bringing(Delivered):
-    """A delivery with which a task goes on, and does *what*."""
+    """A delivery that resumes a task, and calls *what*."""
 
     def __init__(self, what: Callable[[], object]) -> None:
         self.what = what
@@ -487,7 +511,10 @@ class Bringing(Delivered):
 
 
 def test_exit_of_a_task_that_goes_on_lets_the_next_result_come() -> None:
-    """1. Two results come. 2. The task of the first ends the loop. 3. When that runs again, the second is delivered."""
+    """1.
+
+    Two results come. 2. The first task ends the loop. 3. When the loop runs again, the second result is delivered.
+    """
     loop: Any = Loop()
     second = Delivered()
     deliver_on(loop, Bringing(sys.exit))
@@ -500,7 +527,10 @@ def test_exit_of_a_task_that_goes_on_lets_the_next_result_come() -> None:
 
 
 def test_task_that_goes_on_and_runs_the_loop_until_the_next_result() -> None:
-    """1. Two results come. 2. The task of the first runs the loop for the second, as Jupyter does. 3. It is there."""
+    """1.
+
+    Two results come. 2. The first task runs the loop for the second one, as in Jupyter. 3. The second is delivered.
+    """
     loop: Any = Loop()
     second, third = Delivered(), Delivered()
     deliver_on(loop, Bringing(loop.run_next))
@@ -513,7 +543,7 @@ def test_task_that_goes_on_and_runs_the_loop_until_the_next_result() -> None:
 
 
 def test_tasks_that_ask_for_more_as_they_go_on_do_not_hold_up_the_loop() -> None:
-    """1. Two results come. 2. Both tasks ask again, and are answered at once. 3. That is for the loop's next turn."""
+    """1. Two results come. 2. Both tasks call again, and have results at once. 3. The next iteration delivers these."""
     loop: Any = Loop()
     answers = [Delivered(), Delivered()]
     for answer in answers:
@@ -535,7 +565,10 @@ def busy_worker() -> tuple[WorkerExecutor, workers._Worker]:
 
 
 def test_worker_of_an_executor_that_lasts_leaves_after_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. It waits for the next job without a time-out. 2. The executor is shut down: it is idle, and leaves in time."""
+    """1.
+
+    A worker waits for the next job, without a timeout. 2. The executor is shut down. The worker is idle, and ends.
+    """
     executor = ProcessExecutor()
     finished(executor)
     worker = executor._worker
@@ -548,7 +581,7 @@ def test_worker_of_an_executor_that_lasts_leaves_after_its_end(monkeypatch: pyte
 
 
 def test_worker_that_times_out_while_it_is_being_leased_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. An idle worker's time is up. 2. It is leased. 3. It looks once more, and stays."""
+    """1. An idle worker's time is up. 2. It is leased. 3. It checks once more, and stays."""
     executor, worker = busy_worker()
     executor.shutdown()
     worker.idle_since = time.monotonic() - 2 * workers.IDLE_TIME
@@ -578,7 +611,10 @@ def test_worker_that_was_idle_too_long_leaves(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_worker_just_given_back_does_not_leave_by_an_older_time_out() -> None:
-    """1. A leased worker waits for a job. 2. It is given back. 3. That wait times out: its idle time has only begun."""
+    """1.
+
+    A leased worker waits for a job. 2. It is released. 3. That wait times out, but its idle time has only begun.
+    """
     executor, worker = busy_worker()
     executor.shutdown()
     assert worker.thread in idle_workers()
@@ -586,7 +622,7 @@ def test_worker_just_given_back_does_not_leave_by_an_older_time_out() -> None:
 
 
 def test_worker_is_given_back_before_its_last_outcome_is_reported() -> None:
-    """So the caller that goes on at once finds it in the pool."""
+    """So a caller that continues at once finds the worker in the pool."""
     idle: list[bool] = []
 
     class Job:
@@ -608,7 +644,10 @@ def test_worker_is_given_back_before_its_last_outcome_is_reported() -> None:
 
 
 def test_shutdown_that_waits_after_one_that_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. A job runs. 2. The executor is shut down, without waiting. 3. And once more, which waits for the job."""
+    """1.
+
+    A job runs. 2. The executor is shut down, without waiting. 3. It is shut down again, and this waits for the job.
+    """
     go_on = threading.Event()
     executor = WorkerExecutor()
     job = executor.submit(wait_for, go_on)
@@ -625,7 +664,10 @@ def test_shutdown_that_waits_after_one_that_did_not(monkeypatch: pytest.MonkeyPa
 
 
 def test_post_that_meets_the_shutdown_is_refused() -> None:
-    """1. A post has seen an open executor. 2. That is shut down. 3. The post is refused, and the worker given back."""
+    """1.
+
+    A post sees an open executor. 2. The executor is shut down. 3. The post is refused, and the worker released.
+    """
     executor, worker = busy_worker()
 
     class Unfinished(collections.deque[Any]):
@@ -641,7 +683,7 @@ def test_post_that_meets_the_shutdown_is_refused() -> None:
 
 
 def test_two_first_posts_at_once_lease_one_worker() -> None:
-    """1. A post finds no worker and leases one. 2. Another does too, and is faster. 3. The first gives its own back."""
+    """1. A post finds no worker and leases one. 2. Another post is faster. 3. The first one releases its worker."""
     executor = WorkerExecutor()
     lease = workers._lease
 
@@ -662,7 +704,10 @@ def test_two_first_posts_at_once_lease_one_worker() -> None:
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
 def test_finalizer_that_bridges_on_a_worker_in_the_pool_leases_another() -> None:
-    """1. A worker is back in the pool. 2. It drops its last job. 3. A finalizer of the user's bridges there."""
+    """1.
+
+    A worker is back in the pool. 2. It drops its last job. 3. A finalizer of the user makes a bridged call there.
+    """
     used: list[threading.Thread] = []
 
     async def close() -> None:
@@ -685,7 +730,7 @@ def test_finalizer_that_bridges_on_a_worker_in_the_pool_leases_another() -> None
     executor = WorkerExecutor()
 
     def post() -> None:
-        executor.post(Job())  # made on the worker, which frees it on a free-threaded build too
+        executor.post(Job())  # made on the worker, which frees it on free-threaded builds, too
         posted.set()
         wait_for(hold)
 
@@ -724,7 +769,7 @@ def test_shutdown_on_the_worker_itself_does_not_wait() -> None:
 
 
 def test_system_without_files_to_spare_fails_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop needs some; the error of making one comes out, and the next call works."""
+    """A loop needs files; the error of its creation is raised, and the next call works."""
 
     def refuse() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -741,7 +786,7 @@ def test_system_without_files_to_spare_fails_the_call(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("kept", [False, True])
 def test_system_without_threads_to_spare_fails_the_call(kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error of starting a thread comes out; nothing hangs, and the next call works."""
+    """The error of starting a thread is raised; nothing hangs, and the next call works."""
 
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -764,7 +809,7 @@ def test_system_without_threads_to_spare_fails_the_call(kept: bool, monkeypatch:
     assert 1 == async_to_sync(main)() == async_to_sync(number)() == asyncio.run(main())
 
 
-# The loop that a block keeps:
+# The loop of a block:
 
 
 def in_block(function: Callable[..., Any], *arguments: Any) -> Thread:
@@ -802,7 +847,10 @@ def test_block_that_ends_before_its_loop_has_begun() -> None:
 
 
 def test_block_that_ends_just_before_its_loop_is_given_a_call() -> None:
-    """1. A call has found the loop of its block. 2. The block ends. 3. The call is refused there: a fresh loop."""
+    """1.
+
+    A call has found the loop of its block. 2. The block ends. 3. The loop refuses the call, which gets a new loop.
+    """
     found, ended = threading.Event(), threading.Event()
     post = KeptLoop.post
 
@@ -826,7 +874,7 @@ def test_block_that_ends_just_before_its_loop_is_given_a_call() -> None:
 
 
 def test_interrupt_while_the_loop_of_a_block_is_given_a_call() -> None:
-    """1. The loop is given a call. 2. The thread is interrupted before it knows. 3. Its mailbox counts no more."""
+    """1. The loop is given a call. 2. The thread is interrupted before it knows. 3. Its mailbox is no longer used."""
 
     async def mailbox() -> Any:
         return AsyncToSync.loop_thread_executors[asyncio.get_running_loop()]
@@ -855,7 +903,10 @@ def test_interrupt_while_the_loop_of_a_block_is_given_a_call() -> None:
 
 
 def test_exit_in_the_loop_of_a_block_while_only_an_interrupted_thread_was_blocked() -> None:
-    """1. A thread is interrupted before it leaves the loop. 2. A callback exits. 3. There is nobody to tell."""
+    """1.
+
+    A thread is interrupted while it leaves the loop. 2. A callback raises SystemExit. 3. No thread waits for the loop.
+    """
 
     async def loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
@@ -877,7 +928,7 @@ def test_exit_in_the_loop_of_a_block_while_only_an_interrupted_thread_was_blocke
 
 @pytest.mark.parametrize("used", [False, True])
 def test_interrupt_while_a_block_is_left(used: bool) -> None:
-    """It comes out; a loop, if there is one, ends all the same."""
+    """The interrupt is raised, and the loop of the block, if it has one, still ends."""
 
     class Lock:
         def __enter__(self) -> None:
@@ -909,7 +960,7 @@ def test_interrupt_while_a_block_is_left(used: bool) -> None:
 
 
 def test_thread_that_is_let_go_by_the_end_of_a_block_leaves_no_trace() -> None:
-    """1. A thread waits for the loop. 2. The block ends, and with it the loop. 3. The thread goes on."""
+    """1. A thread waits for the loop. 2. The end of the block ends the loop. 3. The thread continues."""
     waiting = threading.Event()
 
     async def wait() -> None:
@@ -924,11 +975,11 @@ def test_thread_that_is_let_go_by_the_end_of_a_block_leaves_no_trace() -> None:
     assert {} == AsyncToSync.loop_thread_executors
 
 
-# What nobody waits for:
+# Outcomes that nothing awaits:
 
 
 async def test_cancellation_while_a_foreign_executor_ends_the_call() -> None:
-    """1. The caller is cancelled, and looks at the future. 2. The executor ends it. 3. The caller goes on."""
+    """1. The cancelled caller looks at the future. 2. The executor completes the future. 3. The caller continues."""
     hold, begun, ended = threading.Event(), threading.Event(), threading.Event()
 
     class Call(ThreadCall[Any]):
@@ -936,7 +987,7 @@ async def test_cancellation_while_a_foreign_executor_ends_the_call() -> None:
             value = super().__getattribute__(name)
             if name == "_submitted" and value is not None and hold.is_set() is False:
                 hold.set()
-                wait_for(ended)  # not for the result, which is there before the callbacks run
+                wait_for(ended)  # not the result, which is there before the callbacks run
                 assert super().__getattribute__("_submitted") is None
             return value
 
@@ -961,7 +1012,7 @@ async def test_cancellation_while_a_foreign_executor_ends_the_call() -> None:
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("closed", [True, False])
 def test_result_for_a_loop_that_has_no_further_turn_keeps_nobody(closed: bool) -> None:
-    """1. A result wakes the loop. 2. That is closed first, or dropped. 3. Nothing keeps loop, call or result."""
+    """1. A result wakes the loop. 2. The loop is closed or dropped first. 3. Loop, call and result are freed."""
 
     class Result:
         pass
@@ -997,7 +1048,10 @@ def test_result_for_a_loop_that_has_no_further_turn_keeps_nobody(closed: bool) -
 
 
 def test_task_that_only_its_result_keeps_goes_on() -> None:
-    """1. A task waits for a thread; nobody else knows it. 2. The result is on its way. 3. Garbage is collected."""
+    """1.
+
+    A task waits for a thread; nothing else refers to it. 2. The result is on its way. 3. The garbage is collected.
+    """
     begun, go_on = threading.Event(), threading.Event()
     went_on: list[str] = []
 
@@ -1026,7 +1080,7 @@ def test_task_that_only_its_result_keeps_goes_on() -> None:
 
 @pytest.mark.parametrize("moment", ["before the queue", "after the decision to wake", "before the wake-up"])
 def test_interrupt_while_a_result_is_handed_over(moment: str) -> None:
-    """The result arrives all the same, also for a task that outlives the interrupted call, and so do later ones."""
+    """The result arrives nevertheless, even for a task that outlives the interrupted call; so do later results."""
     armed = False
 
     def interrupt() -> None:
@@ -1098,7 +1152,7 @@ def test_interrupt_while_a_result_is_handed_over(moment: str) -> None:
 
 
 def test_second_interrupt_in_the_handling_of_the_first() -> None:
-    """1. The wait is interrupted. 2. So is the cancellation. 3. The mailbox is closed: later jobs go elsewhere."""
+    """1. The wait is interrupted. 2. The cancellation is, too. 3. The mailbox is closed: later jobs go elsewhere."""
     begun, go_on = threading.Event(), threading.Event()
     results: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
 
@@ -1121,7 +1175,7 @@ def test_second_interrupt_in_the_handling_of_the_first() -> None:
 
 
 def test_interrupt_in_a_callback_of_a_submitted_call_comes_out() -> None:
-    """1. The blocked thread has done a call. 2. A callback of its future is interrupted. 3. So is the wait."""
+    """1. The waiting thread has run a call. 2. A callback of its future is interrupted. 3. The interrupt is raised."""
 
     def interrupt(future: Any) -> None:
         raise KeyboardInterrupt
@@ -1145,7 +1199,11 @@ def test_interrupt_in_a_callback_of_a_submitted_call_comes_out() -> None:
 
 @pytest.mark.parametrize("threads_left", [True, False])
 def test_signal_handler_that_bridges_while_the_loop_of_its_block_is_started(threads_left: bool) -> None:
-    """1. A call is about to start the block's loop. 2. A handler bridges there, and starts it. 3. One loop remains."""
+    """1.
+
+    A call is about to start the loop of its block. 2. A signal handler makes a call, and starts it. 3. One loop
+    remains.
+    """
 
     async def loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
@@ -1176,7 +1234,7 @@ def test_signal_handler_that_bridges_while_the_loop_of_its_block_is_started(thre
 
 
 def test_signal_handler_that_bridges_while_a_worker_is_leased() -> None:
-    """1. A call is about to lease a worker. 2. A handler runs there and bridges. 3. Both calls end."""
+    """1. A call is about to lease a worker. 2. A signal handler makes a bridged call there. 3. Both calls end."""
 
     async def number() -> int:
         return 1

@@ -1,4 +1,4 @@
-"""The decision alone: which executors, in which order."""
+"""The choice of executors, and their order, without any thread."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_order_of_executors(facts: tuple[Any, Any, Any], expected: list[Any]) ->
 
 @pytest.mark.needs_internals
 def test_this_thread_is_the_only_one() -> None:
-    """Only where that is certain: a false alarm would break what works."""
+    """Only if this is certain: a false alarm would break working programs."""
     assert not has_no_other_thread(object())
     for count in (1, 2):
         with concurrent.futures.ThreadPoolExecutor(count) as pool:

@@ -1,4 +1,4 @@
-"""``sync_to_async``: which thread, what comes back, what is refused."""
+"""``sync_to_async``: the choice of the thread, what is passed back, refused calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def thread() -> threading.Thread:
 
 
 async def test_returns_what_the_function_returns() -> None:
-    """Arguments go in, the result comes out."""
+    """Arguments are passed in, and the result is passed out."""
 
     def add(one: int, *, two: int) -> int:
         return one + two
@@ -130,7 +130,7 @@ def test_refuses_an_executor_with_thread_sensitive_code() -> None:
 
 
 async def test_own_attributes_win_over_those_of_the_function() -> None:
-    """A function's attributes are copied, and do not replace what the wrapper needs."""
+    """A function's attributes are copied, but do not replace those that the wrapper needs."""
 
     def function() -> str:
         return "called"
@@ -146,7 +146,7 @@ def test_subscripts_name_a_type() -> None:
 
 
 async def test_thread_sensitive_code_shares_one_thread() -> None:
-    """Without anything around it, it runs on the single thread of the process."""
+    """Outside of any context, it runs on the one thread of the process."""
     one, two = await asyncio.gather(sync_to_async(thread)(), sync_to_async(thread)())
     assert one is two is not thread()
     assert {one} == SyncToAsync.single_thread_executor._threads  # type: ignore[attr-defined]
@@ -214,7 +214,7 @@ async def test_given_context_is_used_itself_and_keeps_the_changes() -> None:
 
 
 async def test_exception_being_handled_is_seen_on_the_other_side() -> None:
-    """``sys.exc_info()`` shows it there, and it comes back as it was."""
+    """``sys.exc_info()`` shows the exception there, and it returns unchanged."""
 
     def look() -> BaseException | None:
         return sys.exc_info()[1]
@@ -323,7 +323,7 @@ async def test_cancelled_before_it_began_the_function_never_runs(thread_sensitiv
 
 
 async def test_cancellation_goes_to_the_coroutine_for_which_the_function_waits() -> None:
-    """It is cancelled exactly once, and its outcome decides; the loop's exception handler hears nothing."""
+    """The coroutine is cancelled exactly once, and its outcome is used; the loop's exception handler is not called."""
     complaints: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     waiting = asyncio.Event()
@@ -371,9 +371,9 @@ async def test_function_may_turn_the_cancellation_into_a_result() -> None:
 
 
 class Cleanup:
-    """A coroutine that waits until it is cancelled, and then cleans up until it is let go."""
+    """A coroutine that waits until it is cancelled, and then cleans up until the test lets it continue."""
 
-    # Called when it waits.
+    # Called at the start of the wait.
     when_waiting: Callable[[], object] = int
 
     def __init__(self, shield: bool = False) -> None:
@@ -389,11 +389,11 @@ class Cleanup:
         finally:
             with anyio.CancelScope(shield=self._shield):
                 self.cleaning.set()
-                await self.go_on.wait()  # a second cancellation would break it off
+                await self.go_on.wait()  # a second cancellation would interrupt it
                 self.cleaned.set()
 
     async def cancel_repeatedly(self, task: asyncio.Task[Any]) -> int:
-        """Cancel *task* before, during and after the cleanup, until it ends; return how often."""
+        """Cancel *task* before, during and after the cleanup, until it ends; return the number of cancellations."""
         await self.waiting.wait()
         cancellations = 0
         while not task.done():
@@ -430,7 +430,10 @@ def failing(wait: Callable[[], None]) -> str:
     [(as_it_is, asyncio.CancelledError), (caught, asyncio.CancelledError), (failing, LookupError)],
 )
 async def test_task_that_is_cancelled_until_it_ends(function: Callable[..., str], error: type[BaseException]) -> None:
-    """The first cancellation goes in, the others wait for the function, whose result must not hide them."""
+    """The first cancellation goes to the coroutine.
+
+    The others wait for the function, and its result must not hide them.
+    """
     cleanup = Cleanup()
     ended: list[str] = []
 
@@ -469,7 +472,7 @@ async def test_absorbed_cancellation_is_raised_with_its_message() -> None:
 
 @pytest.mark.parametrize("same_loop", [True, False])
 async def test_message_of_a_cancellation_goes_along(same_loop: bool) -> None:
-    """As from a task to the one that it awaits; anyio tells by it whose cancellation it is."""
+    """asyncio passes it from a task to the awaited one; anyio recognizes its own cancellations by the message."""
     waiting = threading.Event()
 
     async def inner() -> None:
@@ -510,7 +513,7 @@ def current_task() -> asyncio.Task[Any]:
 
 
 async def test_time_limit_and_task_group_that_both_cancel() -> None:
-    """The limit goes in, the end of the group is absorbed: each ends what it has to, and nothing is left over."""
+    """The timeout cancels the coroutine, the end of the group is absorbed, and nothing is left over."""
     cleanup = Cleanup()
     outcomes: list[str] = []
 
@@ -526,7 +529,7 @@ async def test_time_limit_and_task_group_that_both_cancel() -> None:
     async def fail() -> None:
         await cleanup.cleaning.wait()
         outcomes.append("failed")
-        asyncio.get_running_loop().call_later(0.01, cleanup.go_on.set)  # some turns after the group has cancelled
+        asyncio.get_running_loop().call_later(0.01, cleanup.go_on.set)  # some iterations after the group has cancelled
         raise LookupError
 
     with pytest.raises(ExceptionGroup):
@@ -561,7 +564,7 @@ async def test_cancellation_crosses_to_a_loop_in_another_thread() -> None:
 
 
 async def test_cancellation_before_the_inner_coroutine_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread is let go, and the coroutine never runs."""
+    """The thread continues, and the coroutine never runs."""
     posted = threading.Event()
     serve = CurrentThreadExecutor.serve
 
@@ -572,20 +575,20 @@ async def test_cancellation_before_the_inner_coroutine_begins(monkeypatch: pytes
     async def inner() -> None:
         raise AssertionError("the coroutine ran")
 
-    # 1. The thread gives the coroutine to this loop, which is held up and does not start it.
+    # 1. The thread gives the coroutine to this loop, which is blocked and does not start it.
     monkeypatch.setattr(CurrentThreadExecutor, "serve", report_and_serve)
     task = asyncio.create_task(sync_to_async(async_to_sync(inner))())
     await asyncio.sleep(0)
     wait_for(posted)
     # 2. The caller is cancelled.
     task.cancel()
-    # 3. The loop goes on.
+    # 3. The loop continues.
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
 def test_loop_on_the_sensitive_thread_itself_is_refused_at_once() -> None:
-    """A loop that runs there cannot wait for that thread; both ends are named."""
+    """A loop cannot wait for the thread that it runs on; the error names the loop and the thread."""
 
     async def hopeless() -> None:
         await sync_to_async(thread)()
@@ -621,7 +624,7 @@ async def test_loop_on_the_thread_of_a_context_is_refused() -> None:
 
 
 async def test_tasks_that_share_a_context_raise_no_false_alarm() -> None:
-    """Nor do they revert each other's context variables."""
+    """Nor do the tasks revert each other's context variables."""
     shared = contextvars.copy_context()
     names = [contextvars.ContextVar[int](f"variable {number}") for number in range(20)]
 

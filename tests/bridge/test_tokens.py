@@ -1,4 +1,4 @@
-"""Tokens of context variables: which later call can reset what an earlier one has set."""
+"""Tokens of context variables: which later call can reset a variable with the token of an earlier one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Middleware:
 
 
 class Held:
-    """A function that waits until it is let go on, and then calls another one."""
+    """A function that waits until the test lets it continue, and then calls another one."""
 
     def __init__(self, function: Callable[[], Any] = int) -> None:
         self._function = function
@@ -84,14 +84,14 @@ async def until(event: threading.Event) -> None:
 
 
 class Abandoned:
-    """A call that this task has begun and given up, with its function still running or waiting."""
+    """A call that this task has started and abandoned; its function is still running or waiting."""
 
     def __init__(self, function: Callable[[], Any] = int, **options: Any) -> None:
         self.held = Held(function)
         self._options = options
 
     async def __aenter__(self) -> Held:
-        # In this very task, which the timeout cancels: a call of another one would be another caller's.
+        # In this task, which the timeout cancels: a call of another task would belong to another caller.
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
@@ -117,7 +117,7 @@ class Abandoned:
 
 @pytest.mark.parametrize("options", [{}, {"thread_sensitive": False}], ids=["thread-sensitive", "any thread"])
 async def test_token_of_one_call_is_valid_in_a_later_one(options: Any) -> None:
-    """Nested, as middleware is, and with an unrelated call in between."""
+    """The calls are nested, as those of middleware, with an unrelated call in between."""
     outer, inner = Middleware(other, 1), Middleware(other, 2)
     await sync_to_async(outer.begin, **options)()
     await sync_to_async(inner.begin, **options)()
@@ -130,7 +130,7 @@ async def test_token_of_one_call_is_valid_in_a_later_one(options: Any) -> None:
 
 async def test_reset_to_unset_reaches_the_caller() -> None:
     middleware = Middleware(variable, 1)
-    for _ in range(2):  # the second time, in the context that is kept
+    for _ in range(2):  # the second time, in the kept context
         await sync_to_async(middleware.begin)()
         assert 1 == value_of()
         await sync_to_async(middleware.end)()
@@ -187,7 +187,7 @@ async def test_what_the_caller_unsets_between_the_calls_is_carried_in() -> None:
 
 
 async def test_caller_unsets_what_it_had_when_the_first_call_began() -> None:
-    """Python has no way to take that out of the context which is kept, so the values win: tokens are lost."""
+    """Python cannot remove the variable from the kept context, so the values are right and the tokens are lost."""
     token = variable.set("from before")
     middleware = Middleware(other, 1)
     await sync_to_async(middleware.begin)()
@@ -233,7 +233,7 @@ async def test_what_another_task_sets_in_a_shared_context_is_not_reverted() -> N
 
 
 async def test_tasks_have_contexts_of_their_own() -> None:
-    """A child begins with none, and its changes stay there."""
+    """A child task starts without a kept context, and its changes stay there."""
     middleware = Middleware(other, 1)
     await sync_to_async(middleware.begin)()
 
@@ -272,7 +272,7 @@ async def test_exception_of_a_call_changes_nothing_about_it() -> None:
 
 
 async def test_thread_sensitive_context_around_a_part_of_the_calls() -> None:
-    """As Django has one for each request; the calls run on different threads."""
+    """Django enters such a context for each request; the calls run on different threads."""
     outer, inner = Middleware(other, 1), Middleware(variable, 2)
     await sync_to_async(outer.begin)()
     async with ThreadSensitiveContext():
@@ -283,7 +283,7 @@ async def test_thread_sensitive_context_around_a_part_of_the_calls() -> None:
 
 
 def test_token_on_a_thread_sensitive_loop() -> None:
-    """There, the bridge puts a mailbox into the context of each call."""
+    """On such a loop, the bridge puts a mailbox into the context of each call."""
 
     async def main() -> None:
         middleware = Middleware(variable, 1)
@@ -342,7 +342,7 @@ async def test_task_that_takes_no_attributes_keeps_nothing(monkeypatch: pytest.M
 
 
 async def test_two_calls_of_one_task_at_once() -> None:
-    """One of them is driven by hand. The other one gets a copy, and both bring their changes back."""
+    """One of the calls is driven by hand. The other one gets a copy, and the changes of both come back."""
     middleware = Middleware(other, 1)
     await sync_to_async(middleware.begin)()
     held = Held(lambda: variable.set("late"))
@@ -370,7 +370,7 @@ async def test_call_after_one_that_still_runs_gets_a_copy_which_is_kept() -> Non
             await sync_to_async(first.end, **options)()
         assert 1 == await sync_to_async(other.get, **options)()
         await sync_to_async(second.begin, **options)()
-    # It is kept also when the other one is free again.
+    # It is kept, even when the other one is free again.
     await sync_to_async(second.end, **options)()
     assert (1, UNSET) == (other.get(), value_of())
     with pytest.raises(ValueError, match="different Context"):
@@ -378,19 +378,19 @@ async def test_call_after_one_that_still_runs_gets_a_copy_which_is_kept() -> Non
 
 
 async def test_call_after_one_that_has_ended_meanwhile() -> None:
-    """The context is free again. What the function has set after it was given up, nobody sees."""
+    """The context is free again. Variables that the function has set after the cancellation are not seen."""
     middleware = Middleware(other, 1)
     await sync_to_async(middleware.begin)()
     async with Abandoned(lambda: other.set(7)):
         pass
-    await sync_to_async(int)()  # behind the end of the other one, on the thread
+    await sync_to_async(int)()  # after the end of the other one, on the thread
     assert (1, 1) == (other.get(), await sync_to_async(other.get)())
     await sync_to_async(middleware.end)()
     assert 0 == other.get()
 
 
 async def test_call_after_one_that_has_set_a_new_variable_when_nobody_waited() -> None:
-    """It cannot be taken away, so the next call gets a copy of the caller's values."""
+    """The new variable cannot be removed, so the next call gets a copy of the caller's values."""
     middleware = Middleware(other, 1)
     await sync_to_async(middleware.begin)()
     async with Abandoned(lambda: variable.set("unseen")):
@@ -435,7 +435,7 @@ async def test_call_to_an_executor_that_was_cancelled_before_it_began_counts_as_
 
 
 async def test_call_to_a_default_executor_that_does_not_tell_whether_the_function_runs() -> None:
-    """After a cancellation, its context counts as taken for good, also when the function has ended."""
+    """After a cancellation, the context counts as used forever, even when the function has ended."""
     middleware = Middleware(other, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(internals, "default_executor_of", lambda loop: None)
@@ -544,7 +544,7 @@ async def test_next_call_has_nothing_to_do_with_the_coroutines_of_this_one() -> 
 
 
 async def test_both_directions_at_once() -> None:
-    """Each side keeps its own context, several calls long, and several changes of side deep."""
+    """Each side keeps its own context, over several calls and several nested changes of side."""
     inner, outer = Middleware(variable, 1), Middleware(other, 1)
 
     async def below() -> None:
@@ -582,7 +582,7 @@ async def test_coroutine_that_was_cancelled_before_it_began_counts_as_none(monke
 
 
 async def test_coroutine_that_is_left_to_a_loop_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for it any more, and it may go on in its context, so the next one gets a copy."""
+    """Nothing waits for the coroutine any more, and it may continue in its context, so the next one gets a copy."""
     middleware = AsyncMiddleware(other, 1)
     go_on = asyncio.Event()
     ended = asyncio.Event()
@@ -628,7 +628,7 @@ async def test_coroutine_that_is_left_to_a_loop_of_others(monkeypatch: pytest.Mo
 
 
 async def test_task_factory_that_takes_no_context() -> None:
-    """The tokens are valid no longer than the coroutine, as before; the values go along."""
+    """The tokens are valid only in this coroutine; the values are passed on."""
     loop = asyncio.get_running_loop()
     if not isinstance(loop, asyncio.BaseEventLoop):
         pytest.skip("uvloop always passes a context to its task factory")
@@ -657,10 +657,10 @@ async def test_task_factory_that_takes_no_context() -> None:
 
 
 async def test_loop_that_is_still_inside_when_another_one_takes_over() -> None:
-    """The thread of the other loop waits until it has left.
+    """The thread of the other loop waits until the context is free.
 
-    1. A coroutine ends on the home loop and lets its thread go on. 2. The thread bridges the next one to a new loop,
-    which comes to the context. 3. Only now does the home loop leave the context of the first one.
+    1. A coroutine ends on the home loop, and its thread continues. 2. The thread passes the next one to a new loop,
+    which needs the context. 3. Only now does the home loop leave the context of the first one.
     """
     middleware = AsyncMiddleware(variable, 1)
     refused = threading.Event()
@@ -694,7 +694,7 @@ async def test_loop_that_is_still_inside_when_another_one_takes_over() -> None:
 
 
 async def test_loop_that_does_not_leave_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The coroutine gets a copy, rather than wait for ever."""
+    """The coroutine gets a copy and does not wait forever."""
     monkeypatch.setattr(kept, "LEAVING", 0.0)
     middleware = Middleware(other, 1)
     await sync_to_async(middleware.begin)()
@@ -709,7 +709,7 @@ async def test_loop_that_does_not_leave_in_time(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_values_that_cannot_be_compared() -> None:
-    """No value is compared, but for variables that changed places with equal ones; and then an error is no harm."""
+    """Values are compared only if variables changed places with equal ones; then, an error does no harm."""
 
     class Value:
         def __eq__(self, other: object) -> bool:
@@ -728,11 +728,11 @@ async def test_values_that_cannot_be_compared() -> None:
     assert kept._is_same([value], first, first.copy())
 
 
-# What is left
+# What remains
 
 
 def test_nothing_is_kept_when_the_task_has_ended() -> None:
-    """Not even where the task is kept for its result, and not in its children."""
+    """Not even if the task is kept for its result, and not in its child tasks."""
 
     class Value:
         pass
@@ -775,7 +775,7 @@ def test_no_garbage() -> None:
 
 
 def test_task_of_a_loop_that_was_closed_is_freed_with_what_it_keeps() -> None:
-    """Also where a variable leads back to the task."""
+    """Also if a variable refers to the task."""
 
     async def request() -> None:
         await sync_to_async(variable.set)(asyncio.current_task())
@@ -795,13 +795,13 @@ def test_task_of_a_loop_that_was_closed_is_freed_with_what_it_keeps() -> None:
     coroutine.close()
     del task, coroutine
     let_idle_threads_run()
-    for _ in range(5):  # PyPy needs more than one
+    for _ in range(5):  # PyPy needs more than one collection
         gc.collect()
     assert left() is None
 
 
 async def test_call_that_changes_nothing_leaves_nothing() -> None:
-    """Setting a variable to the very object that it has is no change that could be seen."""
+    """Setting a variable to the object that it has already is no visible change."""
     task = asyncio.current_task()
     variable.set(UNSET)
     await sync_to_async(variable.set)(UNSET)

@@ -1,4 +1,4 @@
-"""The bounded pool of workers: every job that was accepted is run, by as few threads as will do."""
+"""The bounded pool of workers: every accepted job is run, by as few threads as are enough."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def all_free(pool: WorkerPool) -> None:
 
 
 class Slots(list[None]):
-    """The free slots of a pool, where something happens just before one is taken or given back."""
+    """The free slots of a pool; a function is called just before a slot is taken or released."""
 
     before_pop: Callable[[], None] | None = None
     before_append: Callable[[], None] | None = None
@@ -69,7 +69,7 @@ def test_as_many_jobs_at_once_as_the_limit() -> None:
 
 
 def test_jobs_in_one_go_need_few_threads() -> None:
-    """A thread at the queue does all that is there, until the one that it calls gets there too."""
+    """The thread at the queue does all jobs, until the thread that it calls gets there, too."""
     pool, inside, go_on = WorkerPool(40), threading.Event(), threading.Event()
 
     def hold() -> int:
@@ -79,7 +79,7 @@ def test_jobs_in_one_go_need_few_threads() -> None:
 
     first = pool.submit(hold)
     wait_for(inside)
-    assert pool._coming.acquire(blocking=False)  # as if another were on its way, and slow
+    assert pool._coming.acquire(blocking=False)  # as if another worker were coming, slowly
     rest = [pool.submit(threading.get_ident) for _ in range(100)]
     go_on.set()
     assert 1 == len({*results([first]), *results(rest)})
@@ -87,7 +87,7 @@ def test_jobs_in_one_go_need_few_threads() -> None:
 
 
 def test_a_job_that_waits_holds_up_nobody() -> None:
-    """1. Two jobs come at once. 2. The first waits for the second. 3. Another worker comes to the second."""
+    """1. Two jobs come at once. 2. The first waits for the second. 3. Another worker takes the second."""
     pool, second_ran = WorkerPool(2), threading.Event()
     assert pool._coming.acquire(blocking=False)  # both are in the queue before a worker looks
     first, second = pool.submit(wait_for, second_ran), pool.submit(second_ran.set)
@@ -97,7 +97,10 @@ def test_a_job_that_waits_holds_up_nobody() -> None:
 
 
 def test_job_that_comes_while_a_worker_leaves() -> None:
-    """1. The only worker finds the queue empty. 2. A job comes: none is free. 3. The worker looks once more."""
+    """1.
+
+    The only worker finds the queue empty. 2. A job comes and finds no free worker. 3. The worker checks once more.
+    """
     pool = WorkerPool(1)
     pool._free = slots = Slots(pool._free)
     second: list[Future[int]] = []
@@ -108,7 +111,10 @@ def test_job_that_comes_while_a_worker_leaves() -> None:
 
 
 def test_worker_that_leaves_while_another_comes_in_its_place() -> None:
-    """1. A worker gives its slot back. 2. A job comes, and with it a new worker. 3. The first has no slot, and goes."""
+    """1.
+
+    A worker releases its slot. 2. A job comes, and with it a new worker. 3. The first one has no slot, and leaves.
+    """
     pool = WorkerPool(1)
     pool._free = slots = Slots(pool._free)
     inside, go_on = threading.Event(), threading.Event()
@@ -123,11 +129,11 @@ def test_worker_that_leaves_while_another_comes_in_its_place() -> None:
     class Jobs(deque[Any]):
         def __bool__(self) -> bool:
             nonlocal leaving
-            if leaving:  # the worker has given its slot back, and looks once more
+            if leaving:  # the worker has released its slot, and checks once more
                 leaving = False
                 second.append(pool.submit(hold))
                 wait_for(inside)
-                return True  # as it would have been just before the new worker took the job
+                return True  # the state just before the new worker took the job
             return len(self) > 0
 
     def leave() -> None:
@@ -145,7 +151,10 @@ def test_worker_that_leaves_while_another_comes_in_its_place() -> None:
 
 
 def test_worker_that_leaves_between_a_failing_look_and_its_end() -> None:
-    """1. A post finds no free worker. 2. That one leaves. 3. Another post relies on the first, which looks again."""
+    """1.
+
+    A post finds no free worker. 2. The worker leaves. 3. Another post relies on the first one, which checks again.
+    """
     pool = WorkerPool(1)
     pool._free = slots = Slots(pool._free)
     holding, go_on = threading.Event(), threading.Event()
@@ -162,7 +171,7 @@ def test_worker_that_leaves_between_a_failing_look_and_its_end() -> None:
         def pop(self, index: Any = -1) -> None:
             pool._free = slots
             go_on.set()
-            results([first, second])  # the worker takes this post's job too
+            results([first, second])  # the worker takes the job of this post, too
             all_free(pool)
             late.append(pool.submit(int, 3))
             raise IndexError
@@ -183,7 +192,10 @@ def test_worker_that_leaves_between_a_failing_look_and_its_end() -> None:
 
 
 def test_job_that_comes_just_after_a_worker_arrived() -> None:
-    """1. A worker arrives. 2. Before it looks into the queue, a job comes and calls another. 3. Both jobs are run."""
+    """1.
+
+    A worker arrives. 2. Before it looks into the queue, a job comes and calls another worker. 3. Both jobs are run.
+    """
     pool = WorkerPool(2)
     second: list[Future[int]] = []
     arrived = pool.arrived
@@ -209,7 +221,7 @@ def test_job_for_which_no_thread_can_be_started() -> None:
 
 
 def test_job_for_which_no_second_thread_can_be_started() -> None:
-    """It waits for the threads that there are."""
+    """The job waits for the existing threads."""
     pool, inside, go_on = WorkerPool(2), threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -249,7 +261,7 @@ def test_job_that_relies_on_a_post_that_fails() -> None:
 
 
 def test_job_that_another_takes_from_a_post_that_fails() -> None:
-    """1. A post fails. 2. Before it notices, another post fails and abandons both jobs. 3. Only one error comes out."""
+    """1. A post fails. 2. Before it notices, another post fails and abandons both jobs. 3. Only one error is raised."""
     pool = WorkerPool(1)
     abandoned: list[BaseException] = []
 
@@ -274,7 +286,10 @@ def test_job_that_another_takes_from_a_post_that_fails() -> None:
 
 @pytest.mark.parametrize("place", ["_lease", "WorkerExecutor.shutdown"])
 def test_interrupt_while_a_worker_is_called(place: str) -> None:
-    """It comes out, before a worker has got the queue or after; nothing is held for ever, no slot is lost or won."""
+    """The interrupt is raised, before or after a worker got the queue.
+
+    No lock stays held, and the number of slots is right.
+    """
     pool = WorkerPool(1)
 
     def interrupt(*arguments: Any, **options: Any) -> None:
@@ -313,7 +328,10 @@ def test_interrupt_just_after_a_worker_was_called_that_has_come() -> None:
 
 
 def test_interrupt_in_the_midst_of_a_post() -> None:
-    """1. A post says that a worker comes. 2. It is interrupted before it calls one. 3. The next one calls one."""
+    """1.
+
+    A post records that a worker is coming. 2. It is interrupted before it calls one. 3. The next post calls one.
+    """
     pool = WorkerPool(1)
     pool._free = slots = Slots(pool._free)
 
@@ -350,7 +368,7 @@ def test_job_that_lets_an_exception_out_stops_nobody(monkeypatch: pytest.MonkeyP
 
 
 def test_all_jobs_are_run_under_pressure() -> None:
-    """Threads that are switched at every occasion post jobs; each is run, and every worker is free in the end."""
+    """Threads that are switched often post jobs; each job is run, and every worker is free in the end."""
     interval = sys.getswitchinterval()
     pool, together = WorkerPool(3), threading.Barrier(4)
     ran: queue.SimpleQueue[int] = queue.SimpleQueue()

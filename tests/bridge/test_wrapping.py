@@ -1,4 +1,4 @@
-"""What wrappers take over from what they wrap, what they keep for themselves, and what they are as methods."""
+"""Wrappers: the metadata that they copy, their own attributes, and their behaviour as methods."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def function_of(wrap: Wrap, name: str = "plain", namespace: Any = Functions) -> 
 
 
 def call(wrapped: Wrapper, *args: Any, **kwargs: Any) -> Any:
-    """Call a wrapper of either kind, from where it may be called."""
+    """Call a wrapper of either kind, from a thread where it may be called."""
     result = wrapped(*args, **kwargs)
     return asyncio.run(result) if inspect.iscoroutine(result) else result
 
@@ -77,7 +77,7 @@ both_ways = pytest.mark.parametrize("wrap", [sync_to_async, async_to_sync])
 
 
 class Reference:
-    """An object that has of a function what ``functools.update_wrapper`` gives to it, and no more."""
+    """An object with the metadata that ``functools.update_wrapper`` copies, and nothing else."""
 
     def __init__(self, wrapped: Any) -> None:
         functools.update_wrapper(self, wrapped)
@@ -86,12 +86,12 @@ class Reference:
 
 
 def callables(wrap: Wrap) -> list[Any]:
-    """Return one of each kind of callable that *wrap* accepts."""
+    """Return a callable of each kind that *wrap* accepts."""
     plain = function_of(wrap)
     bound = getattr(Functions(), plain.__name__)
 
     class Instance:
-        """Of a class."""
+        """A class whose instances are callable."""
 
         def __call__(self, one: int) -> Any:
             return bound(one)
@@ -170,7 +170,7 @@ def test_description_and_marks_pass_through_an_outer_wraps(wrap: Wrap) -> None:
 
 @both_ways
 def test_marks_of_a_framework_stay_visible(wrap: Wrap) -> None:
-    """A function's, a bound method's, a class's and an object's; in the wrapper's own ``__dict__``."""
+    """Marks of a function, a bound method, a class and an object are in the wrapper's ``__dict__``."""
 
     class Views:
         def view(self) -> None: ...
@@ -205,7 +205,7 @@ NAMES_OF_OURS = {
 
 
 class Junk:
-    """What nobody expects as an attribute: whatever works with it fails."""
+    """An unexpected value of an attribute: all code that uses it fails."""
 
     def __getattr__(self, name: str) -> Any:
         raise LookupError(name)
@@ -215,7 +215,7 @@ class Junk:
 
 
 class Decorated:
-    """A callable object, of which any attribute may be set, and a view that is bridged both ways."""
+    """A callable object, on which any attribute may be set, and a view that is bridged both ways."""
 
     def __call__(self, depth: int = 2) -> tuple[Any, ...]:
         return (threads(), *(async_to_sync(sync_to_async(self))(depth - 1) if depth else ()))
@@ -266,7 +266,7 @@ async def test_attribute_named_context_does_not_replace_that_of_the_wrapper() ->
 
 
 def test_marking_a_wrapper_never_marks_the_users_function() -> None:
-    """``inspect.markcoroutinefunction`` marks what ``__func__`` is, if there is one."""
+    """``inspect.markcoroutinefunction`` marks the ``__func__`` of an object, if there is one."""
 
     class View:
         def __init__(self) -> None:
@@ -317,7 +317,7 @@ def test_what_a_subclass_says_of_itself_wins(wrap: Wrap) -> None:
 @both_ways
 def test_description_of_a_subclass_object_is_that_of_the_function(wrap: Wrap) -> None:
     class Documented(type(wrap(function_of(wrap)))):  # type: ignore[misc]
-        """Of the class."""
+        """The docstring of the class."""
 
         attribute: int = 0
 
@@ -502,7 +502,7 @@ def test_signal_of_django_can_be_disconnected_and_does_not_lose_its_receivers() 
     assert [] == signal.send("two")
 
 
-# Exceptions that cannot be assigned to
+# Exceptions that refuse assignments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -515,7 +515,7 @@ class Refusing(Exception):
         raise AttributeError(name)
 
 
-if sys.implementation.name == "cpython":  # where asyncio, in C, does not ask for them either
+if sys.implementation.name == "cpython":  # where asyncio, in C, does not read them either
     for name in ("__context__", "__traceback__"):
         setattr(Refusing, name, property(lambda self: None))
 
@@ -523,7 +523,7 @@ if sys.implementation.name == "cpython":  # where asyncio, in C, does not ask fo
 @pytest.mark.parametrize("kind", [Frozen, Refusing])
 @both_ways
 def test_exception_being_handled_may_refuse_assignments(wrap: Wrap, kind: Any) -> None:
-    """The other side sees it, and its traceback and context are afterwards what they were."""
+    """The other side sees the exception; its traceback and context are unchanged afterwards."""
     context = BaseException.__dict__["__context__"].__get__
     traceback = BaseException.__dict__["__traceback__"].__get__
 
