@@ -1,4 +1,4 @@
-"""The fixture of the tests of iterators and context managers."""
+"""The fixture for the tests of iterators and context managers."""
 
 from __future__ import annotations
 

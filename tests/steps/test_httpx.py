@@ -1,4 +1,7 @@
-"""``httpx`` in synchronous code: a Django management command that reads a streamed response, a client for a block."""
+"""``httpx`` in synchronous code:
+
+a Django management command that reads a streamed response, and a client for a block.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ pytest.importorskip("django")
 pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 
-# A server in a thread of the process, which streams lines until the client leaves.
+# A server in a thread of this process, which streams lines until the client disconnects.
 SITE = """
 import contextlib, itertools
 import django, httpx, uvicorn

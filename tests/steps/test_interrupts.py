@@ -1,4 +1,4 @@
-"""An interrupt at each point of an iteration or a block in synchronous code: nothing hangs or stays broken."""
+"""An interrupt at each point of an iteration or a block in synchronous code: no hang, no lasting damage."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from ..bridge.test_interrupts import SWEEP
 from ..helpers import output_of
 
-# Whether the generator has been closed when the interrupt is raised cannot be asked for: it may come before the call
-# of close(), or in it. Then the iterator is dropped.
+# Whether the generator is closed when the interrupt is raised is uncertain: it may come before the call of close(), or
+# during it. Then the iterator is dropped.
 STEPS = """
 import contextlib
 async def lines():
@@ -41,7 +41,7 @@ with manager():
 @pytest.mark.parametrize("block", [False, True])
 @pytest.mark.parametrize("scenario", ["iterate", "read_ahead", "use_manager"])
 def test_interrupt_at_each_point(scenario: str, block: bool) -> None:
-    """It is raised; nothing hangs or is broken, then or later."""
+    """The interrupt is raised; nothing hangs or is broken, then or later."""
     code = f"class Interrupt(KeyboardInterrupt): pass\n{STEPS}"
     code += f"sweep({f'in_block({scenario})' if block else scenario}, 100)"
     assert ["True"] == output_of(SWEEP + code)

@@ -1,4 +1,4 @@
-"""``sync_to_async_iterator``: threads, contexts, endings, errors."""
+"""``sync_to_async_iterator``: threads, contexts, closing, errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ me = threading.get_ident
 
 
 class Rows:
-    """A generator that notes on which threads it works; it may wait in a step."""
+    """A generator that records on which threads it runs; it may wait in a step."""
 
     def __init__(self, count: int = 3) -> None:
         self.count = count
@@ -65,7 +65,7 @@ async def until_set(event: threading.Event) -> None:
     await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(None, event.wait, LIMIT), LIMIT)
 
 
-# Items and ends
+# Items and the end
 
 
 async def test_items_come_in_order_and_the_end_is_final() -> None:
@@ -140,7 +140,7 @@ async def test_iterator_that_was_never_begun_is_closed_on_the_thread() -> None:
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
 async def test_iterator_without_close_is_let_go_of_on_the_thread() -> None:
-    """It is made there too: a free-threaded build frees an object on the thread that made it."""
+    """It is also created there: on free-threaded builds, the thread that created an object frees it."""
     let_go: list[int] = []
 
     class Items:
@@ -213,7 +213,7 @@ async def test_executor_of_one_thread() -> None:
         ) as items:
             await anext(items)
         assert [expected] == rows.began == rows.closed
-        # Dropped: a worker gives the closing to the executor, since its locks may be held here.
+        # Dropped: a worker submits the closing to the executor, because this thread may hold the executor's locks.
         rows = Rows()
         items = sync_to_async_iterator(rows(), thread_sensitive=False, executor=executor)
         await anext(items)
@@ -221,7 +221,7 @@ async def test_executor_of_one_thread() -> None:
         gc.collect()
         wait_for(rows.is_closed)
         assert [expected] == rows.closed
-        # The executor was shut down: a step is refused, the closing goes elsewhere.
+        # The executor was shut down: a step is refused, and the closing runs elsewhere.
         rows = Rows()
         items = sync_to_async_iterator(rows(), thread_sensitive=False, executor=executor)
         await anext(items)
@@ -269,7 +269,7 @@ def test_thread_that_waits_in_async_to_sync_makes_the_items() -> None:
 
 
 async def test_thread_has_left() -> None:
-    """The block is over: a further step is refused, closing goes where the rules lead then."""
+    """The block has ended: a further step is refused, and the closing runs where the rules lead then."""
     for awaited in True, False:
         rows = Rows()
         async with ThreadSensitiveContext():
@@ -299,7 +299,7 @@ async def test_block_with_an_executor_is_over() -> None:
 
 
 async def test_closing_by_a_task_that_outlives_its_block() -> None:
-    """All that the rules name refuses: a worker closes."""
+    """All executors that the rules name refuse, so a worker closes it."""
     rows = Rows()
     begun, over = asyncio.Event(), asyncio.Event()
 
@@ -321,7 +321,7 @@ async def test_closing_by_a_task_that_outlives_its_block() -> None:
 
 
 def test_mailbox_is_over() -> None:
-    """An iterator outlives its async_to_sync call: closed by an outer waiting thread, or the worker of the process."""
+    """If the iterator outlives its async_to_sync call, an outer waiting thread or that of the process closes it."""
     rows, outer_rows = Rows(), Rows()
     kept: list[Any] = []
 
@@ -350,7 +350,10 @@ def test_mailbox_is_over() -> None:
 
 
 def test_loop_on_the_very_thread_of_the_steps() -> None:
-    """The steps would have to run on the thread that awaits them: refused, and nothing is closed there meanwhile."""
+    """The steps would have to run on the thread that awaits them, so they are refused.
+
+    Nothing is closed there meanwhile.
+    """
     rows = Rows()
     kept: list[Any] = []
 
@@ -373,7 +376,7 @@ def test_loop_on_the_very_thread_of_the_steps() -> None:
 
 
 def test_closing_passes_over_the_thread_of_the_loop() -> None:
-    """The first thread has left, and the rules name the one on which this loop runs: another one closes."""
+    """The first thread is gone, and the rules name the thread of this loop, so another thread closes it."""
     rows = Rows()
     kept: list[Any] = []
 
@@ -420,7 +423,7 @@ class _Refusing(workers.WorkerExecutor):
 
 
 async def test_given_mailbox(tmp_path: Any) -> None:
-    """A CurrentThreadExecutor is one thread."""
+    """A CurrentThreadExecutor has one thread."""
     mailbox: list[CurrentThreadExecutor] = []
     ready = threading.Event()
     import concurrent.futures
@@ -508,7 +511,7 @@ async def test_variable_that_the_consumer_takes_away() -> None:
 
 
 async def test_another_task_goes_on() -> None:
-    """A variable that a step set is taken away in another task's context: there it is not set by us, and stays."""
+    """A variable that a step set is removed. In another task's context, the library has not set it, and it stays."""
 
     def rows() -> Iterator[int]:
         token = variable.set("inside")
@@ -531,7 +534,10 @@ async def test_another_task_goes_on() -> None:
 
 
 async def test_what_another_task_changes_in_the_same_context_during_a_step_is_seen_by_the_next_one() -> None:
-    """1. A step has begun. 2. Another task, in the same context, sets a variable. 3. The step sets another one."""
+    """1.
+
+    A step has started. 2. Another task, in the same context, sets a variable. 3. The step sets another variable.
+    """
     other = contextvars.ContextVar[int]("other", default=0)
     begun, go_on = threading.Event(), threading.Event()
 
@@ -583,7 +589,7 @@ async def test_cancelled_step_ends_the_iteration_and_closing_follows_the_step() 
 
 
 async def test_cancelled_before_the_step_began() -> None:
-    """1. The thread is busy. 2. The first step is cancelled in the queue. 3. Nothing is begun, nothing stays."""
+    """1. The thread is busy. 2. The first step is cancelled in the queue. 3. Nothing was started, nothing remains."""
     rows, busy, go_on = Rows(), threading.Event(), threading.Event()
 
     def block() -> None:
@@ -625,7 +631,10 @@ async def test_cancellation_goes_into_the_coroutine_for_which_a_step_waits() -> 
 
 
 async def test_cancelled_aclose_closes_all_the_same_and_its_error_is_told() -> None:
-    """1. close() runs. 2. aclose() is cancelled, and ends. 3. close() fails: the loop's exception handler hears."""
+    """1.
+
+    close() runs. 2. aclose() is cancelled, and ends. 3. close() fails: the loop's exception handler gets the error.
+    """
     told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.set_result(context))
     closing, go_on = threading.Event(), threading.Event()
@@ -652,7 +661,7 @@ async def test_cancelled_aclose_closes_all_the_same_and_its_error_is_told() -> N
 
 
 async def test_error_of_closing_comes_out_of_the_aclose_that_waits() -> None:
-    """1. A step is cancelled. 2. aclose() waits. 3. The close() that follows the step fails: aclose() raises."""
+    """1. A step is cancelled. 2. aclose() waits. 3. The close() after the step fails: aclose() raises its error."""
 
     in_step, go_on = threading.Event(), threading.Event()
 
@@ -697,7 +706,7 @@ async def test_aclose_while_another_task_waits_for_an_item() -> None:
 
 
 async def test_step_that_comes_behind_the_closing_is_at_the_end() -> None:
-    """1. close() runs. 2. A step of an earlier anext() comes to the thread."""
+    """1. close() runs. 2. A step of an earlier anext() comes to the thread, and finds the end."""
     items = sync_to_async_iterator(Rows()())
     await anext(items)
     await sync_to_async(items._iteration.close)()
@@ -719,7 +728,7 @@ async def test_dropped_iterator_is_closed_on_its_thread() -> None:
 
 
 async def test_circle_is_closed_on_its_thread() -> None:
-    """The collector finds the iterator and the generator in one circle: it finalizes no generator itself."""
+    """Iterator and generator are in one reference cycle; the collector does not finalize the generator itself."""
     rows = Rows()
 
     class Consumer:
@@ -790,7 +799,7 @@ def test_error_of_closing_after_the_end_of_the_loop(monkeypatch: pytest.MonkeyPa
 
 
 def test_finalizer_on_the_thread_that_is_posting_to_its_mailbox() -> None:
-    """1. A thread is posting to a mailbox. 2. In the midst of that, an iterator of that mailbox is finalized there."""
+    """1. A thread posts to a mailbox. 2. During that, it finalizes an iterator of the same mailbox."""
     from collections import deque
 
     rows = Rows()
@@ -814,7 +823,10 @@ def test_finalizer_on_the_thread_that_is_posting_to_its_mailbox() -> None:
 
 
 def test_interrupted_mailbox_leaves_the_closing_to_others() -> None:
-    """1. A closing is in a mailbox. 2. The thread is interrupted before it comes to it. 3. Another thread closes."""
+    """1.
+
+    A closing is in a mailbox. 2. The thread is interrupted before it runs the closing. 3. Another thread runs it.
+    """
     rows = Rows()
     kept: list[Any] = []
 
@@ -847,7 +859,7 @@ def test_interrupted_mailbox_leaves_the_closing_to_others() -> None:
 
 
 def test_all_waiting_threads_have_left() -> None:
-    """The mailbox of the steps is closed, and so is the one further out: the worker of the process does the rest."""
+    """The mailbox of the steps and the outer one are closed, so the thread of the process does the rest."""
     outer = CurrentThreadExecutor(None)
     inner = CurrentThreadExecutor(outer)
     steps = steps_threads.Steps("steps", True, None)
@@ -862,7 +874,10 @@ def test_all_waiting_threads_have_left() -> None:
 
 
 async def test_error_is_left_to_the_aclose_that_waits() -> None:
-    """1. close() fails, and nobody waits. 2. aclose() begins to wait. 3. The loop would tell: it leaves the error."""
+    """1.
+
+    close() fails, and nothing waits. 2. aclose() starts to wait. 3. The loop, about to report it, leaves the error.
+    """
     steps = steps_threads.Steps("steps", True, None)
     steps.errors.append(KeyError())
     steps.waiting = 1
@@ -905,7 +920,7 @@ def test_nothing_is_left_of_an_iteration() -> None:
     assert [None] * 3 == [reference() for reference in references]
 
 
-# Bad input
+# Wrong arguments
 
 
 async def test_what_is_not_iterable_is_refused() -> None:

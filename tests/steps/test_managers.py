@@ -1,4 +1,4 @@
-"""``sync_to_async_context_manager``: threads, contexts, endings, errors."""
+"""``sync_to_async_context_manager``: threads, contexts, the end of blocks, errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def until_set(event: threading.Event) -> None:
 
 
 class Manager:
-    """A manager that notes what it does, and on which threads; it may wait when it is entered or left."""
+    """A manager that records its calls and their threads; entering and leaving may wait."""
 
     def __init__(self, suppresses: bool = False, fails: BaseException | None = None) -> None:
         self.suppresses, self.fails = suppresses, fails
@@ -104,7 +104,7 @@ async def test_enter_that_fails_leaves_nothing() -> None:
 
 async def test_worker_and_executor() -> None:
     manager = Manager()
-    thread_of_process = await sync_to_async(me)()  # chosen first: it could be the worker that the block gives back
+    thread_of_process = await sync_to_async(me)()  # chosen first: it could be the worker that the block releases
     async with sync_to_async_context_manager(manager, thread_sensitive=False):
         assert await sync_to_async(me, thread_sensitive=False)() not in manager.entered
     assert manager.entered == [thread for thread, _ in manager.left]
@@ -187,7 +187,7 @@ async def test_cancelled_while_entering() -> None:
 
 
 async def test_cancelled_before_it_is_entered() -> None:
-    """1. The thread is busy. 2. Entering is cancelled in the queue. 3. It is neither entered nor left."""
+    """1. The thread is busy. 2. Entering is cancelled in the queue. 3. Neither __enter__ nor __exit__ is called."""
     other, manager = Manager(), Manager()
     other.waits_in = "enter"
     busy = asyncio.ensure_future(sync_to_async(other.__enter__)())
@@ -200,7 +200,7 @@ async def test_cancelled_before_it_is_entered() -> None:
 
 
 async def test_cancelled_in_the_coroutine_for_which_enter_waits() -> None:
-    """The coroutine swallows the first cancellation, a second comes: entered, so it is left."""
+    """The coroutine swallows the first cancellation, and a second one comes: the block was entered, so it is left."""
     begun, second = asyncio.Event(), asyncio.Event()
 
     async def wait() -> None:
@@ -229,7 +229,7 @@ async def test_cancelled_in_the_coroutine_for_which_enter_waits() -> None:
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_cancelled_while_leaving(fails: bool) -> None:
-    """1. The thread is busy. 2. Leaving is cancelled in the queue. 3. __exit__ runs all the same; its error is told."""
+    """1. The thread is busy. 2. Leaving is cancelled in the queue. 3. __exit__ still runs; its error is reported."""
     told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.set_result(context["exception"]))
     other, manager = Manager(), Manager(fails=ValueError("late") if fails else None)
@@ -252,7 +252,7 @@ async def test_cancelled_while_leaving(fails: bool) -> None:
 
 
 async def test_block_that_is_dropped_half_way_is_left_on_its_thread() -> None:
-    """The collector finds the task's coroutine and the generator of the manager in one circle."""
+    """The coroutine of the task and the generator of the manager are in one reference cycle."""
     closed: list[int] = []
     is_closed = threading.Event()
 
@@ -314,7 +314,10 @@ async def test_another_task_leaves_the_block() -> None:
 
 @pytest.mark.needs_internals
 async def test_deadlock_of_two_tasks_is_named() -> None:
-    """1. A task holds a lock. 2. Another enters it on the same thread, and blocks that. 3. The exit is in the queue."""
+    """1.
+
+    A task holds a lock. 2. Another task enters it on the same thread, and blocks that. 3. The exit is in the queue.
+    """
     lock = threading.Lock()
     release = threading.Event()
     blocked = threading.Event()
@@ -323,7 +326,7 @@ async def test_deadlock_of_two_tasks_is_named() -> None:
         def __enter__(self) -> None:
             if not lock.acquire(False):
                 blocked.set()
-                wait_for(release)  # stands for acquire(), so that the test ends
+                wait_for(release)  # instead of acquire(), so that the test ends
                 lock.acquire()
 
         def __exit__(self, *exc_info: object) -> None:
@@ -347,7 +350,7 @@ async def test_deadlock_of_two_tasks_is_named() -> None:
         await second.__aexit__(None, None, None)
 
 
-# Bad input, decorated functions
+# Wrong arguments, decorated functions
 
 
 async def test_what_is_no_manager_is_refused() -> None:
@@ -377,7 +380,7 @@ async def test_what_is_no_manager_is_refused() -> None:
 
 async def test_decorated_functions() -> None:
     class Store:
-        """Has a method that is decorated."""
+        """A class with a decorated method."""
 
         @sync_to_async_context_manager(thread_sensitive=False)
         @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""``sync_to_async_iterator(..., read_ahead=n)``: what the thread makes before it is asked for, and what comes of it."""
+"""``sync_to_async_iterator(..., read_ahead=n)``: items that the thread makes before they are requested."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Source:
         self._allowed.release(number)
 
     async def is_asked(self) -> int:
-        """Wait until the next step has begun; return its number."""
+        """Wait until the next step has started; return its number."""
         return await asyncio.wait_for(asyncio.to_thread(self.asked.get, timeout=LIMIT), LIMIT)
 
     def __iter__(self) -> Iterator[int]:
@@ -69,7 +69,7 @@ class Source:
 
 
 async def thread_is_idle() -> None:
-    """Wait until the thread of thread-sensitive code has nothing to do."""
+    """Wait until the thread of thread-sensitive code is idle."""
     executor: Any = SyncToAsync.single_thread_executor
     await asyncio.wait_for(asyncio.to_thread(finished, executor), LIMIT)
 
@@ -100,11 +100,11 @@ async def test_thread_stops_when_enough_items_wait_and_is_free_then() -> None:
         source.allow(100)
         await thread_is_idle()
         assert 4 == source.made
-        # One is taken, and more than half are left.
+        # One item is taken, and more than half are left.
         assert 1 == await anext(items)
         await thread_is_idle()
         assert 4 == source.made
-        # Half are left: the thread goes on.
+        # Half are left: the thread continues.
         assert 2 == await anext(items)
         await thread_is_idle()
         assert 6 == source.made
@@ -116,7 +116,7 @@ async def test_item_is_handed_over_while_the_thread_makes_the_next_one() -> None
     items = sync_to_async_iterator(source, read_ahead=5)
     assert [0, 1] == [await anext(items), await anext(items)]
     assert [0, 1, 2] == [await source.is_asked() for _ in range(3)]
-    # 1. The thread is in the third step. 2. The consumer waits for it. 3. It ends, and the fourth one begins.
+    # 1. The thread is in the third step. 2. The consumer waits for it. 3. It ends, and the fourth one starts.
     task = asyncio.ensure_future(anext(items))
     await asyncio.sleep(0)
     source.allow()
@@ -128,7 +128,7 @@ async def test_item_is_handed_over_while_the_thread_makes_the_next_one() -> None
 
 
 async def test_other_tasks_get_their_turn_while_items_wait() -> None:
-    """All items wait, so the consumer waits for none: it lets the others run all the same."""
+    """All items are queued, so the consumer never waits for one; other tasks run nevertheless."""
     turns = 0
 
     async def count_turns() -> None:
@@ -178,7 +178,10 @@ def test_options() -> None:
 
 
 async def test_consumer_looks_once_more_after_it_has_noted_that_it_waits() -> None:
-    """1. The consumer finds no item. 2. The thread makes all, and nobody waits. 3. The consumer notes that it waits."""
+    """1.
+
+    The consumer finds no item. 2. The thread makes all, and sees no consumer. 3. The consumer records that it waits.
+    """
 
     class Ready(deque[int]):
         def __len__(self) -> int:
@@ -219,7 +222,7 @@ async def test_thread_looks_whether_the_consumer_waits_after_it_has_put_the_item
 
 
 async def test_fill_ends_while_the_consumer_begins_to_wait() -> None:
-    """1. The consumer finds that the fill goes on. 2. It ends without an item. 3. The consumer notes that it waits."""
+    """1. The consumer finds a running fill. 2. The fill ends without an item. 3. The consumer records that it waits."""
     items: Any = sync_to_async_iterator(range(2), read_ahead=2)
     ahead = items._ahead
     fill = ahead._begin(items._iteration.next)
@@ -245,7 +248,7 @@ async def test_delivery_that_comes_late_lets_the_consumer_look_again() -> None:
     assert not task.done()
     source.allow(10)
     assert 1 == await task
-    loop.call_soon(items._ahead._fill.deliver)  # nobody waits
+    loop.call_soon(items._ahead._fill.deliver)  # nothing waits
     await asyncio.sleep(0)
     await items.aclose()
 
@@ -341,7 +344,7 @@ async def test_step_sees_what_the_consumer_had_when_the_thread_began_to_read() -
 
 
 async def test_what_a_step_set_is_not_brought_in_again() -> None:
-    """1. Two steps count up. 2. The consumer takes the first item, with the first count. 3. The thread goes on."""
+    """1. Two steps count up. 2. The consumer takes the first item, with the first count. 3. The thread continues."""
 
     def rows() -> Iterator[int]:
         while True:
@@ -358,7 +361,7 @@ async def test_what_a_step_set_is_not_brought_in_again() -> None:
 
 
 async def test_variable_that_a_step_took_away_can_be_set_by_the_consumer() -> None:
-    """It gets the same value as before, which is a change all the same."""
+    """Setting it to the same value as before is also a change."""
 
     def rows() -> Iterator[Any]:
         token = variable.set("value")
@@ -420,7 +423,7 @@ async def test_iterator_that_goes_on_after_an_error() -> None:
         try:
             seen.append(await anext(items))
         except KeyError as error:
-            # The consumer has to hear of an error before the thread goes on.
+            # The consumer must receive an error before the thread continues.
             assert source.number == error.args[0]
             seen.append(error.args)
     assert [1, 2, (3,), 4, 5, (6,), 7, 8] == seen
@@ -457,7 +460,7 @@ async def test_cancelled_error_of_a_step_ends_the_iteration() -> None:
 
 
 async def test_error_of_the_job_itself_comes_after_the_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An instrument that wraps ``thread_handler`` fails after the steps."""
+    """Instrumentation that wraps ``thread_handler`` fails after the steps."""
     from asgiref._steps.threads import Steps
 
     def thread_handler(self: Any, *args: Any) -> None:
@@ -478,7 +481,10 @@ async def test_error_of_the_job_itself_comes_after_the_items(monkeypatch: pytest
 
 
 def test_interrupted_mailbox_tells_the_consumer() -> None:
-    """1. A fill is in a mailbox. 2. The thread is interrupted before it comes to it. 3. The consumer hears of it."""
+    """1.
+
+    A fill is in a mailbox. 2. The thread is interrupted before it runs the fill. 3. The consumer gets the error.
+    """
     mailbox = CurrentThreadExecutor(None)
     posted = threading.Event()
 
@@ -598,7 +604,10 @@ async def test_cancelled_while_it_lets_others_run() -> None:
 
 
 async def test_closed_while_it_lets_others_run() -> None:
-    """1. An item waits. 2. The consumer lets others run. 3. One of them closes. 4. The consumer is at the end."""
+    """1.
+
+    An item waits. 2. The consumer lets other tasks run. 3. One of them closes the iterator. 4. The consumer ends.
+    """
     items = sync_to_async_iterator(range(10), read_ahead=1)
     await anext(items)
     await thread_is_idle()
@@ -612,7 +621,7 @@ async def test_closed_while_it_lets_others_run() -> None:
 
 
 class Message:
-    """A coroutine for which a step waits; it may be cancelled."""
+    """A coroutine that a step waits for; it may be cancelled."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
@@ -673,7 +682,7 @@ async def test_second_cancellation_waits_for_the_step(raises: bool) -> None:
 
 
 async def test_second_cancellation_and_a_fill_that_ends_without_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An instrument that wraps ``thread_handler`` waits for a coroutine, and calls no step."""
+    """Instrumentation that wraps ``thread_handler`` waits for a coroutine, and calls no step."""
     from asgiref._steps.threads import Steps
 
     message = Message()
@@ -722,7 +731,7 @@ async def _cancelled(step: Any) -> Any:
 
 @pytest.mark.parametrize("dropped", [False, True])
 async def test_step_that_nobody_waits_for_is_cancelled_by_closing(dropped: bool) -> None:
-    """It could wait for ever."""
+    """The step could wait forever."""
     message = Message()
     message.goes_on.set()
     closed = threading.Event()
@@ -796,7 +805,7 @@ async def test_closing_while_another_task_waits_for_an_item() -> None:
 
 
 async def test_closing_while_another_task_waits_for_a_fill_that_has_not_begun() -> None:
-    """The step comes first, as without reading ahead."""
+    """The step comes first, as without read-ahead."""
     busy, go_on = threading.Event(), threading.Event()
 
     def block() -> None:
@@ -852,7 +861,10 @@ async def test_dropped_iterator_is_closed_on_its_thread() -> None:
 
 
 async def test_step_that_waits_behind_the_closing_is_at_the_end() -> None:
-    """1. The fill has ended without an item. 2. close() has run. 3. The consumer asks."""
+    """1.
+
+    The fill has ended without an item. 2. close() has run. 3. The consumer requests an item, and finds the end.
+    """
     items: Any = sync_to_async_iterator(range(10), read_ahead=5)
     await anext(items)
     await sync_to_async(items._iteration.close)()
@@ -903,7 +915,7 @@ def test_fill_ends_with_the_loop() -> None:
     finished(SyncToAsync.single_thread_executor)  # type: ignore[arg-type]
     made = source.made
     assert 3 > made
-    # Another loop may go on.
+    # Another loop may continue the iteration.
     assert list(range(1, 100)) == asyncio.run(take(items, 99))
     asyncio.run(items.aclose())
 
@@ -979,7 +991,7 @@ asyncio.run(items.aclose())
 
 
 def test_interrupt_of_the_thread_that_reads_ahead() -> None:
-    """Ctrl-C while the main thread makes an item that nobody waits for: it comes out, and the main thread ends."""
+    """Ctrl-C while the main thread makes an item that nothing waits for is raised, and the main thread ends."""
     code = """
 from asgiref.sync import sync_to_async_iterator
 import contextlib

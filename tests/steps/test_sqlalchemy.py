@@ -12,14 +12,14 @@ import pytest
 
 from asgiref.sync import sync_to_async, sync_to_async_context_manager, sync_to_async_iterator
 
-# No dependency of the suite: it is not installed for every Python on which the suite runs.
+# Not a dependency of the suite: it cannot be installed for every Python on which the suite runs.
 sqlalchemy: Any = pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
 orm: Any = pytest.importorskip("sqlalchemy.orm")
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Any]:
-    # SQLite refuses a connection on another thread than its own, and this pool gives each thread one of its own.
+    # SQLite refuses to use a connection on another thread. This pool keeps one connection per thread.
     engine = sqlalchemy.create_engine(
         f"sqlite:///{tmp_path / 'database'}", poolclass=sqlalchemy.pool.SingletonThreadPool
     )

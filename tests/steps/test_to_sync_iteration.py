@@ -1,4 +1,4 @@
-"""``async_to_sync_iterator``: one task and one loop, contexts, endings, errors, reading ahead."""
+"""``async_to_sync_iterator``: one task and one loop, contexts, closing, errors, read-ahead."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ me = threading.get_ident
 
 
 class Lines:
-    """An asynchronous generator that notes in which tasks it works; it may wait at an item for an event."""
+    """An asynchronous generator that records in which tasks it runs; it may wait at an item for an event."""
 
     def __init__(self, count: int = 3) -> None:
         self.count = count
@@ -84,7 +84,7 @@ def iteration_of(items: Any) -> Any:
     return items._iteration
 
 
-# Items and ends
+# Items and the end
 
 
 def test_items_come_in_order_and_the_end_is_final() -> None:
@@ -221,7 +221,7 @@ def test_break_closes_nothing_while_a_reference_is_kept() -> None:
 
 
 def test_dropped_iterator_is_closed_in_its_task_and_nobody_waits() -> None:
-    """The cleanup cannot end before this thread has gone on."""
+    """The cleanup cannot end before this thread has continued."""
     goes_on = threading.Event()
     closed: list[bool] = []
     tasks: list[Any] = []
@@ -260,7 +260,7 @@ async def test_dropped_iterator_is_closed_on_the_home_loop() -> None:
 
 
 def test_finalizer_waits_for_no_lock_of_kept_loops() -> None:
-    """A thread holds that lock while the finalizer runs on another one: a finalizer may hold what the first needs."""
+    """A thread holds that lock while another one runs the finalizer, and may wait for a lock of the other."""
     lines = Lines()
     items = [async_to_sync_iterator(lines())]
     next(items[0])
@@ -371,7 +371,7 @@ def test_sync_code_runs_on_the_consumer_thread() -> None:
 
 
 def test_sync_code_that_is_called_between_the_steps_waits_for_the_next() -> None:
-    """A task of the generator calls it after the first step has ended, and before the second has begun."""
+    """A task of the generator makes the call after the first step has ended, and before the second has started."""
     called = threading.Event()
     threads: list[int] = []
 
@@ -577,7 +577,7 @@ def test_changes_come_back_with_an_error() -> None:
 
 
 def test_consumer_below_another_call_keeps_its_own_mailbox() -> None:
-    """The mailbox of the steps is no change of a context variable that comes back."""
+    """The mailbox of the steps is not passed back as a change of a context variable."""
 
     async def lines() -> AsyncIterator[int]:
         number.set(number.get(0) + 1)
@@ -605,14 +605,14 @@ def test_exception_being_handled_is_seen() -> None:
         raise LookupError
     except LookupError as error:
         handled = error
-        # A generator has the exception that is handled where it was resumed.
+        # A generator sees the exception that is being handled where it was resumed.
         assert next(items) is handled
     assert next(items) is None
     items.close()
 
 
 def test_values_go_along_where_threads_inherit_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Python 3.14 can start them; which class a ``Local`` is of is chosen when it is made."""
+    """As with the option of Python 3.14. The class of a ``Local`` is chosen when the ``Local`` is created."""
     monkeypatch.setattr(local, "THREADS_INHERIT", True)
     storage = Local()
 
@@ -902,7 +902,7 @@ async def test_generator_that_absorbs_a_cancellation_goes_on() -> None:
 
 
 async def test_cancellation_that_comes_when_the_step_has_ended_does_not_reach_the_task() -> None:
-    """The step ends, then its outcome is cancelled by the call above, before the thread has seen that it ended."""
+    """The step ends, and the call above cancels its outcome before the thread has seen the end."""
     lines = Lines()
     taken: list[Any] = []
 
@@ -919,7 +919,7 @@ async def test_cancellation_that_comes_when_the_step_has_ended_does_not_reach_th
             iteration.accept = note_and_accept
             next(items)
             step = taken[0]
-            # As ``LoopCall.cancel`` does from another thread, which saw the outcome before it was settled.
+            # ``LoopCall.cancel`` does this on another thread that saw the outcome before it was settled.
             done = threading.Event()
 
             def cancel() -> None:
@@ -993,13 +993,13 @@ def test_end_of_the_block_closes_a_generator_that_is_half_way(read_ahead: int) -
     assert 1 == len({*lines.tasks, *lines.closed})
     taken: list[int] = []
     with pytest.raises(asyncio.CancelledError):
-        taken += items  # what was read ahead comes first
+        taken += items  # items that were read ahead come first
         taken.extend(items)
     assert [] == list(items)
 
 
 async def test_end_of_the_home_loop_ends_an_iteration_that_a_thread_still_has() -> None:
-    """The loop ends between two steps: its end does not wait for the thread, and the thread does not hang."""
+    """The loop ends between two steps. Its end does not wait for the thread, and the thread does not hang."""
     lines = Lines()
     half_way, goes_on = threading.Event(), threading.Event()
     raised: list[BaseException] = []
@@ -1102,7 +1102,7 @@ def test_other_iterators_are_closed_by_a_cancellation_between_the_steps() -> Non
 
 
 def test_step_that_comes_while_the_generator_still_cleans_up_waits_for_what_comes_of_it() -> None:
-    """1. The task is cancelled between two steps. 2. A thread asks for an item. 3. The cleanup ends."""
+    """1. The task is cancelled between two steps. 2. A thread requests an item. 3. The cleanup ends."""
     cleans_up, go_on = threading.Event(), asyncio.Event()
     running: list[Any] = []
 
@@ -1128,7 +1128,7 @@ def test_step_that_comes_while_the_generator_still_cleans_up_waits_for_what_come
 
 
 def test_step_that_comes_when_the_task_has_just_ended_looks_again() -> None:
-    """The thread asks for an item; then a cancellation ends the task, before the loop comes to the step."""
+    """The thread requests an item; then a cancellation ends the task, before the loop runs the step."""
     lines = Lines()
     with AsyncSingleThreadContext():
         items = async_to_sync_iterator(lines())
@@ -1155,7 +1155,7 @@ def test_step_that_comes_when_the_task_has_just_ended_looks_again() -> None:
 
 
 def test_step_and_cancellation_in_the_same_turn_of_the_loop() -> None:
-    """The task is cancelled, and is to be told so; before that, the loop comes to the step."""
+    """The task is cancelled, and its cancellation is scheduled; before that, the loop runs the step."""
     lines = Lines()
     items = async_to_sync_iterator(lines())
     next(items)
@@ -1173,7 +1173,7 @@ def test_step_and_cancellation_in_the_same_turn_of_the_loop() -> None:
 
 
 def test_task_that_was_ended_by_an_interrupt_of_its_own() -> None:
-    """As where a signal raises KeyboardInterrupt in the thread of the loop while that is in the task."""
+    """A signal may raise KeyboardInterrupt in the thread of the loop while the loop runs the task."""
     with AsyncSingleThreadContext():
         items = async_to_sync_iterator(Lines()())
         next(items)
@@ -1195,7 +1195,7 @@ def test_task_that_was_ended_by_an_interrupt_of_its_own() -> None:
 
 
 async def test_call_that_is_cancelled_while_the_home_loop_does_not_begin_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. The loop is not seen to begin the step, which is taken back. 2. The call above is cancelled."""
+    """1. The home loop does not start the step in time, so the step is taken back. 2. The call above is cancelled."""
     lines = Lines()
     iterations: list[Any] = []
 
@@ -1219,7 +1219,7 @@ async def test_call_that_is_cancelled_while_the_home_loop_does_not_begin_it(monk
 
 
 def test_mailbox_that_is_stopped_for_an_earlier_step_is_served_again() -> None:
-    """Who cancels a step settles its outcome, and stops the mailbox when the next step may have begun."""
+    """A cancellation of a step settles its outcome, and stops the mailbox when the next step may have started."""
     items: Any
 
     async def lines() -> AsyncIterator[int]:
@@ -1285,7 +1285,7 @@ async def test_error_of_what_was_made_ahead_for_a_dropped_iterator_goes_to_the_e
 
 @contextlib.contextmanager
 def interrupts(count: int) -> Iterator[list[Callable[[], None]]]:
-    """Have SIGINT raise KeyboardInterrupt here; ``send[0]`` sends it from any thread."""
+    """Let SIGINT raise KeyboardInterrupt here; ``send[0]`` sends it from any thread."""
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield [lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)]
@@ -1338,11 +1338,11 @@ def test_second_interrupt_gives_up_waiting_and_the_iterator_is_closed_later() ->
         wait_for(closed)
 
 
-# Loops that leave, forks, the end of the interpreter
+# Stopped and closed loops, forks, the end of the interpreter
 
 
 def test_home_loop_that_was_closed_in_between() -> None:
-    """Somebody closes the loop without an end for its tasks."""
+    """The loop is closed without cleanup of its tasks."""
     loop = asyncio.new_event_loop()
     lines = Lines()
 
@@ -1375,7 +1375,7 @@ def test_home_loop_that_is_stopped_in_between(monkeypatch: pytest.MonkeyPatch) -
         items = loop.run_until_complete(sync_to_async(begin)())
         with pytest.raises(RuntimeError, match="stopped or closed"):
             Thread(next, items).get()
-        # It runs again, and so can the iteration.
+        # The loop runs again, so the iteration can continue.
         assert [1, 2] == loop.run_until_complete(sync_to_async(list)(items))
     finally:
         loop.close()
@@ -1485,7 +1485,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 print(list(items))
 """,
         "-W",
-        "ignore::DeprecationWarning",  # fork beside threads is what is tried
+        "ignore::DeprecationWarning",  # this test is about forks beside threads
     )
 
 
@@ -1530,7 +1530,7 @@ atexit.register(late)
 
 
 def test_loop_on_the_thread_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As at the end of the interpreter, when Python starts no thread any more."""
+    """As at the end of the interpreter, when Python no longer starts threads."""
     monkeypatch.setattr(loops.KeptLoop, "start", classmethod(lambda cls, mailboxes: None))
     lines = Lines()
     assert [0, 1, 2] == list(async_to_sync_iterator(lines()))
@@ -1571,7 +1571,7 @@ def test_loop_on_the_thread_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {} == AsyncToSync.loop_thread_executors
 
 
-# What is in flight
+# Calls in flight
 
 
 @pytest.mark.parametrize("is_noted", [False, True])
@@ -1680,7 +1680,7 @@ def test_decorated_functions() -> None:
     assert [0, 1] == list(async_to_sync_iterator(a_class)(2))
 
 
-# Reading ahead
+# Read-ahead
 
 
 @pytest.mark.parametrize("read_ahead", [1, 2, 3, 64])
@@ -1710,7 +1710,7 @@ def test_no_more_than_so_many_items_are_read_ahead_and_more_when_half_are_taken(
 
 
 def test_item_that_is_ready_is_not_held_back() -> None:
-    """The generator waits, in reading ahead, for an event that is set only when the consumer has the item before."""
+    """During read-ahead, the generator waits for an event that is set only when the consumer has the item before."""
     has_it = threading.Event()
 
     async def lines() -> AsyncIterator[int]:
@@ -1752,7 +1752,10 @@ async def test_generator_that_never_waits_does_not_hold_up_the_loop() -> None:
 
 
 def test_item_that_is_made_while_a_step_is_on_its_way_is_not_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread finds nothing and asks; then the task makes an item ahead; then it waits, in making the next one."""
+    """1.
+
+    The thread finds no item and requests one. 2. The task makes an item ahead. 3. The task waits in the next item.
+    """
     asks, has_it = threading.Event(), threading.Event()
     post = loops.KeptLoop.post
     context_of_step: list[int] = []
@@ -1815,7 +1818,10 @@ def test_items_come_before_the_error_that_ended_reading_ahead() -> None:
 
 
 def test_step_that_finds_what_was_made_meanwhile_takes_it_with_its_context() -> None:
-    """The consumer finds nothing and asks; before the loop comes to that, the task makes two items ahead."""
+    """1.
+
+    The consumer finds no item and requests one. 2. Before the loop runs the step, the task makes two items ahead.
+    """
 
     async def lines() -> AsyncIterator[int]:
         for i in range(5):
@@ -1929,7 +1935,7 @@ def test_iterator_that_is_dropped_with_its_end_read_ahead() -> None:
 
 
 def test_cancelled_step_ends_reading_ahead() -> None:
-    """The step waits for what is being made ahead when the call above is cancelled."""
+    """The step waits for the item that is being made ahead when the call above is cancelled."""
     lines = Lines()
     lines.waits_at = 1
 
@@ -1956,7 +1962,7 @@ def test_cancelled_step_ends_reading_ahead() -> None:
 
 
 def test_process_wide_executor_may_be_foreign() -> None:
-    """What is left over by a dropped iterator goes to it."""
+    """The jobs of a dropped iterator go to it."""
     called = threading.Event()
     threads: list[int] = []
 

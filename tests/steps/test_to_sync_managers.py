@@ -31,7 +31,7 @@ me = threading.get_ident
 
 
 class Manager:
-    """Notes what happens to it."""
+    """A manager that records what happens to it."""
 
     suppresses: Any = False
 
@@ -110,7 +110,7 @@ def test_loop_of_the_enclosing_block_is_used() -> None:
 
 
 def test_task_group_across_the_block() -> None:
-    """Tasks of the group run while the block does; one that calls sync code waits for the end of the block."""
+    """Tasks of the group run during the block; one that calls sync code waits for the end of the block."""
     ran = threading.Event()
     threads: list[int] = []
 
@@ -357,7 +357,7 @@ def test_timeout_takes_effect_at_the_end_of_the_block() -> None:
     with pytest.raises(TimeoutError), async_to_sync_context_manager(asyncio.timeout)(0.01) as timeout:
         while not timeout.expired():
             async_to_sync(asyncio.sleep)(0.001)
-    with pytest.raises(TimeoutError):  # in the place of what failed in the block: it came first
+    with pytest.raises(TimeoutError):  # instead of the error in the block, because the timeout came first
         bridged = async_to_sync_context_manager(asyncio.timeout)(0)
         with bridged:
             while not block_of(bridged).over:
@@ -410,7 +410,7 @@ def test_exit_that_comes_while_a_cancellation_leaves_the_block_waits_for_what_co
 
 
 def test_exit_that_comes_when_the_task_has_just_ended() -> None:
-    """The thread leaves the block; then a cancellation ends the task, before the loop comes to the exit."""
+    """The thread leaves the block; then a cancellation ends the task, before the loop runs the exit."""
     manager = Manager()
     with pytest.raises(asyncio.CancelledError):
         bridged = async_to_sync_context_manager(manager)
@@ -483,7 +483,7 @@ def test_interrupt_of_an_enter_that_comes_to_its_end_all_the_same_leaves_what_wa
 
 
 def test_second_interrupt_gives_up_waiting_and_the_block_is_left_later() -> None:
-    """Each interrupt cancels __aenter__(), which comes to its end all the same."""
+    """Each interrupt cancels __aenter__(), which nevertheless runs to its end."""
 
     class Slow(Manager):
         async def __aenter__(self) -> Manager:
@@ -497,7 +497,7 @@ def test_second_interrupt_gives_up_waiting_and_the_block_is_left_later() -> None
             return await super().__aenter__()
 
     manager = Slow()
-    # On a loop that goes on: the end of a loop of its own would be waited for.
+    # On a loop that continues: the end of a new loop would be awaited.
     with keyboard_interrupts() as send, AsyncSingleThreadContext():
         with pytest.raises(KeyboardInterrupt):
             async_to_sync_context_manager(manager).__enter__()
@@ -534,7 +534,7 @@ def test_second_interrupt_of_an_enter_that_fails_leaves_nothing() -> None:
 
 
 def test_manager_that_is_dropped_in_a_block_leaves_it() -> None:
-    """As where an interrupt comes between __enter__() and the block."""
+    """An interrupt may come between __enter__() and the block."""
     manager = Manager()
     contextvars.Context().run(async_to_sync_context_manager(manager).__enter__)
     gc.collect()
@@ -542,7 +542,7 @@ def test_manager_that_is_dropped_in_a_block_leaves_it() -> None:
     until(manager.loops[0].is_closed)
 
 
-# What is in flight, garbage, the end of the process
+# Calls in flight, garbage, the end of the process
 
 
 def test_bridge_calls_shows_enter_and_exit_and_no_open_block() -> None:
