@@ -1,7 +1,7 @@
-"""The WSGI applications that real servers serve in the tests, in one: the first part of the path names each.
+"""The WSGI applications that real servers serve in the tests, in one: the first part of the path selects each.
 
-What an application saw is kept, and told to whoever asks ``/record/NAME``. Where one waits,
-it is for somebody to ask for ``/release/NAME``.
+Records of an application are returned by ``/record/NAME``. An application that waits continues after a request for
+``/release/NAME``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ barriers: dict[str, threading.Barrier] = {}
 
 
 def dispatch(applications: dict[str, Application], environ: Environ, start_response: Any) -> Iterable[bytes]:
-    """Have the one answer that the first part of the path names, mounted there."""
+    """Call the application that the first part of the path names, mounted there."""
     _, name, *rest = environ["PATH_INFO"].split("/", 2)
     environ["SCRIPT_NAME"] += "/" + name
     environ["PATH_INFO"] = "".join("/" + part for part in rest)
@@ -99,7 +99,7 @@ def echo(environ: Environ, start_response: Any) -> Iterable[bytes]:
 
 @served
 def parallel(environ: Environ, start_response: Any) -> Iterable[bytes]:
-    """Answer when there are as many requests as the query says."""
+    """Answer when as many requests are running as the query says."""
     count = environ["QUERY_STRING"]
     return as_json(start_response, barriers.setdefault(count, threading.Barrier(int(count))).wait(LIMIT))
 
@@ -148,7 +148,7 @@ def read_length(environ: Environ, start_response: Any) -> Iterable[bytes]:
 
 @served
 def seek(environ: Environ, start_response: Any) -> Iterable[bytes]:
-    """Seek in the body, and tell what kind of file it is."""
+    """Seek in the body, and return the type of its file object."""
     body = environ["wsgi.input"]
     size = body.seek(0, os.SEEK_END)
     body.seek(0)
@@ -178,7 +178,7 @@ class Recorded:
 
 @served
 def read_from_vanishing(environ: Environ, start_response: Any) -> Iterable[bytes]:
-    """Read the body, and record what comes of that."""
+    """Read the body, and record the result or the exception."""
     record = records[environ["PATH_INFO"]]
 
     def chunks() -> Iterator[bytes]:
@@ -261,7 +261,7 @@ def not_modified(environ: Environ, start_response: Any) -> Iterable[bytes]:
 
 @served
 def with_length(environ: Environ, start_response: Any) -> Iterable[bytes]:
-    """Send ten bytes, of as many as the query announces."""
+    """Send ten bytes, with the length that the query says."""
     start_response("200 OK", [TEXT, ("Content-Length", environ["QUERY_STRING"])])
     yield b"01234"
     yield b"56789"
@@ -269,7 +269,7 @@ def with_length(environ: Environ, start_response: Any) -> Iterable[bytes]:
 
 @served
 def whole_by_its_length(environ: Environ, start_response: Any) -> Iterable[bytes]:
-    """Send as many bytes as announced, and go on only when the gate is open."""
+    """Send as many bytes as announced, and continue only when the gate is open."""
     name = environ["PATH_INFO"]
 
     def chunks() -> Iterator[bytes]:
@@ -320,7 +320,7 @@ def exiting_late(environ: Environ, start_response: Any) -> Iterable[bytes]:
 
 @served
 def large(environ: Environ, start_response: Any) -> Iterable[bytes]:
-    """Send as many chunks as the query says, and record each that was asked for."""
+    """Send as many chunks as the query says, and record each request for one."""
     record = records[environ["PATH_INFO"]]
     start_response("200 OK", [TEXT])
     for number in range(int(environ["QUERY_STRING"])):
@@ -330,7 +330,7 @@ def large(environ: Environ, start_response: Any) -> Iterable[bytes]:
 
 @served
 def endless(environ: Environ, start_response: Any) -> Iterable[bytes]:
-    """Send chunks, at an even pace, until nobody wants them."""
+    """Yield chunks, at an even pace, until the server stops the iteration."""
     start_response("200 OK", [TEXT])
     chunks = (b"more\n" for _ in iter(lambda: PACE.wait(0.01), True))
     return Recorded(chunks, records[environ["PATH_INFO"]])
@@ -338,7 +338,7 @@ def endless(environ: Environ, start_response: Any) -> Iterable[bytes]:
 
 @served
 def endless_write(environ: Environ, start_response: Any) -> Iterable[bytes]:
-    """Write chunks, at an even pace, until nobody wants them."""
+    """Write chunks, at an even pace, until ``write`` raises."""
     write = start_response("200 OK", [TEXT])
     try:
         while not PACE.wait(0.01):

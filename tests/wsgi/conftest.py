@@ -1,4 +1,4 @@
-"""The fixtures of the tests of ``WsgiToAsgi``."""
+"""The fixtures for the tests of ``WsgiToAsgi``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .helpers import Log
 
 @pytest.fixture(autouse=True)
 def nothing_dropped_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the log tell of each name of a dropped header again."""
+    """Let each name of a dropped header be logged again."""
     for module in (environ, response):
         before = module._dropped
         monkeypatch.setattr(module, "_dropped", DroppedHeaders(before._what, before._reason))

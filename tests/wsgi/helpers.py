@@ -44,8 +44,8 @@ class Client:
     """A server with one client. It delivers or raises *messages*, then waits for more; it keeps sent messages."""
 
     def __init__(self, *messages: Any, on_send: Callable[[Message], object] | None = None) -> None:
-        # The scope of its request. A body of several messages has a Content-Length, as most clients
-        # send it, and so it streams.
+        # The scope of its request. A body of several messages has a Content-Length, as with most clients, and so it
+        # streams.
         self.scope = (
             streamed() if any([message.get("more_body") for message in messages if type(message) is dict]) else http()
         )

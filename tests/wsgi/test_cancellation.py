@@ -1,4 +1,4 @@
-"""Cancelled requests, loops that stop, and threads that outlive their request."""
+"""Cancelled requests, stopped loops, and threads that outlive their request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .helpers import (
 
 
 async def test_cancelled_while_the_application_reads() -> None:
-    """The application sees it."""
+    """The application gets the cancellation."""
     client, errors = Client(request(b"a", True)), []
 
     def chunks(body: Any) -> Iterator[bytes]:
@@ -88,7 +88,7 @@ async def test_cancelled_while_the_application_is_held_back(held_back: asyncio.E
 
 
 async def test_cancelled_until_the_request_has_ended() -> None:
-    """As anyio's scopes do: each task of the request is cancelled once, and none outlives the request."""
+    """Scopes of anyio do so: each task of the request is cancelled once, and none outlives the request."""
     log: list[str] = []
 
     class SlowClient(Client):
@@ -118,7 +118,7 @@ async def test_cancelled_until_the_request_has_ended() -> None:
 
 
 async def test_cancelled_while_the_application_computes() -> None:
-    """It goes on alone. When it comes back, what it made is of no use to anybody, but is closed."""
+    """The application continues in the background. Its response is not used, but closed."""
     computing, go_on = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
     bodies = []
@@ -141,7 +141,7 @@ async def test_cancelled_while_the_application_computes() -> None:
 
 
 async def test_cancelled_before_the_application_has_a_thread() -> None:
-    """It is not called."""
+    """The application is not called."""
     adapter_holds, go_on = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
     calls = []
@@ -176,7 +176,7 @@ async def test_cancelled_before_the_first_message() -> None:
 
 
 async def test_thread_of_the_application_that_outlives_the_request() -> None:
-    """Nobody is there any more to read from or write to."""
+    """Such a thread can neither read nor write."""
     go_on = threading.Event()
     threads = []
 
@@ -203,7 +203,7 @@ async def test_thread_of_the_application_that_outlives_the_request() -> None:
 
 
 async def test_thread_that_reads_when_the_request_ends() -> None:
-    """It gets an OSError, like one that comes later."""
+    """The read raises OSError, as later reads do."""
     client = Client(request(b"", True))
     threads = []
     loop = asyncio.get_running_loop()
@@ -268,7 +268,7 @@ def send_file(environ: Environ, start_response: Any) -> Any:
 
 @pytest.mark.parametrize("work", [read, write_much, send_file])
 def test_loop_that_stopped_before_the_application_needs_it(work: Any) -> None:
-    """The application is let go; when the loop runs again, the request has ended."""
+    """The application ends; when the loop runs again, the request has ended."""
     client, begun = Client(request(b"a", True)), asyncio.Event()
     go_on, ended, errors = threading.Event(), threading.Event(), []
 

@@ -1,4 +1,4 @@
-"""``check_cancelled`` in WSGI applications: clients that leave, and requests that are cancelled."""
+"""``check_cancelled`` in WSGI applications: clients that disconnect, and requests that are cancelled."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_cancelled() -> bool:
 
 
 class Application:
-    """Asks when it is called, and once more when it is let go on; notes the answers, and what close() is told."""
+    """Checks at its start, and again when the test lets it continue; records both results, and the check in close()."""
 
     def __init__(self) -> None:
         self.begun, self.go_on, self.closed = threading.Event(), threading.Event(), threading.Event()
@@ -58,7 +58,7 @@ class Application:
 
 
 async def test_client_that_has_left_before_the_first_question(log: Log) -> None:
-    """The answer to it is true already, though the response has not begun; and CancelledError ends it quietly."""
+    """The first check raises already, before the response has started; CancelledError ends the request quietly."""
 
     def application(environ: Environ, start_response: Any) -> Any:
         check_cancelled()
@@ -83,7 +83,7 @@ async def test_client_that_leaves_before_the_response_begins(log: Log) -> None:
 
 
 async def test_client_that_stays(log: Log) -> None:
-    """The response is sent, and nothing is received but what was asked for once."""
+    """The response is sent; the check has requested one message and no more."""
     client, application = Client(), Application()
     application.go_on.set()
     await serve(application, client)
@@ -97,7 +97,7 @@ async def test_application_that_does_not_ask_causes_no_receive() -> None:
 
 
 async def test_rest_of_the_body_can_be_read_after_a_question() -> None:
-    """The message that came meanwhile is kept for that."""
+    """The message that arrived meanwhile is kept for the read."""
 
     def application(environ: Environ, start_response: Any) -> Any:
         answers = [is_cancelled(), is_cancelled()]
@@ -130,7 +130,7 @@ async def test_client_that_left_in_the_midst_of_the_response(log: Log) -> None:
 
 
 async def test_cancelled_request() -> None:
-    """It counts as for any other call, and no loop is asked; close() is not told."""
+    """As for any other call; no loop is asked, and the check in close() does not raise."""
     client, application = Client(), Application()
     task = asyncio.create_task(serve_beside(application, client))
     await in_thread(wait_for, application.begun)
@@ -163,7 +163,7 @@ async def test_request_that_is_cancelled_in_the_midst_of_the_first_question(monk
 
 
 def test_question_after_the_loop_of_the_server_has_stopped() -> None:
-    """Nobody is there any more, as for a read."""
+    """The client counts as gone, as for a read."""
     begun, stopped, answer = threading.Event(), threading.Event(), []
     done = threading.Event()
 
@@ -198,7 +198,7 @@ def test_question_after_the_loop_of_the_server_has_stopped() -> None:
 
 
 async def test_cancelled_error_of_the_application_while_the_client_is_there() -> None:
-    """It is an error as before."""
+    """Without a cancellation, the exception is an error."""
 
     def application(environ: Environ, start_response: Any) -> Any:
         raise asyncio.CancelledError

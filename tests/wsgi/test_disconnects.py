@@ -1,4 +1,4 @@
-"""Clients that leave, and servers whose ``receive`` or ``send`` fails."""
+"""Clients that disconnect, and servers whose ``receive`` or ``send`` fails."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_disconnect_as_the_first_message() -> None:
 
 
 async def test_disconnect_stops_the_iteration(log: Log) -> None:
-    """And close() is called; none of that is an error."""
+    """close() is called, too; none of that is an error."""
     client = Client()
 
     def leave(message: Message) -> None:
@@ -54,7 +54,7 @@ async def test_disconnect_stops_the_iteration(log: Log) -> None:
 
 
 async def test_disconnect_stops_an_iteration_that_gives_nothing(log: Log) -> None:
-    """Chunks that are empty are not sent, and so no send can tell that the client has gone."""
+    """Empty chunks are not sent, so no send can show that the client has disconnected."""
     body = Chunks(itertools.repeat(b""))
     client = await serve(answers(body), Client(request(), DISCONNECT))
     assert ([], 1) == (client.sent, body.closes)
@@ -99,7 +99,7 @@ async def test_write_to_a_client_that_has_left_raises_oserror(log: Log) -> None:
 
 
 async def test_chunk_for_a_client_that_has_left(log: Log) -> None:
-    """The application has made it already; it is not asked for more."""
+    """The application has made this chunk already; no further one is requested."""
     client = Leaving(OSError)
 
     def chunks() -> Iterator[bytes]:
@@ -163,7 +163,7 @@ async def test_other_errors_after_a_disconnect_come_out() -> None:
 
 
 async def test_error_that_is_its_own_cause() -> None:
-    """An error handler can make such a circle; it is not gone round for ever."""
+    """An error handler can make such a cycle; the check of the causes ends nevertheless."""
 
     class Circle(Exception):
         looks = 0
@@ -186,7 +186,7 @@ async def test_error_that_is_its_own_cause() -> None:
 @pytest.mark.parametrize("message", [request(), request(b"", True), request(b"a", True), DISCONNECT])
 @pytest.mark.parametrize("kind", ["read", "stream", "whole"])
 async def test_receive_that_always_answers_at_once(message: Message, kind: str) -> None:
-    """Nothing spins or hangs; a body is read only as far as the application asks for it."""
+    """Nothing spins or hangs; a body is read only as far as the application requests it."""
 
     class Eager(Client):
         async def receive(self) -> Message:
@@ -224,7 +224,7 @@ async def test_some_empty_messages_do_no_harm() -> None:
 
 
 async def test_error_of_the_bridge_while_the_loop_runs() -> None:
-    """It is not taken for the end of the loop."""
+    """The error is not mistaken for the end of the loop."""
     client = Client()
     connection = Connection(client.receive, client.send)
 
@@ -248,7 +248,7 @@ async def test_receive_that_raises_while_the_application_reads() -> None:
 
 
 async def test_receive_that_raises_while_the_response_streams() -> None:
-    """It comes out of the adapter, and the application is stopped."""
+    """The error is raised by the adapter, and the application is stopped."""
     failed = threading.Event()
 
     class Broken(Client):
@@ -281,7 +281,7 @@ async def test_send_that_raises_while_the_response_streams(number: int, chunk: b
 
 
 async def test_send_that_raises_while_the_application_makes_another_chunk() -> None:
-    """The error that this chunk meets is not the one that matters."""
+    """The error of the next chunk is not the one that is raised."""
     client = Leaving(LookupError)
 
     def chunks() -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""What a WSGI application is told of a request: the environ for a scope."""
+"""The environ of a request, made from its scope."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asgiref._wsgi.environ import BadRequest, content_length_of, environ_for
 from asgiref._wsgi.response import FileWrapper
 from asgiref.wsgi import WsgiToAsgiInstance
 
-check_environ = vars(validate)["check_environ"]  # which type checkers are not told of
+check_environ = vars(validate)["check_environ"]  # which is missing in the types
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -25,7 +25,7 @@ def never_called(environ: Any, start_response: Any) -> Iterable[bytes]:
 
 
 def scope_with(**changes: Any) -> dict[str, Any]:
-    """Return a scope of no more than the required keys, and *changes*."""
+    """Return a scope with the required keys and *changes*."""
     return {"type": "http", "http_version": "1.1", "method": "GET", "path": "/", "headers": [], **changes}
 
 
@@ -38,7 +38,7 @@ def http_keys(environ: dict[str, Any]) -> dict[str, str]:
 
 
 def test_environ_of_a_full_scope() -> None:
-    """Everything that PEP 3333 and CGI name is there, and what else servers usually add."""
+    """The environ has all keys of PEP 3333 and CGI, and those that other servers usually add."""
     body = io.BytesIO(b"body")
     scope = {
         "type": "http",
@@ -96,7 +96,7 @@ def test_environ_of_a_full_scope() -> None:
 
 
 def test_environ_of_the_least_scope() -> None:
-    """What the server did not tell is left out, unless WSGI needs it."""
+    """Keys whose value the server did not give are missing, unless WSGI requires them."""
     environ = environ_of()
     check_environ(environ)
     assert ("", "/", "") == (environ["SCRIPT_NAME"], environ["PATH_INFO"], environ["QUERY_STRING"])
@@ -110,7 +110,7 @@ def test_environ_of_the_least_scope() -> None:
 
 
 def test_environ_of_a_scope_of_none() -> None:
-    """None stands for what is absent."""
+    """None means that a value is missing."""
     environ = environ_of(root_path=None, raw_path=None, client=None, server=None, extensions=None)
     del environ["asgi.scope"], environ["wsgi.input"]
     plain = environ_of()
@@ -119,7 +119,7 @@ def test_environ_of_a_scope_of_none() -> None:
 
 
 def test_environs_are_independent() -> None:
-    """What an application puts into one environ is not in the next."""
+    """Changes of an application to one environ are not in the next one."""
     environ_of()["wsgi.version"] = environ_of()["added"] = "changed"
     environ = environ_of()
     assert (1, 0) == environ["wsgi.version"]
@@ -157,7 +157,7 @@ def test_errors_go_where_standard_error_goes_now(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_path_is_split_by_whole_segments(root_path: str, path: str, script_name: str, path_info: str) -> None:
-    """The path begins with the root path or does not, as servers differ in that."""
+    """The path may or may not begin with the root path: servers differ."""
     environ = environ_of(root_path=root_path, path=path)
     assert (script_name, path_info) == (environ["SCRIPT_NAME"], environ["PATH_INFO"])
 
@@ -217,7 +217,7 @@ def test_address_of_the_client(client: Any) -> None:
 
 @pytest.mark.parametrize("client", [None, (), ("", 0), [None, None]])
 def test_unknown_address_of_the_client(client: Any) -> None:
-    """As behind a Unix socket, for which servers do not agree on what to say."""
+    """Behind a Unix socket, for example; servers report it in different ways."""
     environ = environ_of(client=client)
     assert [] == [key for key in environ if key.startswith("REMOTE_")]
 
@@ -236,7 +236,7 @@ def test_unknown_address_of_the_client(client: Any) -> None:
     ],
 )
 def test_address_of_the_server(scheme: str, server: Any, name: str, port: str) -> None:
-    """The two must not be empty, so that a Unix socket and an unknown address need ones to stand in."""
+    """The two keys must not be empty, so a Unix socket and an unknown address have replacement values."""
     environ = environ_of(scheme=scheme, server=server)
     assert (name, port) == (environ["SERVER_NAME"], environ["SERVER_PORT"])
 
@@ -285,7 +285,7 @@ def test_headers_from_an_iterator() -> None:
 
 
 def test_repeated_headers_are_joined() -> None:
-    """Cookies, which may hold commas, with semicolons; the case of a name does not tell it from another."""
+    """Cookies, which may contain commas, are joined with semicolons; the case of a name does not matter."""
     headers = [
         (b"accept", b"a"),
         (b"cookie", b"a=1, 2"),
@@ -335,7 +335,7 @@ def test_content_length_that_is_repeated_unchanged() -> None:
 
 
 def test_names_that_would_pass_for_others_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    """Underscores look like hyphens in an environ. The log has each name once, which is an argument there."""
+    """Underscores look like hyphens in an environ. Each name is logged once, as an argument of the message."""
     headers = [
         (b"x_forwarded_for", b"1"),
         (b"x-forwarded-for", b"2"),
@@ -354,7 +354,7 @@ def test_names_that_would_pass_for_others_are_dropped(caplog: pytest.LogCaptureF
 
 @pytest.mark.parametrize("name", [b"proxy", b"Proxy", b"PROXY"])
 def test_a_client_does_not_set_http_proxy(name: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """Programs that an application starts would take that for a setting."""
+    """Programs that an application starts would take this header for a setting."""
     environ = environ_of(headers=[(name, b"evil.example.org"), (b"proxy-authorization", b"1")])
     assert {"HTTP_PROXY_AUTHORIZATION": "1"} == http_keys(environ)
     assert 1 == len(caplog.records)
@@ -373,7 +373,7 @@ def test_a_long_header_does_not_fill_the_reason(headers: Headers) -> None:
 
 
 def test_clients_cannot_fill_the_log_with_names_of_headers(caplog: pytest.LogCaptureFixture) -> None:
-    """A few names are logged, and from then on their number, each time it has grown tenfold."""
+    """A few names are logged; afterwards their number, each time it has grown tenfold."""
     for number in range(10_000 + NAMES):
         environ_of(headers=[(b"name_%d" % number, b"")])
     messages = [record.getMessage() for record in caplog.records]
@@ -384,7 +384,7 @@ def test_clients_cannot_fill_the_log_with_names_of_headers(caplog: pytest.LogCap
 
 
 def test_name_of_a_header_is_logged_by_one_of_two_threads(caplog: pytest.LogCaptureFixture) -> None:
-    """1. Both find that the name has not been logged. 2. One notes it. 3. So does the other, which is then too late."""
+    """1. Thread A finds that the name was not logged. 2. Thread B finds the same. 3. One of them adds it, and logs."""
 
     dropped = DroppedHeaders("header", "this is a test")
 
@@ -406,7 +406,7 @@ def test_name_of_a_header_is_logged_by_one_of_two_threads(caplog: pytest.LogCapt
 
 @pytest.mark.parametrize("name", [b"transfer-encoding", b"Transfer-Encoding"])
 def test_transfer_encoding_does_not_reach_the_application(name: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """The server has decoded the body, and an application would do so again."""
+    """The server has decoded the body, and an application would decode it again."""
     assert {} == http_keys(environ_of(headers=[(name, b"chunked")]))
     assert [] == caplog.records
 
@@ -416,7 +416,7 @@ def test_transfer_encoding_does_not_reach_the_application(name: bytes, caplog: p
     [([], 0, None), ([], 5, "5"), ([(b"content-length", b"0")], 0, "0"), ([(b"content-length", b"7")], 5, "7")],
 )
 def test_known_size_of_the_body_is_its_length(headers: Headers, size: int, length: str | None) -> None:
-    """Where the client does not tell it."""
+    """If the client does not send a length."""
     environ = environ_for(scope_with(headers=headers), io.BytesIO(), None, None, size)
     assert length == environ.get("CONTENT_LENGTH")
 

@@ -1,4 +1,4 @@
-"""Applications that raise an exception, or break the rules of PEP 3333."""
+"""Applications that raise an exception, or violate PEP 3333."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_exception_before_the_headers() -> None:
 
 @pytest.mark.parametrize("chunk", [b"a", CHUNK * 20])
 async def test_exception_after_the_headers(chunk: bytes, log: Log) -> None:
-    """It comes out of the adapter, which does not log it. What came before is sent, and does not look complete."""
+    """The adapter raises it and does not log it. Earlier chunks are sent, and the response does not look complete."""
     body, client = Chunks([chunk, LookupError("late")]), Client()
     with pytest.raises(LookupError, match="late"):
         await serve(answers(body), client)
@@ -57,7 +57,7 @@ async def test_exception_after_the_headers(chunk: bytes, log: Log) -> None:
 
 
 async def test_exception_after_the_headers_of_a_response_without_a_body(log: Log) -> None:
-    """Nothing of that response need be sent, so the server can answer."""
+    """Nothing of that response has been sent, so the server can answer."""
 
     def application(environ: Environ, start_response: Any) -> list[bytes]:
         start_response("200 OK", [])(b"a")
@@ -71,7 +71,7 @@ async def test_exception_after_the_headers_of_a_response_without_a_body(log: Log
 
 
 async def test_exception_after_a_slow_client_was_given_everything(held_back: asyncio.Event) -> None:
-    """The exception waits until what is in the queue has been sent."""
+    """The exception is raised after the queued chunks have been sent."""
     client, body = Client(), Chunks([CHUNK] * 10 + [LookupError("late")])
     client.may_send.clear()
     task = asyncio.create_task(serve_beside(answers(body), client))
@@ -83,7 +83,7 @@ async def test_exception_after_a_slow_client_was_given_everything(held_back: asy
 
 
 async def test_exception_after_the_whole_body(log: Log) -> None:
-    """The response is complete by its length, and stays so; the server hears of the exception all the same."""
+    """By its length, the response is complete, and stays so; the server gets the exception nevertheless."""
 
     def application(environ: Environ, start_response: Any) -> list[bytes]:
         start_response("200 OK", [("Content-Length", "2")])(b"ab")
@@ -130,7 +130,7 @@ async def test_rule_that_is_broken_after_the_headers(
 
 
 async def test_exception_of_the_application_while_send_fails() -> None:
-    """That of the server comes out, with that of the application as its context: neither is lost."""
+    """The error of the server is raised, with that of the application as its context: neither is lost."""
     client = Leaving(ValueError)
 
     def application(environ: Environ, start_response: Any) -> Iterator[bytes]:
@@ -146,7 +146,7 @@ async def test_exception_of_the_application_while_send_fails() -> None:
 
 
 async def test_exception_of_the_application_before_the_rest_fails_to_be_sent() -> None:
-    """As above, where it is the end of the queue that cannot be sent."""
+    """As above, but the end of the queue cannot be sent."""
 
     def application(environ: Environ, start_response: Any) -> list[bytes]:
         start_response("200 OK", [])(b"a")
@@ -161,7 +161,7 @@ async def test_exception_of_the_application_before_the_rest_fails_to_be_sent() -
 
 
 class PanicException(BaseException):
-    """An exception that code written in Rust raises is of this kind."""
+    """A class like that of exceptions from Rust code."""
 
 
 def raises(error: BaseException, *chunks: bytes) -> Any:
@@ -182,7 +182,7 @@ def raises(error: BaseException, *chunks: bytes) -> Any:
     ids=lambda error: type(error).__name__,
 )
 async def test_exception_that_could_end_the_server(error: BaseException, chunks: tuple[bytes, ...]) -> None:
-    """It becomes a RuntimeError raised from it, which the server handles like any other."""
+    """The exception becomes the cause of a RuntimeError, which the server handles like any other."""
     client = Client()
     with pytest.raises(RuntimeError, match=type(error).__name__) as caught:
         await serve(raises(error, *chunks), client)
@@ -193,7 +193,7 @@ async def test_exception_that_could_end_the_server(error: BaseException, chunks:
 
 @pytest.mark.parametrize("error", [SystemExit(1), GeneratorExit(), KeyboardInterrupt()], ids=repr)
 async def test_exception_of_close_that_could_end_the_server(error: BaseException, log: Log) -> None:
-    """It is logged, as others of close() are."""
+    """Like other exceptions of close(), it is logged."""
 
     class Body(Chunks):
         def close(self) -> None:
@@ -206,7 +206,7 @@ async def test_exception_of_close_that_could_end_the_server(error: BaseException
 
 
 async def test_executor_that_gives_a_request_up() -> None:
-    """The request fails; it does not look like a cancelled one, of which servers say nothing."""
+    """The request fails; it does not look cancelled, because servers do not log cancelled requests."""
     executor = ThreadPoolExecutor(1)
     go_on, client = threading.Event(), Client()
     executor.submit(wait_for, go_on)
@@ -234,7 +234,7 @@ def test_exit_of_an_application_on_the_main_thread(error: BaseException) -> None
 
 
 def test_interrupt_on_the_main_thread() -> None:
-    """It is a Ctrl-C, and goes on."""
+    """KeyboardInterrupt is a Ctrl-C, and is raised unchanged."""
     with pytest.raises(KeyboardInterrupt):
         below_the_main_thread(raises(KeyboardInterrupt()))
 
@@ -242,7 +242,7 @@ def test_interrupt_on_the_main_thread() -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="has no signals of one's own")
 @pytest.mark.parametrize("where", ["application", "close"])
 def test_exit_of_a_signal_handler_on_the_main_thread(where: str) -> None:
-    """It ends the program, as a handler for SIGTERM wants to; the application has nothing to do with it."""
+    """The exit ends the program, as a handler for SIGTERM intends; the application did not raise it."""
 
     def leave(number: int, frame: Any) -> None:
         sys.exit(3)

@@ -1,4 +1,4 @@
-"""``wsgi.file_wrapper``: files that the server sends by itself, and those that are read."""
+"""``wsgi.file_wrapper``: files that the server sends itself, and files that are read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .helpers import PATHSEND, ZEROCOPY, Client, Environ, Log, Message, answers,
 
 
 class FileClient(Client):
-    """A server that sends files by itself, and notes whether they were open then."""
+    """A server that sends files itself, and records whether they were open then."""
 
     def __init__(self, *messages: Any) -> None:
         super().__init__(*messages, on_send=self.note)
@@ -40,7 +40,7 @@ def path(tmp_path: Path) -> Path:
 
 
 class SendsFile:
-    """An application that gives a file to the wrapper of the server, and keeps it to look at."""
+    """An application that passes a file to the wrapper of the server, and keeps it for the test."""
 
     file: Any
 
@@ -79,7 +79,7 @@ async def test_file_like_object_without_close() -> None:
 @pytest.mark.parametrize("buffering", [0, -1])
 @pytest.mark.parametrize("offset", [0, 4])
 async def test_file_by_its_descriptor(path: Path, buffering: int, offset: int) -> None:
-    """From where it stands. It is open when the server gets it, and closed afterwards."""
+    """From its current position. The file is open when the server gets it, and closed afterwards."""
     application = SendsFile(lambda: at(path.open("rb", buffering=buffering), offset))
     client = await serve(application, FileClient(), scope_with(ZEROCOPY, PATHSEND))
     length = b"%d" % (10 - offset)
@@ -101,7 +101,7 @@ async def test_file_by_its_descriptor_as_far_as_the_length_says(path: Path) -> N
 
 @pytest.mark.parametrize("extension", [ZEROCOPY, PATHSEND])
 async def test_no_file_for_a_length_of_zero(path: Path, extension: str, log: Log) -> None:
-    """A server may take a count of zero for all there is."""
+    """A server may send the whole file for a count of zero."""
     application = SendsFile(lambda: path.open("rb"), ("Content-Length", "0"))
     client = await serve(application, FileClient(), scope_with(extension))
     assert (b"", True, 2) == (client.body, client.complete, len(client.sent))
@@ -130,7 +130,7 @@ async def test_file_that_is_shorter_than_the_length_says(path: Path, extension: 
 async def test_whole_file_by_its_path(
     path: Path, headers: tuple[tuple[str, str], ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The path is made absolute, which the extension asks for."""
+    """The path is made absolute, as the extension requires."""
     monkeypatch.chdir(path.parent)
     application = SendsFile(lambda: opened(Path("file")), *headers)
     client = await serve(application, FileClient(), scope_with(PATHSEND))
@@ -174,7 +174,7 @@ def compressed(path: Path) -> Any:
 
 
 class Lower(io.FileIO):
-    """Gives other bytes than the file has."""
+    """A file object whose bytes differ from those of the file."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(-1 if size is None else size).lower()
@@ -193,7 +193,7 @@ OTHER_FILES: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("make_file", OTHER_FILES.values(), ids=OTHER_FILES.keys())
 @pytest.mark.parametrize("extension", [ZEROCOPY, PATHSEND])
 async def test_what_is_not_a_real_file_is_read(path: Path, make_file: Callable[[Path], Any], extension: str) -> None:
-    """Only a real file is known to give the very bytes that its descriptor would."""
+    """Only for a real file is it certain that its descriptor gives the same bytes."""
     application = SendsFile(lambda: make_file(path))
     client = await serve(application, FileClient(), scope_with(extension))
     assert (b"0123456789", True) == (client.body, client.complete)
@@ -274,7 +274,7 @@ async def test_file_for_a_client_that_has_gone(path: Path, extension: str, log: 
 
 @pytest.mark.parametrize("extension", [ZEROCOPY, PATHSEND])
 async def test_send_that_fails_with_a_file(path: Path, extension: str) -> None:
-    """It is not the application that has failed."""
+    """The application has not failed, but the server."""
 
     def fail(message: Message) -> None:
         raise LookupError("send")

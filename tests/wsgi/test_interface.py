@@ -1,4 +1,4 @@
-"""What callers, subclasses and wrappers rely on, and connections that are not HTTP."""
+"""Interfaces that callers, subclasses and wrappers rely on; connections that are not HTTP."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_unknown_kind_of_connection() -> None:
 
 
 async def test_subclass_with_methods_of_its_own() -> None:
-    """The adapter is a subclass too, which makes instances with positional arguments."""
+    """The adapter is subclassed, too, and makes instances with positional arguments."""
     called = []
 
     class Instance(WsgiToAsgiInstance):
@@ -100,7 +100,7 @@ async def test_subclass_with_methods_of_its_own() -> None:
     ids=["func", "wrapped"],
 )
 async def test_run_wsgi_app_wrapped_anew(function: Any) -> None:
-    """For the default executor of the loop, say."""
+    """For the default executor of the loop, for example."""
     names = []
 
     class Instance(WsgiToAsgiInstance):
@@ -128,7 +128,7 @@ def test_run_wsgi_app_is_a_coroutine_function() -> None:
 
 
 async def test_instances_share_threads() -> None:
-    """Those that are made without an adapter do not wait for one another."""
+    """Instances without an adapter do not wait for each other."""
     barrier = threading.Barrier(2)
 
     def application(environ: Environ, start_response: Any) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""A request leaves nothing behind: no garbage, and no reference in a thread or the server."""
+"""After a request, nothing remains: no garbage, and no reference in a thread or the server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .helpers import CHUNK, DISCONNECT, Client, Environ, answers, body_in, http,
 
 
 def streams_and_waits(client: Client) -> Any:
-    """Stream a chunk, and another when that was sent, so that a message is being received meanwhile."""
+    """Stream a chunk, and another one after it was sent, so that a message is being received meanwhile."""
     sent = threading.Event()
     client.on_send = lambda message: sent.set() if message["type"] == "http.response.body" else None
 
@@ -66,7 +66,7 @@ def replaces_late(environ: Environ, start_response: Any) -> list[bytes]:
 
 
 def collected(client: Client) -> Client:
-    """Have the body of *client* collected before the application is called."""
+    """Let the body of *client* be collected before the application is called."""
     client.scope = http()
     return client
 
@@ -104,7 +104,7 @@ async def serve_in_vain(application: Any, client: Client, **options: Any) -> Non
 
 @pytest.mark.parametrize("make", GARBAGE.values(), ids=GARBAGE.keys())
 def test_request_leaves_no_garbage(make: Callable[[], tuple[Any, Client]], caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.CRITICAL, "asgiref.wsgi")  # records would keep what was raised
+    caplog.set_level(logging.CRITICAL, "asgiref.wsgi")  # records would keep the exceptions
 
     async def measured() -> None:
         await serve_in_vain(*make(), max_body_size=30 * len(CHUNK))
@@ -143,7 +143,7 @@ def test_bad_request_leaves_no_garbage(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_server_keeps_nothing_of_a_request() -> None:
-    """Idle threads neither."""
+    """Nor do idle threads."""
 
     class Body(list[bytes]):
         pass

@@ -1,4 +1,4 @@
-"""Requests that are answered with 400 or 413 in place of the application."""
+"""Requests that are answered with 400 or 413 instead of the application's response."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from .helpers import (
 )
 @pytest.mark.parametrize("parts", [(b"a",), (b"a", b"b")])
 async def test_bad_request(headers: Any, parts: tuple[bytes, ...], log: Log) -> None:
-    """It is answered with 400, and logged; what the client sent is only an argument there."""
+    """The request is answered with 400, and logged; data of the client is only an argument of the message."""
     body = Chunks([AssertionError("called")])
     client = await serve(answers(body), Client(*body_in(*parts)), http(headers=headers), duplicate_header_limit=3)
     refused(client, 400)
@@ -79,7 +79,7 @@ async def test_dropped_names_are_logged_once(log: Log) -> None:
 
 
 async def test_body_that_announces_to_be_too_large(log: Log) -> None:
-    """Nothing is received for it."""
+    """None of its body is received."""
     scope = http(headers=[(b"content-length", b"11")])
     client = await serve(answers(Chunks([AssertionError()])), Client(*body_in(b"a" * 11)), scope, max_body_size=10)
     refused(client, 413)
@@ -96,7 +96,7 @@ async def test_body_that_announces_to_be_small_enough() -> None:
 @pytest.mark.parametrize("parts", [(b"a" * 11,), (b"a" * 11, b"a"), (b"a" * 5, b"a" * 6), (b"a", b"a" * 9, b"a", b"a")])
 @pytest.mark.parametrize("catches", [True, False])
 async def test_body_that_turns_out_to_be_too_large(parts: tuple[bytes, ...], catches: bool, log: Log) -> None:
-    """Even where the application answers."""
+    """Even if the application answers."""
 
     def application(environ: Environ, start_response: Any) -> list[bytes]:
         try:
@@ -135,7 +135,7 @@ async def test_body_that_is_not_read_is_not_too_large() -> None:
 
 @pytest.mark.parametrize("catches", [True, False])
 async def test_body_that_is_too_large_when_the_response_has_begun(catches: bool, log: Log) -> None:
-    """What was begun is not replaced."""
+    """A response that has started is not replaced."""
     sent = threading.Event()
 
     def note(message: Message) -> None:

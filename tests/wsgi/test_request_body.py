@@ -1,4 +1,4 @@
-"""``wsgi.input``: what an application reads, and when it is received."""
+"""``wsgi.input``: reading the request body, and when messages are received."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ READS: dict[str, Callable[[Any], bytes]] = {
     ids=["empty", "one", "several", "empty first", "empty last", "large"],
 )
 async def test_body_is_read(parts: tuple[bytes, ...], read: Callable[[Any], bytes]) -> None:
-    """In whatever way the application reads, and in however many messages the body comes."""
+    """In every way of reading, and for any number of messages."""
     body = b"".join(parts)
     client = await serve(reads(read), Client(*body_in(*parts)))
     assert (body[:100] if read is READS["read(100)"] else body) == client.body
@@ -85,7 +85,7 @@ async def test_messages_without_their_optional_keys() -> None:
 
 
 async def test_reading_ends_where_the_body_does() -> None:
-    """So a body without a Content-Length can be read while it comes, which the environ tells."""
+    """So a body without a Content-Length can be read while it arrives, as the environ says."""
 
     def application(environ: Environ, start_response: Any) -> list[bytes]:
         assert environ["wsgi.input_terminated"] is True
@@ -106,7 +106,7 @@ async def test_body_in_one_message_is_read_without_another() -> None:
 
 
 async def test_application_starts_with_the_first_message() -> None:
-    """What it has not read need not have come."""
+    """The rest of the body may arrive later."""
     client = await serve(answers([b"early"]), Client(request(b"a", True)))
     assert (b"early", True) == (client.body, client.complete)
     assert 1 == client.receives
@@ -132,7 +132,7 @@ async def test_messages_are_received_as_they_are_read() -> None:
 
 
 async def test_one_message_is_received_ahead_while_the_response_streams() -> None:
-    """So a client that leaves is noticed, and one that sends a lot is held back."""
+    """So a disconnect is noticed, and a client that sends a lot is slowed down."""
     client = Client(*body_in(b"a", b"b", b"c"))
     receives = []
 
@@ -154,7 +154,7 @@ async def test_reading_in_a_thread_that_the_application_started() -> None:
 
 
 async def test_reading_in_a_loop_of_the_applications_own() -> None:
-    """That loop is held up by it, as under any WSGI server; it goes on afterwards."""
+    """Reading blocks that loop, as under any WSGI server; the loop continues afterwards."""
 
     def application(environ: Environ, start_response: Any) -> list[bytes]:
         async def read() -> bytes:
@@ -171,7 +171,10 @@ async def test_reading_in_a_loop_of_the_applications_own() -> None:
 
 
 async def test_reading_on_the_loop_of_the_server() -> None:
-    """What has come can be read there; for more it would have to wait for itself, which the error tells."""
+    """Data that has arrived can be read there.
+
+    For more, the loop would have to wait for itself, so the error says that.
+    """
 
     def application(environ: Environ, start_response: Any) -> list[bytes]:
         body = environ["wsgi.input"]

@@ -1,4 +1,4 @@
-"""The messages that a response becomes: its length, its end, and responses that have no body."""
+"""The messages of a response: its length, its end, and responses without a body."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_written_data_of_a_response_that_has_no_body() -> None:
     [("HEAD", "200", True), ("GET", "304", True), ("GET", "204", False), ("HEAD", "204", False)],
 )
 async def test_length_told_without_a_body(method: str, status: str, told: bool, log: Log) -> None:
-    """It is that of the body which is not sent; only 204 must not have it."""
+    """It is the length of the body that is not sent. Only a 204 response must not have one."""
     client = await serve(answers([], status, [("Content-Length", "7")]), scope=http(method=method))
     assert ([(b"content-length", b"7")] if told else []) == client.headers
     assert client.complete
@@ -121,7 +121,7 @@ async def test_body_shorter_than_its_length_is_not_passed_off_as_complete(
 
 
 async def test_response_is_complete_with_the_last_byte_of_its_length(log: Log) -> None:
-    """It is sent while close() still works, and the iteration is asked for nothing more."""
+    """The last byte is sent while close() is still running, and no further item is requested."""
     complete = threading.Event()
 
     def note(message: Message) -> None:
@@ -142,7 +142,7 @@ async def test_response_is_complete_with_the_last_byte_of_its_length(log: Log) -
 
 
 async def test_last_byte_is_put_while_the_rest_is_being_sent() -> None:
-    """1. The loop takes a chunk. 2. The thread puts the last one. 3. What the loop has taken is not the end."""
+    """1. The loop takes a chunk. 2. The thread appends the last one. 3. The loop has not taken the end."""
     client = Client()
     connection = Connection(client.receive, client.send)
     response = Response(connection, client.scope)
@@ -167,7 +167,7 @@ async def test_last_byte_is_put_while_the_rest_is_being_sent() -> None:
 
 @pytest.mark.parametrize("chunks", [(b"",), (b"a",)])
 async def test_response_of_length_zero_is_complete_with_the_first_chunk(chunks: tuple[bytes, ...]) -> None:
-    """One is asked for, since start_response may come with it."""
+    """One chunk is requested, because start_response may be called with it."""
     body = Chunks([*chunks, AssertionError("asked for more")])
     client = await serve(answers(body, headers=[("Content-Length", "0")]))
     assert ([(b"content-length", b"0")], b"", True) == (client.headers, client.body, client.complete)
@@ -176,7 +176,7 @@ async def test_response_of_length_zero_is_complete_with_the_first_chunk(chunks: 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_written_data_makes_the_response_complete(method: str) -> None:
-    """The iterable is closed, and not asked for anything."""
+    """The iterable is closed, and no item is requested."""
     body = Chunks([AssertionError("asked for more")])
 
     def application(environ: Environ, start_response: Any) -> Chunks:
@@ -189,7 +189,7 @@ async def test_written_data_makes_the_response_complete(method: str) -> None:
 
 
 async def test_data_beyond_the_length_after_the_server_has_said_that_the_client_is_gone(log: Log) -> None:
-    """Servers say so of a client that has all it was to get. An application that writes without end hears of it."""
+    """Servers report a disconnect after a complete response. An application that writes without end gets the error."""
     client = Client()
 
     def leave(message: Message) -> None:

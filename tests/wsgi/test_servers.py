@@ -22,16 +22,16 @@ pytestmark = pytest.mark.slow
 
 SERVERS = [*ASGI_SERVERS, *WSGI_SERVERS]
 
-# How long nothing must happen, in seconds, to be sure that nothing will.
+# How long nothing must happen, in seconds, until the test is sure that nothing will.
 A_WHILE = 0.3
 
 CHUNK = bytes(64 * 1024)
-MANY = 512  # times this, and no buffer between client and server holds it
+MANY = 512  # this many chunks do not fit into the buffers between client and server
 BODY = bytes(range(256)) * 4096
-LARGE_BODY = BODY * 3 + b"12345"  # which is collected in a file, where it does not tell its length
+LARGE_BODY = BODY * 3 + b"12345"  # collected in a file if it has no length
 FILE = b"0123456789\n" * 300_000
 
-# The headers that servers set, or may.
+# The headers that servers set, or may set.
 SERVERS_OWN = {"connection", "content-length", "date", "server", "transfer-encoding"}
 PLAIN = ("content-type", "text/plain")
 
@@ -39,7 +39,7 @@ TAKES_ALL = "it takes the whole body before it calls the application"
 
 
 def skip(**reasons: str) -> pytest.MarkDecorator:
-    """Skip those servers; ``native`` stands for each WSGI server."""
+    """Skip those servers; ``native`` means each WSGI server."""
     params = []
     for name in SERVERS:
         native = reasons.get("native") if name in WSGI_SERVERS else None
@@ -53,7 +53,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with serving(request.param, tmp_path_factory.mktemp("server")) as server:
         yield server
     assert [] == re.findall(".*(?:never retrieved|was destroyed|never awaited).*", server.log)
-    # Hypercorn logs a KeyError where an HTTP/2 request is answered before its end has come.
+    # Hypercorn logs a KeyError if an HTTP/2 request is answered before its end has arrived.
     if server.name in ASGI_SERVERS and server.name != "hypercorn-h2":
         tracebacks = server.log.count("Traceback") - server.log.count("was the direct cause of the following exception")
         assert server.log.count("RuntimeError: ") == tracebacks, server.log
@@ -81,21 +81,21 @@ def head(method: str, target: str, *headers: str) -> bytes:
 
 
 def exchange(server: Server, data: bytes) -> bytes:
-    """Send *data*, and return everything that comes until the server closes the connection."""
+    """Send *data*, and return all data until the server closes the connection."""
     with server.connect() as connection:
         connection.sendall(data)
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def status_of(server: Server, data: bytes) -> int:
-    """Send *data*, and return the status of the response, without the rest of it."""
+    """Send *data*, and return the status of the response, without reading the rest."""
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(data)
         return int(file.readline().split()[1])
 
 
 def seen(response: httpx.Response) -> tuple[int, list[tuple[str, str]], str]:
-    """Return what is the application's in a response."""
+    """Return the application's part of a response."""
     headers = sorted(item for item in response.headers.multi_items() if item[0] not in SERVERS_OWN)
     return response.status_code, headers, response.text
 
@@ -109,7 +109,7 @@ def eventually(fact: Callable[[], bool]) -> None:
 
 
 def settled(count: Callable[[], int]) -> int:
-    """Return what *count* gives when that is not 0 and has not changed for a while."""
+    """Return the result of *count* when it is not 0 and has not changed for a while."""
     deadline = time.monotonic() + LIMIT
     before, now = 0, count()
     while now == 0 or before != now:
@@ -136,7 +136,7 @@ def chunks_of(body: bytes) -> Iterator[bytes]:
 
 def test_requests_run_in_parallel(server: Server) -> None:
     def ask() -> Any:
-        # A client each: threads that share an HTTP/2 connection can send streams out of order.
+        # Each thread has a client: threads that share an HTTP/2 connection can send streams out of order.
         with connect(server) as client:
             return client.get("/parallel?8").json()
 
@@ -291,7 +291,7 @@ def test_request_that_comes_byte_by_byte(server: Server) -> None:
 @skip(native="they leave it to the application, or take the whole body")
 @pytest.mark.parametrize("size", [0, 1, 5, len(BODY), len(LARGE_BODY)])
 def test_chunked_body_is_read_by_its_length(client: httpx.Client, size: int) -> None:
-    """As applications do that know nothing of chunks, nor of HTTP/2 requests without a length."""
+    """Applications that know neither chunks nor HTTP/2 requests without a length read in this way."""
     body = LARGE_BODY[:size]
     assert digest(body) == client.post("/read_length", content=chunks_of(body)).json()
 
@@ -305,7 +305,7 @@ def test_chunked_body_can_be_sought(client: httpx.Client) -> None:
 
 @skip(native="they have threads to spare, or none")
 def test_slow_chunked_upload_holds_no_thread(server: Server, client: httpx.Client) -> None:
-    """More of them than the adapter has threads, with other requests answered meanwhile."""
+    """There are more uploads than threads of the adapter, and other requests are answered meanwhile."""
     count, go_on = 45, threading.Event()
 
     def body() -> Iterator[bytes]:
@@ -352,7 +352,7 @@ def test_client_is_held_back_while_nobody_reads(server: Server, client: httpx.Cl
             yield CHUNK
 
     with connect(server) as other:
-        # It tells its length, so that it is not collected before somebody reads it.
+        # It has a length, so it is not collected before the application reads it.
         headers = {"Content-Length": str(MANY * len(CHUNK))}
         upload = Thread(functools.partial(other.post, content=body(), headers=headers), "/read_late/gate")
         sent_before = settled(lambda: len(sent))
@@ -362,7 +362,7 @@ def test_client_is_held_back_while_nobody_reads(server: Server, client: httpx.Cl
 
 
 class Vanished(Exception):
-    """The client has left."""
+    """The client has disconnected."""
 
 
 @skip(daphne=TAKES_ALL, waitress=TAKES_ALL, wsgiref="its wsgi.input merely ends")
@@ -417,7 +417,7 @@ def test_body_longer_than_its_length_is_cut(client: httpx.Client) -> None:
 
 
 def assert_cut_short(server: Server, path: str, expected: bytes) -> None:
-    """Assert that no more than *expected* comes of a response, which does not look complete."""
+    """Assert that at most *expected* of a response arrives, and that it does not look complete."""
     stays_open = server.name in ("daphne", "hypercorn-h2")
     body = b""
     with connect(server) as client:
@@ -456,7 +456,7 @@ def test_failure_before_the_response(server: Server, client: httpx.Client) -> No
 @skip(native="each has its own way with them")
 @pytest.mark.parametrize("error", ["SystemExit", "GeneratorExit", "KeyboardInterrupt"])
 def test_exception_that_could_end_the_server(server: Server, client: httpx.Client, error: str) -> None:
-    """It is an error of the request, as any other is."""
+    """It is an error of the request, like any other."""
     assert 500 == client.get(f"/exiting?{error}").status_code
     assert "a whole body: next" == client.get("/whole?next").text
     assert_logged_once(server, f"RuntimeError: the application raised {error}")
@@ -505,7 +505,7 @@ def test_upload_to_django(client: httpx.Client) -> None:
     assert {"name": "name.txt", "note": "\xe9"} | digest(FILE) == response.json()
 
 
-# Failures in the midst of a response. Daphne notices no exceptions any more after such a one, so these are the last.
+# Failures in the middle of a response. Daphne notices no exceptions after such a failure, so these tests are last.
 
 
 @skip(wsgiref="HTTP/1.0 has no way to tell")

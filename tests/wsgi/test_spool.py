@@ -44,19 +44,19 @@ from .helpers import (
     streamed,
 )
 
-# Of several messages, and larger than what stays in memory.
+# Of several messages, and larger than the part that stays in memory.
 LARGE = [CHUNK] * (MEMORY_LIMIT // len(CHUNK) + 1)
 
 
 class Disk(io.BytesIO):
-    """A temporary file, which notes what is done to it."""
+    """A temporary file that records the calls of its methods."""
 
     def __init__(self) -> None:
         super().__init__()
         self.writers: list[int] = []
         self.closes = 0
         self.is_closed = threading.Event()
-        # Set when the first write has begun; what it waits for before it goes on.
+        # Set when the first write has started; the event that this write waits for.
         self.begun, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
         self.error: OSError | None = None
@@ -78,7 +78,7 @@ class Disk(io.BytesIO):
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
-    """Return the only temporary file that can be opened; it is closed once at the end."""
+    """Return the only temporary file that can be opened; at the end, it must have been closed once."""
     disk = Disk()
     opened: list[Disk] = []
 
@@ -95,7 +95,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 
 
 def told(environ: Environ, start_response: Any) -> list[bytes]:
-    """Tell the length of the body by the environ, by a search for its end, and by its bytes, and then the body."""
+    """Return the length of the body by the environ, by seeking to its end, and by its bytes, and then the body."""
     body = environ["wsgi.input"]
     sizes = environ.get("CONTENT_LENGTH"), body.seek(0, os.SEEK_END), body.seek(0)
     start_response("200 OK", [("X-Sizes", str(sizes))])
@@ -106,7 +106,7 @@ def sizes_in(client: Client) -> Any:
     return dict(client.headers)[b"x-sizes"].decode()
 
 
-# What is collected:
+# The collected body:
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ async def test_body_in_one_message_has_its_length(spool_body: Any) -> None:
 
 @pytest.mark.parametrize(("size", "in_file"), [(MEMORY_LIMIT, False), (MEMORY_LIMIT + 1, True)])
 async def test_large_body_is_in_a_file(size: int, in_file: bool) -> None:
-    """Which is closed, and so gone, afterwards."""
+    """The file is closed, and so deleted, afterwards."""
     bodies = []
 
     def application(environ: Environ, start_response: Any) -> list[bytes]:
@@ -165,7 +165,7 @@ async def test_large_body_is_in_a_file(size: int, in_file: bool) -> None:
 
 
 def eventually(fact: Callable[[], bool]) -> None:
-    """Wait until *fact* is true; it becomes so on a thread of which nobody else hears."""
+    """Wait until *fact* is true; another thread makes it true without notification."""
     waiting = threading.Event()
     for _ in range(int(LIMIT * 1000)):
         if fact():
@@ -175,7 +175,7 @@ def eventually(fact: Callable[[], bool]) -> None:
 
 
 async def test_application_is_called_when_the_body_is_whole() -> None:
-    """And nothing else is received before it is."""
+    """Nothing else is received before."""
     client = Client(*body_in(b"a", b"b", b"c"), DISCONNECT)
     receives: list[int] = []
 
@@ -201,7 +201,7 @@ async def test_spool_body_of_none_streams(scope: Any) -> None:
 
 
 async def test_spool_body_also_collects_a_body_that_tells_its_length() -> None:
-    """For applications that seek, which the ``zipfile`` module does."""
+    """For applications that seek, for example with the ``zipfile`` module."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("name", b"content")
@@ -236,7 +236,7 @@ async def test_instance_without_an_adapter_collects() -> None:
 
 
 def test_spool_body_is_a_number_or_none() -> None:
-    """False is a likely guess for how to switch it off, and would be a limit of 0."""
+    """False is a likely guess for switching it off, and would be a limit of 0."""
     with pytest.raises(TypeError, match="None to stream, not False"):
         WsgiToAsgi(answers(), spool_body=False)
     with pytest.raises(ValueError, match="None streams them"):
@@ -262,7 +262,7 @@ def test_limit_by_default() -> None:
     ids=str,
 )
 async def test_body_larger_than_the_limit(options: Any, limit: int, monkeypatch: pytest.MonkeyPatch, log: Log) -> None:
-    """It is answered with 413, without the application, as soon as that much has come."""
+    """The body is answered with 413, without the application, as soon as the limit is exceeded."""
     monkeypatch.setattr("asgiref.wsgi.SPOOL_LIMIT", 10)
     client = await serve(reads(), Client(*body_in(*[b"a"] * limit)), http(), **options)
     assert (200, b"a" * limit) == (client.status, client.body)
@@ -274,7 +274,7 @@ async def test_body_larger_than_the_limit(options: Any, limit: int, monkeypatch:
 
 
 async def test_length_larger_than_spool_body(log: Log) -> None:
-    """Nothing is received for it."""
+    """None of its body is received."""
     scope = streamed(headers=[(b"content-length", b"11")])
     client = await serve(answers(Chunks([AssertionError("called")])), Client(), scope, spool_body=10)
     refused(client, 413)
@@ -340,7 +340,7 @@ async def test_receive_that_never_waits_leaves_time_for_others() -> None:
 
 
 async def test_slow_client_holds_no_thread(disk: Disk) -> None:
-    """Neither of the application nor of the file, however much of its body has come."""
+    """Neither a thread of the application nor one for files, at any size of the body."""
     adapter = WsgiToAsgi(told, threads=1)
     slow = Client(*[request(part, True) for part in LARGE])
     task = asyncio.create_task(call(adapter, slow))
@@ -412,7 +412,7 @@ async def test_receive_that_raises_while_a_body_is_collected(disk: Disk) -> None
 
 
 async def test_disk_that_is_full(disk: Disk, log: Log) -> None:
-    """The server hears of it; an OSError is not taken for the client's having left."""
+    """The server gets the error; the OSError is not mistaken for a disconnect."""
     disk.error = OSError(errno.ENOSPC, "No space left on device")
     client = Client(*body_in(*LARGE))
     with pytest.raises(OSError, match="No space left"):
@@ -421,7 +421,7 @@ async def test_disk_that_is_full(disk: Disk, log: Log) -> None:
 
 
 async def test_file_whose_close_fails(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk can refuse what is left in a buffer then, too."""
+    """On a full disk, writing the rest of a buffer can fail then, too."""
     close = disk.close
 
     def close_and_fail() -> None:
@@ -442,7 +442,7 @@ async def test_cancelled_while_the_client_is_slow(disk: Disk) -> None:
 
 
 async def test_cancelled_while_the_file_is_written(disk: Disk) -> None:
-    """1. A thread writes. 2. The request is cancelled, and over. 3. The thread has written, and closes the file."""
+    """1. A thread writes. 2. The request is cancelled, and ends. 3. The thread has written, and closes the file."""
     disk.go_on.clear()
     task = asyncio.create_task(serve_beside(answers(), Client(*body_in(*LARGE, *LARGE)), http()))
     await in_thread(wait_for, disk.begun)
@@ -452,7 +452,7 @@ async def test_cancelled_while_the_file_is_written(disk: Disk) -> None:
 
 
 async def test_cancelled_while_the_application_has_the_file(disk: Disk) -> None:
-    """The application goes on alone, and can read on. The file is closed when it has ended."""
+    """The application continues in the background, and can read. The file is closed when it has ended."""
     computing, go_on, ended = asyncio.Event(), threading.Event(), threading.Event()
     loop, seen = asyncio.get_running_loop(), []
 
@@ -492,7 +492,7 @@ async def test_cancelled_before_the_application_has_a_thread_for_its_file(disk: 
 
 
 def test_file_that_is_put_back_before_the_request_ends(disk: Disk) -> None:
-    """1. A thread puts the file back. 2. The request ends, and takes it. 3. The thread looks, and finds nothing."""
+    """1. A thread puts the file back. 2. The request ends, and takes it. 3. The thread looks, and finds no file."""
 
     class Free(list[IO[bytes]]):
         def append(self, file: IO[bytes], /) -> None:
@@ -506,7 +506,7 @@ def test_file_that_is_put_back_before_the_request_ends(disk: Disk) -> None:
 
 
 def test_file_that_is_put_back_after_the_request_has_ended(disk: Disk) -> None:
-    """1. A thread works on the file. 2. The request ends, and finds none. 3. The thread puts it back, and closes it."""
+    """1. A thread uses the file. 2. The request ends, and finds no file. 3. The thread puts it back, and closes it."""
     body = Spool(None)
     disk.go_on.clear()
     writing = Thread(body._write, io.BytesIO(b"a"), True)
@@ -519,7 +519,7 @@ def test_file_that_is_put_back_after_the_request_has_ended(disk: Disk) -> None:
 
 
 def test_request_that_is_over_before_the_application_takes_the_file(disk: Disk) -> None:
-    """Nobody is left to whom its response would go."""
+    """The response would go nowhere."""
     body = Spool(None)
     body._write(io.BytesIO(b"a"), True)
     body.discard()

@@ -1,4 +1,4 @@
-"""``start_response``: the status and the headers, what is refused, and what an error handler may replace."""
+"""``start_response``: the status and the headers, refused values, and replacement by an error handler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .helpers import Chunks, Client, Environ, Log, answers, serve
 
 
 async def test_headers_wait_for_the_first_chunk_that_is_not_empty() -> None:
-    """Until then an error handler may replace them."""
+    """Until then, an error handler may replace them."""
 
     def application(environ: Environ, start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [("X-Old", "1")])
@@ -65,7 +65,7 @@ async def test_exc_info_after_the_headers_raises_the_exception_again(log: Log) -
 
 
 async def test_start_response_may_be_called_with_the_first_chunk() -> None:
-    """And with keywords of their names."""
+    """Also with keyword arguments."""
 
     def application(environ: Environ, start_response: Any) -> Iterator[bytes]:
         start_response(status="200 OK", response_headers=[("X-One", "1")])
@@ -88,7 +88,7 @@ async def test_header_values_are_latin_1() -> None:
 
 
 async def test_hop_by_hop_headers_are_dropped(log: Log) -> None:
-    """They are the server's to set. The log has each name once, however many responses have it."""
+    """Only the server sets them. Each name is logged once, for any number of responses."""
     names = ["Connection", "keep-alive", "TE", "Trailer", "Transfer-Encoding", "Upgrade", "Proxy-Authenticate"]
     headers = [("X-One", "1"), *[(name, "dropped") for name in names], ("X-Two", "2")]
     for _ in range(2):

@@ -35,7 +35,7 @@ from .helpers import (
 
 @pytest.mark.parametrize("chunks", [(), (b"",), (b"a", b"", b"b"), (b"", b"a"), (CHUNK,) * 50])
 async def test_other_iterables_stream(chunks: tuple[bytes, ...]) -> None:
-    """Their length is not known ahead."""
+    """Their length is not known in advance."""
     body = Chunks(chunks)
     client = await serve(answers(body))
     assert [] == client.headers
@@ -79,7 +79,7 @@ async def test_written_data_is_sent_while_the_application_works_on() -> None:
 
 
 async def test_slow_client_holds_the_application_back(held_back: asyncio.Event) -> None:
-    """As much may wait as the limit says, beside what is being sent."""
+    """Besides the chunk that is being sent, as much may be queued as the limit says."""
     client, body = Client(), Chunks([CHUNK] * 50)
     client.may_send.clear()
     task = asyncio.create_task(serve_beside(answers(body), client))
@@ -91,7 +91,7 @@ async def test_slow_client_holds_the_application_back(held_back: asyncio.Event) 
 
 
 async def test_news_come_again_and_again() -> None:
-    """And are not waited for when there will be none."""
+    """Nothing waits for the event if it will not come."""
     client = Client()
     connection = Connection(client.receive, client.send)
     for _ in range(2):
@@ -164,7 +164,7 @@ async def test_close_of_a_body_that_cannot_be_iterated() -> None:
 
 
 async def test_close_of_a_generator() -> None:
-    """Where the client wants no more of it, its finally block runs."""
+    """If the client wants no more of it, its finally block runs."""
     ended = threading.Event()
 
     def application(environ: Environ, start_response: Any) -> Iterator[bytes]:
@@ -180,7 +180,7 @@ async def test_close_of_a_generator() -> None:
 
 
 async def test_write_that_is_overtaken_by_the_end_of_the_request() -> None:
-    """1. A thread puts a chunk. 2. The request ends. 3. The loop hears of the chunk, and sends nothing."""
+    """1. A thread appends a chunk. 2. The request ends. 3. The loop is woken for the chunk, and sends nothing."""
     client = Client()
     connection = Connection(client.receive, client.send)
     response = Response(connection, scope_with())

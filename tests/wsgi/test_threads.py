@@ -1,4 +1,4 @@
-"""``WsgiToAsgi``: which thread runs a request, how many run at once, and which context variables they see."""
+"""``WsgiToAsgi``: which thread runs a request, how many requests run concurrently, and their context variables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ color = contextvars.ContextVar("color", default="none")
 
 
 async def test_whole_request_is_on_one_thread() -> None:
-    """The call, reads, the iteration and close() are on one thread, which is not that of the loop."""
+    """The call, reads, the iteration and close() run on one thread, which is not that of the loop."""
     idents: list[int] = []
 
     def note() -> None:
@@ -93,7 +93,7 @@ async def test_as_many_requests_at_once_as_there_are_threads(limit: int) -> None
 
 
 async def test_executor_of_the_callers_own() -> None:
-    """It runs the requests, and is not shut down."""
+    """The executor runs the requests, and is not shut down."""
     with ThreadPoolExecutor(1) as executor:
         ident = executor.submit(threading.get_ident).result(LIMIT)
         seen: list[int] = []
@@ -119,7 +119,7 @@ async def test_inside_a_thread_sensitive_context() -> None:
 
 
 def test_below_async_to_sync() -> None:
-    """The thread that waits runs the application, which reads and streams all the same."""
+    """The waiting thread runs the application, which can read and stream nevertheless."""
 
     def application(environ: Environ, start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [])
@@ -131,7 +131,7 @@ def test_below_async_to_sync() -> None:
 
 
 async def test_context_variables_come_and_go() -> None:
-    """The application sees what the server has set, and what it sets itself comes back; so for receive and send."""
+    """Variables of the server are visible, and changes come back; the same is true for receive and send."""
     seen = []
 
     class Looking(Client):
