@@ -1,7 +1,7 @@
-"""The chat bot among the examples: its pieces, and the whole of it."""
+"""The chat bot of the examples: its parts, and the whole program."""
 
 import sys
 
 from ..helpers import ROOT
 
-sys.path.append(str(ROOT))  # where the suite runs against the installed package, the tree is not on the path
+sys.path.append(str(ROOT))  # if the suite tests the installed package, the tree is not on the path

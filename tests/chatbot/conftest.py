@@ -1,4 +1,4 @@
-"""The fixtures of the tests of the chat bot."""
+"""The fixtures for the tests of the chat bot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The application behind the bot, without the bot."""
+"""The application of the bot, without the bot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .helpers import open_store
 
 
 def test_what_the_bot_understands(store: Store) -> None:
-    """Notes are remembered, listed and forgotten, each person's own."""
+    """Notes are stored, listed and deleted, for each person separately."""
 
     def say(text: str, person: str = "ada") -> str:
         command, _, rest = text.partition(" ")
@@ -40,7 +40,7 @@ def test_what_the_bot_understands(store: Store) -> None:
 
 
 def test_what_a_person_may_keep_is_bounded(store: Store) -> None:
-    """A note is cut, and after so many there is no more room."""
+    """A long note is cut, and the number of notes is limited."""
     for _ in range(MOST_NOTES):
         answer(store, "ada", "remember", "x" * 9999)
     assert f"I keep {MOST_NOTES} notes for you already. Forget one first." == answer(store, "ada", "remember", "x")
@@ -48,7 +48,7 @@ def test_what_a_person_may_keep_is_bounded(store: Store) -> None:
 
 
 async def test_an_instance_remembers_its_question(tmp_path: Path) -> None:
-    """After "Which one?" a number is an answer to that, and only then."""
+    """After "Which one?", and only then, a number is an answer."""
     async with open_store(tmp_path / "chatbot.sqlite3") as store:
         communicator = ApplicationCommunicator(notebook(store), {"type": "chat", "person": "ada"})
 
@@ -71,7 +71,7 @@ async def test_an_instance_remembers_its_question(tmp_path: Path) -> None:
 
 
 async def test_the_app_is_for_chat_only() -> None:
-    """A scope of another type is refused, as ASGI has it."""
+    """A scope of another type is refused, as ASGI requires."""
     communicator = ApplicationCommunicator(notebook(Store(":memory:")), {"type": "lifespan"})
     with pytest.raises(NotImplementedError, match="not for lifespan"):
         await communicator.receive_output(LIMIT)

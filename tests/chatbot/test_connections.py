@@ -1,4 +1,4 @@
-"""The connection to a server: names that are taken, pauses before the next try, silence, and floods."""
+"""The connection to a server: nicks that are taken, pauses before the next attempt, silence, and floods."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .helpers import FakeServer, running
 
 
 async def test_another_nick_is_taken_if_need_be(server: FakeServer, path: Path) -> None:
-    """Where the nick is taken, the bot has another one; it follows a change, and listens to the name it has."""
+    """If the nick is taken, the bot takes another one; it follows a change, and reacts to its current nick."""
     async with running(server.bot(path, channel="#room")):
         peer = await server.accept()
         await peer.until("NICK :notes")
@@ -52,7 +52,7 @@ async def test_the_bot_comes_back_in_ever_longer_pauses(server: FakeServer, path
 
 
 async def test_a_server_that_refuses_the_bot_is_tried_again(server: FakeServer, path: Path) -> None:
-    """A wrong password, or no nick that is free, is one more failed attempt."""
+    """A wrong password, or no free nick, is one more failed attempt."""
     async with running(server.bot(path)):
         peer = await server.accept()
         peer.send(":irc.example 464 * :Password incorrect")
@@ -70,7 +70,7 @@ async def test_a_server_that_refuses_the_bot_is_tried_again(server: FakeServer, 
 async def test_a_server_that_falls_silent_is_left(
     server: FakeServer, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection on which nothing comes, not even the answer to a PING, is given up."""
+    """The bot gives up a connection without any data, not even the answer to a PING."""
     monkeypatch.setattr(irc, "SILENCE", 0.02)
     async with running(server.bot(path)):
         peer = await server.welcome()
@@ -80,7 +80,7 @@ async def test_a_server_that_falls_silent_is_left(
 
 
 async def test_what_a_server_sends_is_bounded(server: FakeServer, path: Path) -> None:
-    """Lines without end, bytes without sense and numbers without meaning do not disturb the bot."""
+    """Endless lines, meaningless bytes and meaningless numbers do not disturb the bot."""
     async with running(server.bot(path)):
         peer = await server.welcome()
         peer.writer.write(b"x" * 300_000)

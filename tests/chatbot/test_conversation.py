@@ -1,7 +1,7 @@
-"""What the bot says to whom, against a server that does what the test says.
+"""The answers of the bot, to a server that the test controls.
 
-Its promise is that no message is lost, so most tests cut something off at the worst moment and
-look at what comes afterwards. Nothing is waited for but lines and events.
+The bot promises that no message is lost. So most tests interrupt something at the worst moment, and check the next
+start or connection. They wait only for lines and events.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .helpers import Event, FakeServer, Receive, Send, eventually, kept, open_st
 
 
 async def test_everybody_has_a_list_of_their_own(server: FakeServer, path: Path) -> None:
-    """The bot answers where it was spoken to: in private, or by name in its channel."""
+    """The bot answers where it was addressed: in private, or by name in its channel."""
     async with running(server.bot(path, channel="#Room")):
         peer = await server.welcome()
         assert "JOIN :#Room" == await peer.line()
@@ -88,7 +88,7 @@ async def test_names_that_are_one_to_the_server_are_one_person(server: FakeServe
 
 
 async def test_a_long_answer_is_several_lines(server: FakeServer, path: Path) -> None:
-    """Each line of an answer is short enough to reach others whole, with the longest prefix."""
+    """Each line of an answer is short enough to reach others whole, even with the longest prefix."""
     async with running(server.bot(path)):
         peer = await server.welcome()
         for number in range(MOST_NOTES):
@@ -107,7 +107,10 @@ async def test_a_long_answer_is_several_lines(server: FakeServer, path: Path) ->
 
 
 async def test_an_answer_without_confirmation_is_said_again(server: FakeServer, path: Path) -> None:
-    """1. The answer comes. 2. The connection dies before the PONG. 3. It comes again, and was done once."""
+    """1.
+
+    The answer arrives. 2. The connection ends before the PONG. 3. The answer comes again, and the note was stored once.
+    """
     async with running(server.bot(path)):
         peer = await server.welcome()
         peer.say("remember milk")
@@ -125,14 +128,14 @@ async def test_an_answer_without_confirmation_is_said_again(server: FakeServer, 
 
 
 async def test_a_confirmation_covers_what_was_said_before_it(server: FakeServer, path: Path) -> None:
-    """The PONG that is missing leaves only what came after the one that arrived."""
+    """A missing PONG concerns only lines after the last confirmed one."""
     async with running(server.bot(path, grace=0)):
         peer = await server.welcome()
         peer.say("remember milk")
         await peer.confirm()
         peer.say("remember eggs")
         await peer.until("PING :said-")
-        peer.send(":irc.example PONG irc.example :said-99", "PING :have-you-read-it")  # which was never asked
+        peer.send(":irc.example PONG irc.example :said-99", "PING :have-you-read-it")  # an answer to no question
         await peer.until("PONG :have-you-read-it")
     assert ([], ["Noted. That makes 2."]) == await kept(path)
 
@@ -140,7 +143,7 @@ async def test_a_confirmation_covers_what_was_said_before_it(server: FakeServer,
 async def test_a_message_on_which_the_application_fails_is_settled(
     server: FakeServer, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The person gets an apology, once; what else was waiting for that application is answered by its successor."""
+    """The person gets one apology; other messages for that application are answered by the next instance."""
     go = asyncio.Event()
 
     def application(store: Store) -> Any:
@@ -176,7 +179,7 @@ async def test_a_message_on_which_the_application_fails_is_settled(
 
 
 async def test_an_application_that_fails_after_its_answer_does_no_harm(server: FakeServer, path: Path) -> None:
-    """What is settled stays settled, and is said, though the application dies before it can tell."""
+    """An answer that was settled stays so, and is sent, even if the application fails before it can report that."""
 
     def application(store: Store) -> Any:
         async def app(scope: Event, receive: Receive, send: Send) -> None:

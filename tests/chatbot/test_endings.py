@@ -1,4 +1,4 @@
-"""The end of a bot, or of its connection, in the midst of its work: no message is lost."""
+"""The end of a bot, or of its connection, during its work: no message is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .helpers import Event, FakeServer, Receive, Send, eventually, kept, running
 
 
 async def test_the_end_waits_for_the_last_confirmation(server: FakeServer, path: Path) -> None:
-    """1. Two answers are sent. 2. The first is confirmed. 3. The bot is asked to stop, and waits for the second."""
+    """1. Two answers are sent. 2. The first one is confirmed. 3. The bot is asked to stop, and waits for the second."""
     bot = server.bot(path, grace=LIMIT)
     async with running(bot) as task:
         peer = await server.welcome()
@@ -38,7 +38,7 @@ async def test_the_end_waits_for_the_last_confirmation(server: FakeServer, path:
 
 
 async def test_a_message_in_work_outlives_the_connection(server: FakeServer, path: Path) -> None:
-    """A message that is with its application when the connection dies is not handed over again, but answered."""
+    """A message that its application is processing when the connection ends is answered, and not passed on again."""
     begun, go = asyncio.Event(), asyncio.Event()
     received: list[str] = []
 
@@ -73,7 +73,7 @@ async def test_a_message_in_work_outlives_the_connection(server: FakeServer, pat
 
 
 async def test_what_a_stopped_bot_owes_is_said_by_the_next_one(server: FakeServer, path: Path) -> None:
-    """1. Two messages are accepted, and the application hangs. 2. The bot is stopped. 3. A new one answers both."""
+    """1. Two messages are accepted, and the application hangs. 2. The bot is stopped. 3. A new bot answers both."""
     accepted = asyncio.Semaphore(0)
 
     def hanging(store: Store) -> Any:
@@ -103,7 +103,7 @@ async def test_what_a_stopped_bot_owes_is_said_by_the_next_one(server: FakeServe
 
 
 async def test_the_end_waits_for_the_last_answer(server: FakeServer, path: Path) -> None:
-    """1. A message is accepted. 2. The bot is asked to stop. 3. It answers that one and no other, and then goes."""
+    """1. A message is accepted. 2. The bot is asked to stop. 3. It answers this message and no other one, and ends."""
     begun, go = asyncio.Event(), asyncio.Event()
 
     def application(store: Store) -> Any:
@@ -137,7 +137,7 @@ async def test_the_end_waits_for_the_last_answer(server: FakeServer, path: Path)
 
 
 async def test_the_end_waits_no_longer_than_it_may(server: FakeServer, path: Path) -> None:
-    """A server that does not confirm cannot hold up the end; the answer is kept, and said at the next start."""
+    """A server that does not confirm cannot delay the end; the answer is kept, and sent at the next start."""
     async with running(server.bot(path, grace=0.01)):
         peer = await server.welcome()
         peer.say("remember milk")
@@ -151,7 +151,7 @@ async def test_the_end_waits_no_longer_than_it_may(server: FakeServer, path: Pat
 
 
 async def test_a_broken_store_ends_the_bot(server: FakeServer, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bot does not go on where it cannot record what it is told."""
+    """The bot ends if it cannot record its messages."""
     bot = server.bot(path)
 
     def accept(*arguments: str) -> Message:

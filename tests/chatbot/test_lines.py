@@ -28,7 +28,7 @@ from examples.chatbot.irc import Line
     ],
 )
 def test_any_bytes_can_be_read_as_a_line(data: bytes, expected: Line) -> None:
-    """A line of IRC is read as the RFC has it; what is none gives something harmless."""
+    """Any bytes can be parsed; anything but a line of the RFC gives a harmless result."""
     assert expected == irc.parse(data)
 
 
@@ -38,7 +38,7 @@ def test_a_person_is_told_from_a_server() -> None:
 
 
 def test_one_line_is_sent_whatever_it_contains() -> None:
-    """A text cannot begin another line; a parameter that would become two is refused."""
+    """A text cannot start another line; a parameter that would become two is refused."""
     assert b"NOTICE ada :a  QUIT b\r\n" == irc.encode("NOTICE", "ada", "a\r\nQUIT\0b")
     assert b"QUIT :\r\n" == irc.encode("QUIT", "")
     for word in ["", "a b", ":a", "a\nb", "a\0b"]:
@@ -62,7 +62,7 @@ def test_one_line_is_sent_whatever_it_contains() -> None:
     ],
 )
 def test_a_text_is_cut_to_the_bytes_that_fit(text: str, limit: int, expected: list[str]) -> None:
-    """Pieces are cut at spaces if possible, and never within a character."""
+    """Texts are cut at spaces if possible, and never within a character."""
     assert expected == irc.split(text, limit)
 
 
@@ -71,12 +71,15 @@ def test_a_text_is_cut_to_the_bytes_that_fit(text: str, limit: int, expected: li
     [("ascii", "ada[]\\~Ä"), ("rfc1459", "ada{}|^Ä"), ("strict-rfc1459", "ada{}|~Ä"), ("unheard-of", "ada[]\\~Ä")],
 )
 def test_names_are_compared_as_the_server_does(mapping: str, expected: str) -> None:
-    """How upper and lower case belong together is the server's to tell."""
+    """The server says which upper-case and lower-case characters are equal."""
     assert expected == irc.fold("AdA[]\\~Ä", mapping)
 
 
 async def test_lines_that_are_too_long_are_dropped() -> None:
-    """Of a line beyond the limit nothing is kept, however it comes; the next one is whole. Half a line is none."""
+    """Nothing is kept of a line beyond the limit, in any number of pieces; the next line is whole.
+
+    Half a line is no line.
+    """
     reader = asyncio.StreamReader(limit=16)
     reader.feed_data(b"one\r\n" + b"x" * 17 + b"\n" + b"two\n" + b"y" * 100)
     assert [b"one", b"two"] == [await irc.read_line(reader), await irc.read_line(reader)]
@@ -90,7 +93,7 @@ async def test_lines_that_are_too_long_are_dropped() -> None:
 
 
 async def test_a_server_is_not_sent_more_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five lines go at once, and then one each two seconds."""
+    """Five lines are sent at once, and then one every two seconds."""
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:

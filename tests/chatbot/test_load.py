@@ -1,4 +1,4 @@
-"""Many persons at once: what the bot holds is bounded."""
+"""Many persons at once: the memory of the bot is limited."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .helpers import CountingBot, Event, FakeServer, Receive, Send, running
 
 @pytest.mark.parametrize("most", [1, 2, 5])
 async def test_many_persons_share_a_few_instances(server: FakeServer, most: int) -> None:
-    """Instances go to make room, but no message with them; and no more messages are in work than there may be."""
+    """Instances are deleted to make room, but no message is lost; the number of messages in progress is limited."""
     bot = server.bot(":memory:", max_applications=most)
     async with running(bot):
         peer = await server.welcome()
@@ -39,7 +39,7 @@ async def test_many_persons_share_a_few_instances(server: FakeServer, most: int)
 
 
 async def test_who_is_at_work_is_not_evicted(server: FakeServer, path: Path) -> None:
-    """The instance that has been quiet the longest stays while it works; the oldest idle one goes."""
+    """The least recently used instance stays while it is working; the oldest idle one is deleted."""
     go = asyncio.Event()
     ended: list[str] = []
 
@@ -70,7 +70,7 @@ async def test_who_is_at_work_is_not_evicted(server: FakeServer, path: Path) -> 
 
 
 async def test_no_more_is_read_than_can_be_worked_on(server: FakeServer, path: Path) -> None:
-    """While as many messages as there may be wait for their applications, others stay where they are."""
+    """While the maximum number of messages waits for the applications, further ones are not read."""
     go = asyncio.Event()
     in_work = asyncio.Semaphore(0)
 

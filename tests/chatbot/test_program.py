@@ -1,4 +1,4 @@
-"""``python -m examples.chatbot`` as a process: signals, and what it says when something is wrong."""
+"""``python -m examples.chatbot`` as a process: signals and error messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .helpers import HOST
 
 @contextlib.contextmanager
 def program(path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """Run ``python -m examples.chatbot``; it has to end in the block, and is ended after twice the limit of a wait."""
+    """Run ``python -m examples.chatbot``; it must end in the block, and is killed after twice the limit of a wait."""
     paths = [str(Path(asgiref.__file__).parent.parent), str(ROOT)]
     with subprocess.Popen(
         [sys.executable, "-u", "-m", "examples.chatbot", "--database", str(path), *options],
@@ -32,7 +32,7 @@ def program(path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        # Reading its output has no limit of its own.
+        # Reading its output has no limit.
         timer = threading.Timer(2 * LIMIT, process.kill)
         timer.start()
         try:
@@ -44,13 +44,13 @@ def program(path: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def output_until(process: subprocess.Popen[str], part: str) -> str:
-    """Return the next line of the output that has *part*; the end of the program ends the wait."""
+    """Return the next line of the output that contains *part*; the end of the program ends the wait."""
     assert process.stdout is not None
     return next(line for line in process.stdout if part in line)
 
 
 class Caller:
-    """Somebody with a socket, who is in no hurry but has a limit."""
+    """A client with a socket, whose waits have a limit."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -73,7 +73,7 @@ class Caller:
 
 @contextlib.contextmanager
 def caller(process: subprocess.Popen[str], name: str) -> Iterator[Caller]:
-    """Give somebody in the chat room of *process*, with the bot there."""
+    """Give a client in the chat room of *process*, with the bot there."""
     port = int(output_until(process, "nc localhost").split()[-1])
     output_until(process, "Connected as notes.")
     caller = Caller(socket.create_connection((HOST, port)))
@@ -89,7 +89,7 @@ def caller(process: subprocess.Popen[str], name: str) -> Iterator[Caller]:
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_program_ends_in_order(path: Path, number: signal.Signals) -> None:
-    """Ctrl-C or SIGTERM ends it without a traceback and with 0, and the notes are there the next time."""
+    """Ctrl-C or SIGTERM ends it without a traceback and with status 0; the notes are there at the next start."""
     for expected in ["You have no notes.", "1: milk"]:
         with program(path, "--port", "0") as process, caller(process, "ada") as ada:
             ada.send("/notes list")
@@ -106,7 +106,11 @@ def test_the_program_ends_in_order(path: Path, number: signal.Signals) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 def test_a_second_interrupt_ends_the_program_at_once(path: Path) -> None:
-    """1. An answer is not confirmed. 2. Ctrl-C waits. 3. Ctrl-C does not. 4. The answer comes at the next start."""
+    """1.
+
+    An answer is not confirmed. 2. The first Ctrl-C waits. 3. The second one does not. 4. The next start sends the
+    answer.
+    """
     with socket.create_server((HOST, 0)) as listening:
         listening.settimeout(LIMIT)
         port = listening.getsockname()[1]
@@ -125,7 +129,7 @@ def test_a_second_interrupt_ends_the_program_at_once(path: Path) -> None:
                     if patience == "1000":
                         process.send_signal(signal.SIGINT)
                     output, _ = process.communicate(timeout=LIMIT)
-                    # The second one may hit any code, so asyncio may have more to say.
+                    # The second one may interrupt any code, so asyncio may log more.
                     assert (0, "Ended.\n") == (process.returncode, output[:7])
                 finally:
                     server.close()
@@ -133,7 +137,7 @@ def test_a_second_interrupt_ends_the_program_at_once(path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_program_says_what_is_wrong(path: Path) -> None:
-    """A port that is taken, a file that cannot be opened and options without sense are explained in a line."""
+    """A port in use, a file that cannot be opened, and wrong options are explained in one line."""
     with socket.create_server((HOST, 0)) as listening:
         port = str(listening.getsockname()[1])
         for expected, status, options in [

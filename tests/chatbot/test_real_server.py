@@ -58,7 +58,7 @@ def ngircd(directory: Path, port: int) -> Iterator[None]:
 
 
 async def irc_client(port: int, nick: str) -> Peer:
-    """Return somebody on a real server, in the channel."""
+    """Return a client of a real server, in the channel."""
     async with asyncio.timeout(LIMIT):
         while True:
             try:
@@ -77,7 +77,7 @@ async def irc_client(port: int, nick: str) -> Peer:
 @pytest.mark.slow
 @pytest.mark.skipif(NGIRCD is None, reason="ngircd is not installed")
 async def test_on_a_real_server(path: Path) -> None:
-    """Two people, in private and in a channel; then the server dies with an answer pending, and comes back."""
+    """Two people talk in private and in a channel; the server ends with an answer pending, and is started again."""
     with socket.create_server((HOST, 0)) as listening:
         port = listening.getsockname()[1]
     store = Store(path)

@@ -39,7 +39,7 @@ async def room(bot_path: Path | str | None = None, **options: Any) -> AsyncItera
 
 @contextlib.asynccontextmanager
 async def visitor(port: int, name: str = "") -> AsyncIterator[Peer]:
-    """Give a connection like that of ``nc``, which has given its name."""
+    """Give a connection like that of ``nc``, which has sent its name."""
     peer = Peer(*await asyncio.open_connection(HOST, port))
     try:
         assert "What is your name?" == await peer.line()
@@ -53,7 +53,7 @@ async def visitor(port: int, name: str = "") -> AsyncIterator[Peer]:
 
 
 async def test_people_talk_to_the_bot_and_to_each_other() -> None:
-    """Two people with nothing but lines: what they say to all, to the bot, and to one."""
+    """Two people who send plain lines: to all, to the bot, and to one person."""
     async with room(":memory:") as port, visitor(port, "ada") as ada, visitor(port, "bob") as bob:
         await ada.until("* bob has come")
         ada.send("hello, bob")
@@ -77,7 +77,7 @@ async def test_people_talk_to_the_bot_and_to_each_other() -> None:
 
 
 async def test_a_name_is_asked_for_until_it_can_be_one() -> None:
-    """Names have a form and are there once, however they are written."""
+    """Names have a form and are unique, in any case of letters."""
     async with room() as port, visitor(port, "ada"), visitor(port) as other:
         other.send("ADA")
         assert "That one is here already. What is your name?" == await other.line()
@@ -89,7 +89,7 @@ async def test_a_name_is_asked_for_until_it_can_be_one() -> None:
 
 
 async def test_harm_is_kept_from_others() -> None:
-    """Bytes that are no text, controls for a terminal and lines without end do not reach anybody."""
+    """Bytes that are not text, control characters for a terminal and endless lines reach nobody."""
     async with room() as port, visitor(port, "ada") as ada, visitor(port, "eve") as eve:
         await ada.until("* eve has come")
         eve.writer.write(b"\x1b[31mred\0\x07\r\n\xff\xfe\n" + b"x" * 200_000 + b"\n" + b"y" * 1000 + b"\nover\n")
@@ -105,7 +105,7 @@ async def test_harm_is_kept_from_others() -> None:
 
 @pytest.mark.parametrize("early", [True, False], ids=["nameless", "in the room"])
 async def test_a_client_that_knows_irc_gets_irc(early: bool) -> None:
-    """Who begins with CAP, PASS, NICK or USER is answered as an IRC server does."""
+    """A client that starts with CAP, PASS, NICK or USER is answered as by an IRC server."""
     async with room() as port, visitor(port, "ada") as ada, visitor(port) as peer:
         peer.send("CAP LS 302", "PASS :secret", "PING :one", "NICK :a b", "NICK ADA", "NICK bot", "CAP END")
         for line in ["CAP * LS :", "PONG chatroom :one", "432 * * :Not a name", "433 * ADA :In use"]:
@@ -132,7 +132,7 @@ async def test_a_client_that_knows_irc_gets_irc(early: bool) -> None:
 
 
 async def test_a_room_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many and no more come in; who leaves makes room; who does not give a name in time leaves."""
+    """The number of visitors is limited; one who leaves makes room; one who sends no name in time is disconnected."""
     monkeypatch.setattr(chatroom, "MOST_PEOPLE", 2)
     async with room() as port, visitor(port, "ada") as ada:
         async with visitor(port, "bob"):
@@ -147,13 +147,16 @@ async def test_a_room_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
             line = await third.line()
             assert "" == await third.line()
             await third.close()
-            if line == "What is your name?":  # not "full": bob's visit has ended to the last
+            if line == "What is your name?":  # not "full": bob's visit has ended completely
                 break
 
 
 @pytest.mark.slow
 def test_who_does_not_read_is_shown_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others go on after a while, and no more is kept for the one than fits into a buffer."""
+    """A visitor who does not read is disconnected after a while.
+
+    Others continue, and no more than one buffer is kept.
+    """
     monkeypatch.setattr(chatroom, "PATIENCE", 0.1)
 
     async def talk(peer: Peer, gone: asyncio.Event) -> None:
@@ -181,7 +184,7 @@ def test_who_does_not_read_is_shown_out(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_thousands_of_lines() -> None:
-    """Each of them is answered, in order, however fast they come."""
+    """Each line is answered, in order, at any speed."""
     people, lines = ["ada", "bob", "cyd", "dan"], 500
 
     async def talk(peer: Peer) -> list[str]:
@@ -193,7 +196,7 @@ def test_thousands_of_lines() -> None:
             peers = [await stack.enter_async_context(visitor(port, name)) for name in people]
             for peer in peers:
                 peer.send("/notes remember milk")
-                await peer.until("That makes 1.")  # and with it, all that was said of who has come
+                await peer.until("That makes 1.")  # and, before it, all messages about new visitors
             expected = [f"(notes to you) You have no note {number + 100}.\n" for number in range(lines)]
             assert [expected] * len(people) == await asyncio.gather(*[talk(peer) for peer in peers])
 

@@ -13,7 +13,7 @@ from examples.chatbot.store import Store
 
 
 def test_a_message_is_settled_once(store: Store) -> None:
-    """Settling changes the state and gives the answer; settling again does neither."""
+    """Settling changes the state and returns the answer; settling again does neither."""
     message = store.accept("ada", "#x", "Ada: ", "remember milk")
     assert [message] == store.unanswered()
     for _ in range(2):
@@ -26,7 +26,7 @@ def test_a_message_is_settled_once(store: Store) -> None:
 
 
 def test_a_message_that_fails_has_changed_nothing(store: Store) -> None:
-    """When the reaction raises, the message is still to be answered, and what it had changed is undone."""
+    """If the reaction raises, the message is still unanswered, and its changes are undone."""
     message = store.accept("ada", "ada", "", "remember milk")
 
     def react() -> str:
@@ -39,7 +39,7 @@ def test_a_message_that_fails_has_changed_nothing(store: Store) -> None:
 
 
 def test_answers_stay_until_they_are_confirmed(store: Store) -> None:
-    """They come in order, from any point on; a confirmation covers all before it."""
+    """Answers come in order, from any point on; a confirmation covers all before it."""
     for text in "abc":
         store.settle(store.accept("ada", "ada", "", text).id, functools.partial(str, text))
     assert ["a", "b"] == [given.text for given in store.answers(0, 2)]
@@ -51,7 +51,7 @@ def test_answers_stay_until_they_are_confirmed(store: Store) -> None:
 
 
 def test_ids_are_not_used_again(tmp_path: Path) -> None:
-    """A message's id never becomes that of another one, though all are gone and the process is another one."""
+    """The id of a message is never used for another one, even if all are deleted and the process is another one."""
     ids = []
     for _ in range(3):
         store = Store(tmp_path / "chatbot.sqlite3")
@@ -67,6 +67,6 @@ def test_ids_are_not_used_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_file_has_one_bot(store: Store) -> None:
-    """A second bot with the same file, which would say everything twice, does not start."""
+    """A second bot with the same file, which would send everything twice, does not start."""
     with pytest.raises(sqlite3.OperationalError, match="locked"):
         Store(store.path).open()
