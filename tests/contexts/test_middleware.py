@@ -1,4 +1,4 @@
-"""``ThreadSensitiveMiddleware``: a block for each connection, whose thread goes back while a WebSocket waits."""
+"""``ThreadSensitiveMiddleware``: a block for each connection, whose thread is released while a WebSocket waits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def never(*arguments: Any) -> Any:
 
 
 class Connection:
-    """One connection to *app* behind the middleware: what is put into ``messages`` is received."""
+    """One connection to *app* behind the middleware, which receives the items of ``messages``."""
 
     def __init__(self, app: Callable[..., Awaitable[Any]], kind: str = "websocket") -> None:
         self.messages: asyncio.Queue[Any] = asyncio.Queue()
@@ -54,12 +54,12 @@ class Connection:
         return await self.messages.get()
 
     async def until_it_waits(self) -> None:
-        """Wait until the application waits for a message, and the thread is back if it goes back."""
+        """Wait until the application waits for a message, and the thread is released if it will be."""
         await asyncio.wait_for(self.waits.wait(), LIMIT)
         self.waits.clear()
 
     async def say(self, message: Any) -> Any:
-        """Send a message; return the answer once the application waits for the next one."""
+        """Send a message; return the answer when the application waits for the next message."""
         await self.until_it_waits()
         self.messages.put_nowait(message)
         answer = await asyncio.wait_for(self.sent.get(), LIMIT)
@@ -107,7 +107,7 @@ async def test_each_connection_has_a_thread_of_its_own(kind: str) -> None:
 
 
 async def test_request_keeps_its_thread_while_it_waits() -> None:
-    """The block of a request is Django's too: its connection is that of one thread."""
+    """Django's block for a request is the same: its connection belongs to one thread."""
     connection = Connection(answers_with_thread, "http")
     [thread] = await connection.say("a query")
     assert thread not in idle_workers()
@@ -144,7 +144,7 @@ async def test_message_has_one_thread_while_it_is_handled() -> None:
 
 
 async def test_other_tasks_of_a_waiting_socket_get_a_thread_for_each_call() -> None:
-    """A consumer of Channels waits for messages of the client and of a group at the same time."""
+    """A consumer of Channels waits for messages of the client and of a group concurrently."""
     other: asyncio.Queue[Callable[[], Awaitable[Any]]] = asyncio.Queue()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -206,7 +206,7 @@ async def test_call_at_the_moment_when_a_message_comes_keeps_its_thread() -> Non
 
     connection = Connection(app)
     await connection.until_it_waits()
-    go_on.set()  # 1. makes the call, which is to release its thread in the loop's next turn
+    go_on.set()  # 1. makes the call, which will release its thread in the next iteration
     connection.messages.put_nowait("a message")  # 2. ends receive() before that
     assert (True, True) == await asyncio.wait_for(connection.sent.get(), LIMIT)
     await connection.end()
@@ -223,7 +223,7 @@ async def test_iterator_that_is_open_keeps_the_thread() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         waits = asyncio.create_task(receive())
         await asyncio.sleep(0)
-        async for number in sync_to_async_iterator(rows()):  # begins while the application waits
+        async for number in sync_to_async_iterator(rows()):  # starts while the application waits
             await send((number, threads[0] in idle_workers()))
         await send(threads[0] in idle_workers())
         await waits
@@ -236,7 +236,7 @@ async def test_iterator_that_is_open_keeps_the_thread() -> None:
 
 
 async def test_block_that_is_open_keeps_the_thread() -> None:
-    """A transaction that lasts over several messages."""
+    """A transaction over several messages."""
 
     class Transaction:
         def __enter__(self) -> threading.Thread:
@@ -260,7 +260,7 @@ async def test_block_that_is_open_keeps_the_thread() -> None:
 
 
 async def test_synchronous_code_can_wait_for_messages() -> None:
-    """The thread is needed by the code that waits, and goes back when that ends."""
+    """The waiting code needs the thread, which is released when that code ends."""
     inside: list[threading.Thread] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -455,7 +455,7 @@ print(started)
 
 @pytest.mark.slow
 def test_consumers_of_channels_on_a_real_server() -> None:
-    """30 open sockets need 30 threads while all of them query, and none while they wait."""
+    """30 open sockets use 30 threads while all of them query, and none while they wait."""
     for package in ("channels", "uvicorn", "websockets"):
         pytest.importorskip(package)
     guide = code_of_guide("channels", "from channels")
