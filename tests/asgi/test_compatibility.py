@@ -1,4 +1,4 @@
-"""``asgiref.compatibility``: which form an application has, and the old form called like the new one."""
+"""``asgiref.compatibility``: the form of an application, and applications of the old form called in the new one."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class DoubleClass:
 
 
 class AwaitableClass:
-    """In the manner of Starlette's endpoints: the class is the application, its instances are awaited."""
+    """Like Starlette's endpoints: the class is the application, and its instances are awaited."""
 
     def __init__(self, scope: Any, receive: Any, send: Any) -> None:
         self.arguments = scope, receive, send
@@ -176,7 +176,7 @@ class ClassMethods:
 
 
 class Forward:
-    """Stands for a proxy that shows all attributes of what is behind it."""
+    """A fake proxy that shows all attributes of the wrapped object."""
 
     def __init__(self, application: Any) -> None:
         self._application = application
@@ -256,7 +256,7 @@ SINGLE: dict[str, Any] = {
     "hint": hinted("_asgi_single_callable"),
     "both hints": twice_hinted(_asgi_double_callable=True),
 }
-if sys.implementation.name == "cpython":  # others merge the two partials, and drop the hint
+if sys.implementation.name == "cpython":  # other interpreters merge the two partials, and drop the hint
     SINGLE["partial of a hinted partial"] = functools.partial(partial_with_hint(anything, "_asgi_single_callable"))
 DOUBLE: dict[str, Any] = {
     "function": double,
@@ -303,7 +303,7 @@ async def test_old_form_becomes_the_new_one(application: Any) -> None:
 
 @pytest.mark.parametrize("application", [single, double], ids=["single", "double"])
 async def test_result_takes_keywords(application: Any) -> None:
-    """OpenTelemetry calls it so."""
+    """OpenTelemetry calls it with keyword arguments."""
     assert (1, 2, 3) == await guarantee_single_callable(application)(scope=1, receive=2, send=3)
 
 
@@ -316,7 +316,7 @@ def test_hint_goes_before_the_kind() -> None:
 
 
 def test_class_with_async_instances_is_not_async_itself() -> None:
-    """Its ``__call__`` is a coroutine function, but calling the class makes an instance."""
+    """Its ``__call__`` is a coroutine function, but calling the class creates an instance."""
     assert is_double_callable(SingleInstance)
     assert not is_double_callable(SingleInstance())
 
@@ -329,7 +329,7 @@ def test_what_shows_no_signature_has_the_old_form() -> None:
 
 @pytest.mark.parametrize("value", [None, "", object(), int, print, lambda: None, lambda scope, receive: None])
 def test_what_is_no_application_has_the_old_form(value: Any) -> None:
-    """As in upstream; what is wrong with it shows when it is called."""
+    """As in upstream: the error appears when the object is called."""
     assert is_double_callable(value)
 
 

@@ -1,4 +1,4 @@
-"""StatelessServer: its instances, how applications end, and how the server does."""
+"""StatelessServer: its instances, the end of applications, and the end of the server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from asgiref.server import StatelessServer
 
 from ..helpers import LIMIT, no_garbage, output_of, run_python
 
-# Others free what nobody refers to when they please.
+# Other interpreters free unreferenced objects at an unknown time.
 CPYTHON = sys.implementation.name == "cpython"
 
 Handle = Callable[["Server"], Awaitable[Any]]
@@ -35,7 +35,7 @@ async def within(awaitable: Awaitable[Any]) -> Any:
 
 
 class Server(StatelessServer):
-    """Its handle is the given function; it notes what is sent and what fails."""
+    """A server whose handle is the given function; it records sent messages and failures."""
 
     def __init__(self, application: Any, handle: Handle | None = None, **options: Any) -> None:
         super().__init__(application, **options)
@@ -74,7 +74,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def obey(scope: Any, receive: Any, send: Any) -> Any:
-    """Do what the messages say."""
+    """Follow the instructions in the messages."""
     while True:
         match await receive():
             case "return":
@@ -95,7 +95,7 @@ async def never(server: Any) -> None:
 
 @contextlib.asynccontextmanager
 async def running(server: Server) -> AsyncIterator[None]:
-    """Run *server* for the block; its handle gets a chance to begin."""
+    """Run *server* during the block; its handle has started."""
     task = asyncio.create_task(server.arun())
     await asyncio.sleep(0)
     try:
@@ -109,7 +109,7 @@ async def running(server: Server) -> AsyncIterator[None]:
 
 
 async def test_each_scope_has_an_application_of_its_own_that_gets_its_messages() -> None:
-    """Messages for one scope go to one application, in order; those for another go to another."""
+    """Messages for one scope go to one application, in order; those for another scope go to another application."""
     calls = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -206,7 +206,7 @@ async def test_there_are_never_more_instances_than_allowed_and_the_least_recentl
 
 
 async def test_a_clock_that_is_set_back_does_not_change_who_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who goes is told by the order of use; a wall clock has no say in it."""
+    """The instance to delete is found by the order of use, not by a clock."""
     server = Server(echo, max_applications=2)
     wall = iter(range(1000, 0, -1))
     monkeypatch.setattr(server_module, "time", SimpleNamespace(monotonic=time.monotonic, time=lambda: next(wall)))
@@ -283,11 +283,11 @@ def test_outside_a_loop_no_application_is_started() -> None:
 
 
 async def test_a_message_right_after_the_end_goes_to_a_new_application() -> None:
-    """There is no moment at which an application has ended and still is handed messages.
+    """At no moment has an application ended and still receives messages.
 
-    1. The application has the loop call for the next message, and returns.
-    2. Its task is done, and has the loop call its callbacks, which comes after that.
-    3. The next message arrives, between the end and the callbacks. It has to start another one.
+    1. The application lets the loop call for the next message, and returns.
+    2. Its task is done, and lets the loop call its callbacks, which comes after that.
+    3. The next message arrives between the end and the callbacks. It must start another application.
     """
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -303,7 +303,7 @@ async def test_a_message_right_after_the_end_goes_to_a_new_application() -> None
 
 
 async def test_an_ended_application_does_not_take_its_successor_along() -> None:
-    """Order: instance 1 deleted; instance 2 with its id made; instance 1 ends."""
+    """1. Instance 1 is deleted. 2. Instance 2 is created with its id. 3. Instance 1 ends."""
     gate = asyncio.Event()
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -329,7 +329,7 @@ async def test_an_ended_application_does_not_take_its_successor_along() -> None:
 
 @pytest.mark.slow
 def test_a_hundred_thousand_scopes_go_through_a_thousand_slots() -> None:
-    """All are started, and there is never more of anything than a thousand instances need."""
+    """All are started, and there are never more objects than a thousand instances need."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         started.append(None)
@@ -356,11 +356,11 @@ def test_a_hundred_thousand_scopes_go_through_a_thousand_slots() -> None:
     assert objects[1] <= objects[0] * 1.2
 
 
-# How applications end.
+# The end of applications.
 
 
 async def test_a_failing_application_is_reported_once_and_at_once() -> None:
-    """It takes some turns of the loop, and no time: nothing is polled."""
+    """It takes some event loop iterations, and no time: nothing is polled."""
     error = ValueError("boom")
     server = Server(obey, never)
     async with running(server):
@@ -394,7 +394,7 @@ async def test_failures_are_logged_with_their_traceback(caplog: pytest.LogCaptur
 
 
 async def test_a_call_that_fails_is_reported_like_a_task_that_does() -> None:
-    """An application that is no coroutine function may raise before there is anything to await."""
+    """An application that is not a coroutine function may raise before there is anything to await."""
 
     def application(scope: Any, receive: Any, send: Any) -> Any:
         raise LookupError("at once")
@@ -485,7 +485,7 @@ async def test_applications_see_the_context_of_the_message_that_started_them() -
     assert ["of handle"] == got
 
 
-# How the server ends.
+# The end of the server.
 
 
 def cleaning(events: list[str], gate: Any = None) -> Any:
@@ -501,7 +501,7 @@ def cleaning(events: list[str], gate: Any = None) -> Any:
 
 
 async def begin(server: Server, *scope_ids: str) -> None:
-    """Start applications, and wait until each has begun."""
+    """Start applications, and wait until each has started."""
     for scope_id in scope_ids:
         server.give(scope_id)
         await within(server.sent.get())
@@ -540,7 +540,7 @@ async def test_when_handle_fails_its_failure_is_raised_after_the_cleanup() -> No
 
 
 async def test_when_the_server_is_cancelled_handle_ends_first_and_then_the_applications() -> None:
-    """The cleanup of handle can still use the applications, and theirs is not cut short."""
+    """The cleanup of handle can still use the applications, whose own cleanup is not interrupted."""
     events: list[str] = []
     begun, cleaning_up, gate = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -573,7 +573,7 @@ async def test_when_the_server_is_cancelled_handle_ends_first_and_then_the_appli
 
 @pytest.mark.parametrize("who", ["handle", "application", "report"])
 async def test_a_second_cancellation_of_the_server_cuts_short_what_still_runs(who: str) -> None:
-    """The first one waits for it; it never ends by itself."""
+    """The first cancellation waits for the cleanup, which never ends by itself."""
     stuck = asyncio.Event()
 
     async def forever(here: str) -> None:
@@ -614,7 +614,7 @@ async def test_a_second_cancellation_of_the_server_cuts_short_what_still_runs(wh
 
 
 async def test_a_cleanup_under_way_is_not_cancelled_by_the_end_of_the_server() -> None:
-    """Order: an application is evicted, and cleans up; handle returns; the cleanup goes on to its end."""
+    """1. An application is evicted, and cleans up. 2. handle returns. 3. The cleanup runs to its end."""
     events: list[str] = []
     cleaning_up, gate = asyncio.Event(), asyncio.Event()
 
@@ -632,7 +632,7 @@ async def test_a_cleanup_under_way_is_not_cancelled_by_the_end_of_the_server() -
 
 
 async def test_a_server_cancelled_while_it_ends_is_cancelled() -> None:
-    """Handle has returned, an application still cleans up: the cancellation waits, and is not lost."""
+    """handle has returned, and an application still cleans up: the cancellation waits, and is not lost."""
     gate, cleaning_up = asyncio.Event(), asyncio.Event()
 
     async def cleanup() -> None:
@@ -708,7 +708,7 @@ async def test_what_applications_raise_while_the_server_ends_is_reported() -> No
 
 
 async def test_a_failure_at_the_very_end_is_reported() -> None:
-    """Order: the application fails; handle returns in the same turn of the loop; the server ends."""
+    """1. The application fails. 2. handle returns in the same event loop iteration. 3. The server ends."""
     released = asyncio.Event()
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -756,7 +756,7 @@ async def test_an_exception_of_application_exception_ends_the_server() -> None:
 
 
 async def test_failures_behind_a_report_that_fails_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Order: two applications fail; the report of the first begins, and fails; nobody takes the second."""
+    """1. Two applications fail. 2. The report of the first starts, and fails. 3. The second failure is logged."""
     gate = asyncio.Event()
 
     class Strict(Server):
@@ -800,7 +800,7 @@ async def test_the_failure_of_handle_is_the_context_of_that_of_a_report() -> Non
 
 
 async def test_a_report_that_is_cancelled_ends_the_server() -> None:
-    """It would go on without reports otherwise."""
+    """Otherwise it would continue without reports."""
 
     class Cancelled(Server):
         async def application_exception(self, exception: BaseException, application_details: Any) -> None:
@@ -815,7 +815,7 @@ async def test_a_report_that_is_cancelled_ends_the_server() -> None:
 
 
 async def test_no_failure_is_silenced_by_being_cancelled_afterwards() -> None:
-    """Order: an application fails; before the loop calls anybody, the server cancels it, deleted or at its end."""
+    """1. An application fails. 2. Before the loop calls any callback, the server cancels it, deleted or at its end."""
     told: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(str(context.get("exception"))))
 
@@ -842,7 +842,7 @@ async def test_no_failure_is_silenced_by_being_cancelled_afterwards() -> None:
 
 
 async def test_a_subclass_may_await_the_checker_and_do_more() -> None:
-    """One that goes on after a failed report, and one with an endless companion, let the server end."""
+    """A subclass that continues after a failed report, or awaits an endless coroutine besides, lets the server end."""
 
     class GoingOn(Server):
         async def application_checker(self) -> None:
@@ -891,7 +891,7 @@ async def test_a_subclass_may_look_for_ended_applications_itself() -> None:
 
 @pytest.mark.parametrize("awaitable", [False, True])
 async def test_handle_may_be_any_function_that_returns_an_awaitable(awaitable: bool) -> None:
-    """What it raises in place of that comes out, and the server can run again."""
+    """An exception that it raises instead is raised by the server, which can run again."""
 
     class Plain(Server):
         def handle(self) -> Any:
@@ -906,7 +906,7 @@ async def test_handle_may_be_any_function_that_returns_an_awaitable(awaitable: b
 
 
 async def test_a_message_for_an_application_cancelled_before_its_first_step_starts_another() -> None:
-    """Order: it is cancelled; its task has ended, and called nobody yet; the message comes."""
+    """1. It is cancelled. 2. Its task has ended, but no callback was called yet. 3. The message comes."""
     server = Server(obey, never)
     async with running(server):
         server.give("a", "lost")
@@ -918,7 +918,7 @@ async def test_a_message_for_an_application_cancelled_before_its_first_step_star
 
 
 async def test_a_subclass_may_do_without_the_checker_or_have_its_own() -> None:
-    """One that returns at once, and one that never does, are both fine."""
+    """The checker may return at once, or never."""
 
     class Without(Server):
         async def application_checker(self) -> None:
@@ -938,7 +938,7 @@ async def test_a_subclass_may_do_without_the_checker_or_have_its_own() -> None:
 
 @pytest.mark.skipif(not CPYTHON, reason="needs the task to be freed")
 async def test_without_the_checker_asyncio_tells_of_failures() -> None:
-    """Nobody has asked for the exception, so the loop's exception handler gets it when the task is freed."""
+    """Nothing has read the exception, so the loop's exception handler gets it when the task is freed."""
     told: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
     server = Server(obey)
@@ -1018,7 +1018,7 @@ async def test_run_also_works_on_a_thread_that_gets_no_signals() -> None:
 
 
 async def test_an_application_that_an_eager_task_factory_begins_finds_itself_registered() -> None:
-    """It may call its server, and evict others, in its very first step."""
+    """It may call its server, and evict others, in its first step."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["id"] in server.application_instances)
@@ -1201,7 +1201,7 @@ def test_exception_of_handle_that_cannot_be_assigned_to_is_raised_as_it_is() -> 
 
 @pytest.mark.slow
 def test_sys_exit_in_an_application_or_in_handle_ends_the_program() -> None:
-    """All is cleaned up on the way, and nothing else is complained of."""
+    """Everything is cleaned up on the way, and nothing else is logged."""
     code = """
 from asgiref.server import StatelessServer
 async def application(scope, receive, send):

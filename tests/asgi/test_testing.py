@@ -1,4 +1,4 @@
-"""``ApplicationCommunicator``: what a test sees of an application, and which end of it."""
+"""``ApplicationCommunicator``: the results for a test, and the ways in which an application ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Send = Callable[[Message], Awaitable[None]]
 color = contextvars.ContextVar("color", default="none")
 
 A, B, C = ({"type": letter} for letter in "abc")
-MISSED = 0.001  # seconds: the timeout of a wait that is meant to end with it
+MISSED = 0.001  # seconds: the timeout of a wait that should expire
 
 
 async def echo(scope: Any, receive: Receive, send: Send) -> None:
@@ -67,7 +67,7 @@ async def cancel_itself(scope: Any, receive: Receive, send: Send) -> None:
 
 
 class SlowToEnd:
-    """Waits for ever; when cancelled, it waits for ``go_on``."""
+    """An application that waits forever; when cancelled, it waits for ``go_on``."""
 
     def __init__(self) -> None:
         self.begun, self.cleaning, self.go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -82,7 +82,7 @@ class SlowToEnd:
 
 
 async def ended(communicator: ApplicationCommunicator) -> None:
-    """Wait for the application's task alone."""
+    """Wait for the application's task only."""
     done, _ = await asyncio.wait({communicator.future}, timeout=LIMIT)
     assert done
 
@@ -179,7 +179,7 @@ async def test_each_of_these_starts_it(use: Callable[[ApplicationCommunicator], 
 
 
 async def test_subclasses_may_set_the_scope_first() -> None:
-    """Those of Channels do."""
+    """Subclasses of Channels do."""
 
     class HttpCommunicator(ApplicationCommunicator):
         def __init__(self, application: Any, path: str) -> None:
@@ -204,7 +204,7 @@ async def test_queues_hold_what_was_not_received() -> None:
 
 @pytest.mark.parametrize("method", ["receive_output", "receive_nothing"])
 async def test_output_that_a_test_puts_there_itself_counts(method: str) -> None:
-    """It ends the wait as that of the application does."""
+    """Such output ends the wait, as that of the application does."""
     communicator = ApplicationCommunicator(echo, {})
     call = asyncio.create_task(getattr(communicator, method)(None))
     await asyncio.sleep(0)
@@ -216,7 +216,7 @@ async def test_output_that_a_test_puts_there_itself_counts(method: str) -> None:
 
 
 async def test_sending_does_not_run_the_application() -> None:
-    """Django's tests send a request and a disconnect at one stroke."""
+    """Django's tests send a request and a disconnect without a pause."""
     received = []
 
     async def application(scope: Any, receive: Receive, send: Send) -> None:
@@ -230,7 +230,7 @@ async def test_sending_does_not_run_the_application() -> None:
 
 
 async def test_context_is_empty() -> None:
-    """Where the application is called as well as where it runs; and nothing comes back."""
+    """It is empty where the application is called and where it runs, and no changes come back."""
     seen = []
 
     def application(scope: Any, receive: Receive, send: Send) -> Any:
@@ -273,7 +273,7 @@ async def test_output_before_a_crash_can_be_received() -> None:
 
 @pytest.mark.parametrize("method", ["receive_output", "receive_nothing", "wait"])
 async def test_crash_is_raised_at_once(method: str) -> None:
-    """Without an end to the wait, it is raised all the same."""
+    """It is raised even if the wait has no timeout."""
     communicator = ApplicationCommunicator(crash_when_told, {})
     call = asyncio.create_task(getattr(communicator, method)(None))
     await communicator.send_input(A)
@@ -343,7 +343,7 @@ async def test_later_calls_tell_which_timeout_cancelled_the_application(guilty: 
 
 @pytest.mark.parametrize("guilty", ["receive_output", "wait"])
 async def test_wait_is_quiet_after_a_timeout(guilty: str) -> None:
-    """The timeout was reported, and existing suites wait after a missed output."""
+    """The timeout was reported, and existing suites wait after missing output."""
     communicator = ApplicationCommunicator(echo, {})
     with pytest.raises(TimeoutError):
         await getattr(communicator, guilty)(MISSED)
@@ -437,7 +437,7 @@ async def test_no_time_at_all_is_enough_for_what_is_there() -> None:
 async def test_output_at_the_very_end_of_the_timeout_is_given() -> None:
     async def application(scope: Any, receive: Receive, send: Send) -> None:
         await receive()
-        await send(A)  # 1, and 2: the timeout is over, in the same iteration of the loop; 3: the test goes on
+        await send(A)  # 1, and 2: the timeout expires, in the same iteration; 3: the test continues
         await receive()
 
     communicator = ApplicationCommunicator(application, {})
@@ -456,7 +456,7 @@ async def test_crash_at_the_very_end_of_the_timeout_is_raised() -> None:
         await communicator.receive_output(0)
 
 
-# Looking for nothing.
+# receive_nothing().
 
 
 async def test_nothing_is_sent_and_nothing_is_harmed() -> None:
@@ -478,7 +478,7 @@ async def test_nothing_comes_from_an_application_that_has_returned() -> None:
     assert await communicator.receive_nothing(MISSED)
 
 
-# Cancellation, of the test and of the application.
+# Cancellation of the test and of the application.
 
 
 @pytest.mark.parametrize("method", ["receive_output", "receive_nothing", "wait"])
@@ -515,7 +515,7 @@ async def test_cancelled_test_does_not_wait_for_the_cleanup(method: str) -> None
 @pytest.mark.parametrize("method", ["receive_output", "receive_nothing", "wait"])
 @pytest.mark.parametrize("timeout", [0, MISSED])
 async def test_undelivered_cancellation_of_the_test_is_raised(method: str, timeout: float) -> None:
-    """The timeout does not take it for its own, even if it is over at once."""
+    """The timeout does not mistake it for its own cancellation, even if it expires at once."""
     communicator = ApplicationCommunicator(echo, {})
     assert await communicator.receive_nothing(0)
 
@@ -534,7 +534,7 @@ async def test_undelivered_cancellation_of_the_test_is_raised(method: str, timeo
 
 @pytest.mark.parametrize("method", ["receive_output", "wait"])
 async def test_timeout_of_the_test_is_its_own(method: str) -> None:
-    """``asyncio.timeout`` turns the cancellation into its TimeoutError, not into ours."""
+    """``asyncio.timeout`` turns the cancellation into its own TimeoutError."""
     communicator = ApplicationCommunicator(echo, {})
     with pytest.raises(TimeoutError, match=r"^$"):
         async with asyncio.timeout(MISSED):
@@ -545,7 +545,7 @@ async def test_timeout_of_the_test_is_its_own(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["receive_output", "receive_nothing"])
 async def test_application_that_cancels_itself(method: str) -> None:
-    """It is told from the test, which nobody has cancelled."""
+    """The error differs from a cancellation of the test."""
     communicator = ApplicationCommunicator(cancel_itself, {})
     with pytest.raises(asyncio.CancelledError, match="the application was cancelled: it cancelled itself") as caught:
         await getattr(communicator, method)(LIMIT)
@@ -557,7 +557,7 @@ async def test_application_that_cancels_itself(method: str) -> None:
 
 
 async def test_crash_that_is_a_wrapped_cancellation() -> None:
-    """Only the kind of end counts, not what an exception came from."""
+    """Only the kind of the end matters, not the cause of an exception."""
 
     async def application(scope: Any, receive: Receive, send: Send) -> None:
         try:
@@ -588,7 +588,7 @@ async def test_stop_cancels_and_does_not_wait() -> None:
 
 
 async def test_stop_without_exceptions_looks_at_the_crash() -> None:
-    """Else asyncio would log that nobody has."""
+    """Otherwise asyncio would log that nothing has retrieved the exception."""
     complaints = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     communicator = ApplicationCommunicator(crash, {})
@@ -624,7 +624,7 @@ async def test_deleting_the_communicator_cancels_the_application() -> None:
 
 
 def test_deleting_the_communicator_of_a_closed_loop() -> None:
-    """Nothing is left to cancel, and nobody is told."""
+    """Nothing is left to cancel, and nothing is logged."""
 
     async def hang(scope: Any, receive: Receive, send: Send) -> None:
         await loop.create_future()

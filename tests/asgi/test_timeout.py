@@ -1,7 +1,7 @@
-"""``timeout``: what becomes of a block whose time is over, and of a cancellation that meets the expiry.
+"""``timeout``: blocks whose time expires, and cancellations that meet the expiry.
 
-What ``asyncio.timeout`` does as well is tested on both. A race is forced by callbacks that run in one iteration of the
-loop, in a known order: ``expire`` and the cancellations that it is given.
+Behaviour that ``asyncio.timeout`` shares is tested on both. A race is forced by callbacks that run in one event loop
+iteration, in a known order: ``expire`` and the cancellations that it is given.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from asgiref.timeout import timeout
 
 from ..helpers import LIMIT, Thread, no_garbage
 
-SOON = 0.001  # seconds: meant to pass
+SOON = 0.001  # seconds: should expire
 NEVER = 3600.0
 
 Limit = Callable[[float | None], Any]
 
 
 def quiet(seconds: float | None, loop: asyncio.AbstractEventLoop | None = None) -> timeout:
-    """Make a timeout without the warnings, which have tests of their own."""
+    """Create a timeout without the warnings, which have separate tests."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return timeout(seconds, loop=loop)
@@ -55,7 +55,7 @@ def current_task() -> asyncio.Task[Any]:
 
 
 def block_the_loop() -> None:
-    """Let every expiry that is soon be over, before the loop sees it."""
+    """Block the loop until every short timeout has expired."""
     time.sleep(4 * SOON)
 
 
@@ -64,7 +64,7 @@ async def forever() -> None:
 
 
 async def result_of(coroutine: Any) -> tuple[str, int]:
-    """Tell how a task of its own ends that runs *coroutine*, and how many cancellations it is left with."""
+    """Return how a new task that runs *coroutine* ends, and the remaining number of its cancellations."""
     task = asyncio.create_task(coroutine)
     done, _ = await asyncio.wait({task}, timeout=LIMIT)
     assert done
@@ -181,7 +181,7 @@ async def test_before_the_first_block(seconds: float | None) -> None:
 
 @each_of_ours
 async def test_remaining_time_runs_down(limit: Limit) -> None:
-    """As fast as the loop's clock, and after the block too."""
+    """As fast as the loop's clock, and after the block, too."""
     time = asyncio.get_running_loop().time
     tick = 2 * SOON  # some loops count milliseconds
 
@@ -260,7 +260,7 @@ async def test_one_object_serves_one_block_after_the_other() -> None:
 
 
 async def test_block_of_its_own_is_refused() -> None:
-    """The outer block goes on and keeps its limit."""
+    """The outer block continues and keeps its limit."""
     limit = quiet(SOON)
     with pytest.raises(TimeoutError):
         async with limit:
@@ -374,7 +374,7 @@ async def test_time_that_is_over_does_not_count_for_a_block_that_does_not_wait_a
     assert ("'done'", 0) == await result_of(work())
 
 
-# Races: all in one iteration of the loop.
+# Races: all in one event loop iteration.
 
 
 def in_one_iteration(*callbacks: Callable[[], object]) -> None:
@@ -384,7 +384,7 @@ def in_one_iteration(*callbacks: Callable[[], object]) -> None:
 
 @each_limit
 async def test_result_before_the_expiry_comes_too_late(limit: Limit) -> None:
-    """The task was about to go on; the cancellation gets there first, as it does with asyncio."""
+    """The task was about to resume; the cancellation comes first, as in asyncio."""
 
     async def work() -> None:
         result = asyncio.get_running_loop().create_future()
@@ -475,7 +475,7 @@ async def test_cancelled_during_the_cleanup_of_the_expiry(limit: Limit) -> None:
 
 @each_limit
 async def test_cleanup_of_a_cancelled_task_may_have_a_limit(limit: Limit) -> None:
-    """The older cancellation is not the block's: its time is over all the same."""
+    """The older cancellation is not that of the block, whose time expires nevertheless."""
     seen = []
 
     async def work() -> None:
@@ -509,7 +509,7 @@ async def test_undelivered_cancellation_is_raised_where_the_block_begins(seconds
 
 @pytest.mark.parametrize("limit", [synchronous, asyncio.timeout], ids=["with", "asyncio"])
 async def test_undelivered_cancellation_that_meets_the_expiry_cannot_be_told_from_it(limit: Limit) -> None:
-    """The other forms cannot wait for it; that it was requested stays known."""
+    """The other forms cannot wait for the cancellation; that it was requested stays known."""
 
     async def work() -> None:
         current_task().cancel()
@@ -519,7 +519,7 @@ async def test_undelivered_cancellation_that_meets_the_expiry_cannot_be_told_fro
     assert ("TimeoutError()", 1) == await result_of(work())
 
 
-# One in another.
+# Nested blocks.
 
 
 @each_limit
@@ -528,7 +528,7 @@ async def test_undelivered_cancellation_that_meets_the_expiry_cannot_be_told_fro
 async def test_outer_block_raises_where_two_expire_together(
     limit: Limit, inner: Limit, outside: float, inside: float
 ) -> None:
-    """In one iteration of the loop, whichever comes first there."""
+    """In one event loop iteration, in either order."""
     ended: list[type[BaseException]] = []
 
     async def work() -> None:
@@ -591,7 +591,7 @@ async def test_asyncio_timeouts_within_it_and_after_it_work(limit: Limit) -> Non
 
 @each_of_ours
 async def test_task_group_around_it_gets_the_timeout(limit: Limit) -> None:
-    """The other tasks of the group are cancelled for it, as for any error."""
+    """The other tasks of the group are cancelled, as for any error."""
     siblings = []
 
     async def work() -> None:
@@ -607,7 +607,7 @@ async def test_task_group_around_it_gets_the_timeout(limit: Limit) -> None:
 
 @each_of_ours
 async def test_task_group_around_it_may_cancel_it_after_the_expiry(limit: Limit) -> None:
-    """Its cancellation comes from outside; the error of the other task is the one that counts."""
+    """The cancellation comes from outside, so the error of the other task is raised."""
 
     async def fail(cleaning: asyncio.Event) -> None:
         await cleaning.wait()
@@ -639,7 +639,7 @@ async def test_task_group_within_it_is_cancelled(limit: Limit) -> None:
     assert children[0].cancelled()
 
 
-# What is left.
+# What remains.
 
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
