@@ -1,4 +1,4 @@
-"""What bridge calls are in flight, and what they wait for."""
+"""``bridge_calls``: the calls in flight, and what they wait for."""
 
 from __future__ import annotations
 
@@ -45,24 +45,24 @@ from asgiref.sync import (
 
 from ..helpers import LIMIT, ROOT, Thread, let_idle_threads_run, no_garbage, output_of, wait_for
 
-# Frames of other threads are read where that is safe, and elsewhere the register; that works everywhere in CPython.
+# Frames of other threads are read where that is safe; the register works everywhere in CPython.
 KINDS = [False] * (not builds.FREE_THREADED) + [True] * (sys.implementation.name == "cpython")
 
 
 @pytest.fixture(autouse=True, params=KINDS, ids=lambda kept: "register" if kept else "frames")
 def each_kind_of_look(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both give the same answer."""
+    """Both kinds of look give the same answer."""
     monkeypatch.setattr(register, "KEPT", request.param)
     if request.param:
         monkeypatch.setattr(register_look, "PATIENCE", LIMIT)
         deadline = time.monotonic() + LIMIT
-        while threading.active_count() > 50:  # idle workers of other tests; the stacks of a hundred are known
+        while threading.active_count() > 50:  # idle workers of other tests; the stacks of a hundred threads are known
             assert time.monotonic() < deadline
             time.sleep(0.1)
 
 
 class Hold:
-    """A function that runs until it is let go."""
+    """A function that runs until the test lets it end."""
 
     def __init__(self) -> None:
         self.begun, self.go_on = threading.Event(), threading.Event()
@@ -96,7 +96,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 def way(call: BridgeCall) -> list[str]:
-    """Return the functions in the stack, from this module's on, and the passages."""
+    """Return the functions in the stack, from those of this module on, and the passages."""
     names = [frame.name.partition(",")[0] if not frame.filename else frame.name for frame in call.stack]
     files = [frame.filename for frame in call.stack]
     return [name for name, file in zip(names, files, strict=True) if file in ("", __file__)]
@@ -179,7 +179,7 @@ async def test_call_that_waits_for_a_pool_of_workers(held: Hold) -> None:
 
 
 async def test_task_that_ends_during_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. A look has the tasks. 2. One ends. 3. It is left out."""
+    """1. A look has the tasks. 2. A task ends. 3. It is left out."""
     tasks, ended = look_module._tasks, asyncio.create_task(asyncio.sleep(0))
     await ended
     with monkeypatch.context() as patch:
@@ -188,7 +188,10 @@ async def test_task_that_ends_during_a_look(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_frames_that_are_cleared_during_a_look(held: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. A look has the frames. 2. Their call ends; somebody clears them, as unittest does. 3. They are left out."""
+    """1.
+
+    A look has the frames. 2. Their call ends, and other code clears them, as unittest does. 3. They are left out.
+    """
     kind: Any = RegisterLook if register.KEPT else Look
     stacks, pool = kind._find_stacks, WorkerExecutor()
 
@@ -198,7 +201,7 @@ async def test_frames_that_are_cleared_during_a_look(held: Hold, monkeypatch: py
         pool.submit(nothing).result(LIMIT)
         for stack in found.values():
             for frame in stack:
-                # It runs, or is not a frame but what was read of one.
+                # It is running, or is only a copy of a frame.
                 with contextlib.suppress(RuntimeError, AttributeError):
                     frame.clear()
         return found
@@ -213,7 +216,7 @@ async def test_frames_that_are_cleared_during_a_look(held: Hold, monkeypatch: py
 
 
 async def test_calls_inside_each_other() -> None:
-    """There and back and there again: three stacks are one."""
+    """Nested calls in both directions: three stacks become one."""
 
     async def back() -> list[BridgeCall]:
         return await sync_to_async(look)()
@@ -344,7 +347,7 @@ WAYS = [gathers, shields, has_a_limit, waits, groups, generates, asks_for_the_ne
 
 @pytest.mark.parametrize("waiting", WAYS, ids=lambda function: function.__name__)
 def test_way_of_waiting_is_followed(waiting: Callable[[Awaitable[Any]], Awaitable[Any]]) -> None:
-    """The call belongs to the one that waits for it, through whatever asyncio offers."""
+    """The call belongs to the task that waits for it, by any means of asyncio."""
 
     async def main() -> Any:
         return await waiting(sync_to_async(look)())
@@ -375,7 +378,7 @@ def test_two_ways_that_lead_on_end_the_stack_of_the_outer_call() -> None:
 
 
 def deadlock(ended: list[Any]) -> tuple[Thread, Callable[[], None]]:
-    """Start a thread whose calls wait for each other; return it, and what ends that."""
+    """Start a thread whose calls wait for each other; return it, and a function that ends that."""
     begun = threading.Event()
     state: dict[str, Any] = {}
 
@@ -484,7 +487,7 @@ async def test_circle_of_running_calls() -> None:
 
 @pytest.mark.parametrize("wait", [concurrent.futures.Future.result, concurrent.futures.Future.exception])
 def test_circle_through_a_coroutine_that_was_given_to_the_loop(wait: Callable[..., Any]) -> None:
-    """The thread-sensitive thread waits for the result of a coroutine that needs that very thread."""
+    """The thread-sensitive thread waits for the result of a coroutine that needs this thread."""
     loops: queue.SimpleQueue[asyncio.AbstractEventLoop] = queue.SimpleQueue()
     state: dict[str, Any] = {}
 
@@ -519,7 +522,7 @@ def test_circle_through_a_coroutine_that_was_given_to_the_loop(wait: Callable[..
 
 
 def test_thread_that_waits_for_the_future_of_somebody_else(held: Hold) -> None:
-    """It may end at any time, so nothing is followed."""
+    """The future may be completed at any time, so nothing is followed."""
     future: concurrent.futures.Future[None] = concurrent.futures.Future()
 
     def view() -> None:
@@ -537,7 +540,7 @@ def test_thread_that_waits_for_the_future_of_somebody_else(held: Hold) -> None:
 
 
 async def test_function_whose_task_was_cancelled(held: Hold) -> None:
-    """It is still there, but nobody waits for it."""
+    """The function is still running, but nothing waits for it."""
     task = asyncio.create_task(sync_to_async(held.hold)())
     await held.until_begun()
     task.cancel()
@@ -565,7 +568,7 @@ async def test_cancelled_function_on_an_executor_of_others_began_nobody_knows_wh
 
 
 async def test_loop_that_does_not_come_to_what_is_queued_and_to_what_returns() -> None:
-    """The stack goes on with what the thread of the loop does meanwhile."""
+    """The stack continues with the current work of the loop's thread."""
     held_up, done, asked = threading.Event(), threading.Event(), threading.Event()
 
     async def never_begun() -> None: ...
@@ -581,7 +584,7 @@ async def test_loop_that_does_not_come_to_what_is_queued_and_to_what_returns() -
 
     run = functools.partial(sync_to_async, thread_sensitive=False)
     tasks = [asyncio.create_task(run(function)()) for function in (ends, asks)]
-    await asyncio.sleep(0)  # both are handed over
+    await asyncio.sleep(0)  # both are posted
     held_up.set()  # from here on, by this task
     wait_for(done)
     wait_for(asked)
@@ -607,7 +610,7 @@ def test_block_with_one_loop() -> None:
 
 
 def test_signal_handler() -> None:
-    """On a thread that waits, in the midst of whatever it does there."""
+    """On a waiting thread, during any of its operations."""
     found: list[list[BridgeCall]] = []
     before = signal.signal(signal.SIGUSR1, lambda *_: found.append(bridge_calls()))
     main = threading.get_ident()
@@ -636,7 +639,7 @@ async def test_signal_handler_on_the_thread_of_a_loop() -> None:
 
 
 def test_other_threads_go_on_meanwhile() -> None:
-    """Whatever they are doing, a look raises nothing."""
+    """A look raises nothing, whatever the other threads are doing."""
     stop = threading.Event()
 
     async def back() -> None:
@@ -657,7 +660,7 @@ def test_other_threads_go_on_meanwhile() -> None:
 
 
 def test_loop_that_is_being_made_is_passed_by() -> None:
-    """A thread looks while another one is at the first line of the loop's ``__init__``."""
+    """Another thread is at the first line of the loop's ``__init__``."""
     found: list[list[BridgeCall]] = []
 
     class Loop(asyncio.SelectorEventLoop):
@@ -715,7 +718,7 @@ async def test_failing_call_that_was_looked_at_leaves_no_cycle() -> None:
 
 
 class Touchy:
-    """Nothing may be done with it but calling it."""
+    """An object that allows nothing but calling it."""
 
     def __call__(self) -> list[BridgeCall]:
         return bridge_calls()
@@ -766,7 +769,7 @@ def test_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 async def test_printed_where_only_tasks_wait() -> None:
-    """With no call in flight, what the tasks of all loops wait for is the next question."""
+    """Without a call in flight, the awaited objects of all tasks are the next question."""
     queues = [asyncio.Queue[None]() for _ in range(2)]
     text = io.StringIO()
 
@@ -796,7 +799,7 @@ async def test_printed_where_only_tasks_wait() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="loops have other names")
 def test_output_in_the_documentation(tmp_path: Path) -> None:
-    """It is what the program there prints, but for numbers."""
+    """The program there prints it, except for numbers."""
     section = (ROOT / "docs" / "sync.rst").read_text().partition("\nFinding stuck calls\n")[2]
     program, expected = [
         textwrap.dedent(block) for block in re.findall(r"code-block:: \w+\n\n((?:    .*\n|\n)+)", section)[:2]
@@ -850,7 +853,7 @@ thread.join()
 
 
 def test_fork_inside_calls() -> None:
-    """What waits for the parent's loop is not in flight in the child."""
+    """Calls that wait for the parent's loop are not in flight in the child."""
     code = """
 import warnings
 warnings.simplefilter("ignore")
@@ -889,7 +892,7 @@ async def test_log_records_have_the_name(caplog: pytest.LogCaptureFixture) -> No
 
 
 async def test_worker_has_the_name_that_somebody_gives_it() -> None:
-    """Exactly that one, and what was read before can be given back, again and again."""
+    """The worker has exactly that name; an earlier name can be set again, any number of times."""
 
     def rename() -> list[str]:
         thread, names = threading.current_thread(), []
@@ -926,7 +929,7 @@ async def test_name_that_is_left_behind_ends_with_the_lease() -> None:
 
 @pytest.mark.parametrize("short", [False, True], ids=["what was read", "as the system shows it"])
 async def test_worker_is_named_by_itself_again_when_a_name_that_it_had_is_set(short: bool) -> None:
-    """Also one that it had while it served something else."""
+    """Also a name that it had while it served something else."""
     async with ThreadSensitiveContext():
         thread = await sync_to_async(threading.current_thread)()
     read = threading.Thread.name.__get__(thread) if short else thread.name  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The recipes of docs/guides/monitoring.rst, each in a process of its own, with the real libraries."""
+"""The recipes of docs/guides/monitoring.rst, each in a separate process, with the real libraries."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SUFFIXES = {"threads_started": "_total", "longest_wait": "_seconds"}
 
 
 def value(name: str) -> str:
-    """Return what the number is in the block: one worker, which serves that."""
+    """Return the number in the block: one worker, with this use."""
     return {"context": "1.0", "threads_started": "1.0", "max_threads": "5.0"}.get(name, "0.0")
 
 

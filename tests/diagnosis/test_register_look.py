@@ -1,4 +1,4 @@
-"""What a look does not find out without reading frames of other threads, and says so."""
+"""Facts that a look cannot find without frames of other threads; the look says so."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def by_the_register(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(register, "KEPT", True)
     monkeypatch.setattr(register_look, "PATIENCE", 0.05)
     deadline = time.monotonic() + LIMIT
-    while threading.active_count() > 50:  # idle workers of other tests; the stacks of a hundred are known
+    while threading.active_count() > 50:  # idle workers of other tests; the stacks of a hundred threads are known
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -57,7 +57,7 @@ def names(call: BridgeCall) -> list[str]:
 
 
 def test_loop_that_does_not_answer(held_up: Any) -> None:
-    """Its calls are told, but not its tasks."""
+    """Its calls are shown, but not its tasks."""
     hold_up, begun, go_on = held_up
     one_at_a_time = concurrent.futures.ThreadPoolExecutor(1)
     run = functools.partial(sync_to_async, thread_sensitive=False, executor=one_at_a_time)
@@ -97,7 +97,7 @@ def test_loop_that_does_not_answer(held_up: Any) -> None:
 
 
 def test_coroutine_on_a_loop_that_does_not_answer(held_up: Any) -> None:
-    """What the thread of the loop does is all there is to tell."""
+    """The work of the loop's thread is shown, and nothing else."""
     hold_up, begun, go_on = held_up
 
     async def main() -> None:
@@ -114,7 +114,7 @@ def test_coroutine_on_a_loop_that_does_not_answer(held_up: Any) -> None:
 
 
 def test_stack_that_is_too_long(held_up: Any) -> None:
-    """The innermost hundred frames are told, and all calls."""
+    """The innermost hundred frames are shown, and all calls."""
     hold_up, begun, go_on = held_up
 
     def deep(function: Callable[[], Any], depth: int) -> Any:
@@ -135,7 +135,7 @@ def test_stack_that_is_too_long(held_up: Any) -> None:
 
 
 def test_thread_that_goes_on_during_each_attempt(held_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its calls are told, but not its stack."""
+    """Its calls are shown, but not its stack."""
     hold_up, begun, go_on = held_up
     thread = Thread(async_to_sync(sync_to_async(hold_up)))
     wait_for(begun)
@@ -165,7 +165,7 @@ def test_thread_that_is_not_among_those_that_are_written(held_up: Any, monkeypat
 
 
 def test_threads_that_wait_for_futures_are_not_told_apart() -> None:
-    """Which one waits for the task is not to be seen; a wrong answer would be worse than none."""
+    """It is unknown which thread waits for the task; no answer is better than a wrong one."""
     loops: list[asyncio.AbstractEventLoop] = []
     futures: list[Any] = [concurrent.futures.Future()]
     tasks: list[Any] = []
@@ -197,7 +197,7 @@ def test_threads_that_wait_for_futures_are_not_told_apart() -> None:
 
 
 def test_what_is_noted_of_a_call_that_is_gone() -> None:
-    """1. A coroutine is being closed on another thread. 2. A look finds only its note."""
+    """1. A coroutine is being closed on another thread. 2. A look finds only its entry in the register."""
 
     def gone() -> Any:
         return None
@@ -235,7 +235,7 @@ def test_names_are_those_of_the_program(tmp_path: Path) -> None:
 
 
 def test_interrupt_leaves_no_note_behind() -> None:
-    """1. A call is about to note itself. 2. A signal's exception comes just after the note. 3. It is taken back."""
+    """1. A call is about to register. 2. A signal's exception comes just afterwards. 3. The entry is removed."""
     noted = register.here()
     end = noted.ending()
     noted.enter("asgiref._bridge.jobs.ThreadCall.run", self=None)

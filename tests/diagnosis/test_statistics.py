@@ -1,4 +1,4 @@
-"""``bridge_statistics``: how many threads there are and what they serve, how many calls run or wait."""
+"""``bridge_statistics``: the numbers of threads by use, and of running and queued calls."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def total(seen: BridgeStatistics) -> int:
 
 
 def more(before: BridgeStatistics, after: BridgeStatistics) -> dict[str, int]:
-    """Return by how much the numbers of leased threads and of calls have changed, but for those that have not."""
+    """Return the changes of the numbers of leased threads and of calls, without those that are 0."""
     names = [*LEASED, "running_calls", "queued_process_calls"]
     changes = {name: getattr(after, name) - getattr(before, name) for name in names}
     return {name: change for name, change in changes.items() if change}
 
 
 def once(condition: Callable[[], bool]) -> None:
-    """Wait until another thread has done what it is about to do."""
+    """Wait until another thread has made *condition* true."""
     deadline = time.monotonic() + LIMIT
     while not condition():
         assert time.monotonic() < deadline
@@ -60,7 +60,7 @@ def once(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture
 async def before() -> BridgeStatistics:
-    """How it is when the thread of the process has been started and nothing runs."""
+    """The numbers when the thread of the process has been started and is idle."""
     await sync_to_async(int)()
     once(lambda: bridge_statistics().running_calls == 0)
     return bridge_statistics()
@@ -68,7 +68,7 @@ async def before() -> BridgeStatistics:
 
 @contextlib.asynccontextmanager
 async def held(*functions: Callable[[Callable[[], None]], Any]) -> AsyncIterator[None]:
-    """Have each function call, in a task of its own, what it is given: a function that waits until the block ends."""
+    """Let each function call its argument in a separate task: a function that waits until the block ends."""
     begun, go_on = threading.Semaphore(0), threading.Event()
 
     def hold() -> None:
@@ -263,14 +263,14 @@ async def test_number_of_started_threads_stays_when_threads_have_left(
 
 
 def test_threads_that_start_at_once_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that has got its number and stands still meanwhile does not take away the number of a later one."""
+    """A thread that has its number and then stands still does not hide the number of a later thread."""
     numbers = iter([1, 2])
     first_has_number, second_is_done = threading.Event(), threading.Event()
 
     class Starts:
         def __next__(self) -> int:
             number = next(numbers)
-            if number == 1:  # 1. the first thread gets its number, and adds it only after the second thread has
+            if number == 1:  # 1. the first thread gets its number, and adds it after the second thread
                 first_has_number.set()
                 wait_for(second_is_done)
             return number
@@ -280,7 +280,7 @@ def test_threads_that_start_at_once_are_all_counted(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(workers, "_started", started)
     first = Thread(workers._note_start)
     wait_for(first_has_number)
-    workers._note_start()  # 2. the second one gets a higher number and adds it
+    workers._note_start()  # 2. the second thread gets a higher number and adds it
     second_is_done.set()
     first.get()
     assert 2 == bridge_statistics().threads_started
@@ -372,7 +372,7 @@ print(bridge_statistics().threads_started)
 async def test_costs_no_more_than_five_calls_with_a_thousand_in_flight(
     limit: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call is measured as the time until it is back, the look as what it costs the processor."""
+    """A call is measured by wall time, the look by CPU time."""
     call = sync_to_async(int)
     hops = []
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""In debug mode, bridge calls that take long are logged."""
+"""In debug mode, slow bridge calls are logged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEBUG = [((), {"PYTHONASYNCIODEBUG": "1"}), (("-X", "dev"), {"PYTHONASYNCIODEBUG
 
 
 class Slow:
-    """Threads, each in a call that goes on until ``end``."""
+    """Threads, each in a call that lasts until ``end``."""
 
     def __init__(self) -> None:
         self._go_on = threading.Event()
@@ -85,7 +85,7 @@ def watchers() -> set[threading.Thread]:
 
 
 def started(watch: Watch) -> threading.Thread:
-    """Have the clock read, and return the thread that this started; it may have ended already."""
+    """Let the clock be read, and return the thread that this started; it may have ended already."""
     threads: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
     run = Watch._watch
 
@@ -99,7 +99,7 @@ def started(watch: Watch) -> threading.Thread:
 
 
 def test_thread_ends_where_there_is_nothing_to_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the next call starts another one."""
+    """The next call starts another thread."""
     monkeypatch.setattr(watch_module, "IDLE_TIME", 0)
     watch = Watch(lambda: 0)
     for _ in range(2):
@@ -113,7 +113,7 @@ def test_thread_ends_where_there_is_nothing_to_watch(monkeypatch: pytest.MonkeyP
 def test_call_that_begins_while_the_thread_ends_is_watched(
     monkeypatch: pytest.MonkeyPatch, another_starts: bool
 ) -> None:
-    """By that thread, or by the one that the call starts."""
+    """By that thread, or by the thread that the call starts."""
     monkeypatch.setattr(watch_module, "IDLE_TIME", 0)
     watch = Watch(lambda: 0)
     ends: list[None] = []
@@ -121,10 +121,10 @@ def test_call_that_begins_while_the_thread_ends_is_watched(
     class Ending(list[None]):
         def append(self, item: None) -> None:
             ends.append(item)
-            if len(ends) == 1:  # 1. the thread is about to say that it ends
-                watch._latest = time.monotonic()  # 2. a call begins, which takes the thread for running
+            if len(ends) == 1:  # 1. the thread is about to record its end
+                watch._latest = time.monotonic()  # 2. a call starts, and takes the thread for running
                 if another_starts:
-                    return  # 3. yet another one sees that it ends, and starts a new one
+                    return  # 3. another call sees the end, and starts a new thread
             super().append(item)
 
     watch._to_be_started = Ending([None])
@@ -178,7 +178,7 @@ async def slow():
 @pytest.mark.slow
 @pytest.mark.parametrize(("options", "environment"), DEBUG)
 def test_debug_mode(options: tuple[str, ...], environment: dict[str, str]) -> None:
-    """Either knob of asyncio turns it on, and the thread holds up nobody's exit."""
+    """Either switch of asyncio turns it on, and the thread delays no exit."""
     code = "async_to_sync(slow)()\nprint([thread.name for thread in threading.enumerate() if 'watch' in thread.name])"
     assert ["async_to_sync(slow)", "['asgiref watch']"] == output_of(LOGS + code, *options, **environment)
 
