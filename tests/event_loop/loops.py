@@ -1,4 +1,4 @@
-"""The loops that leave their caller's thread free, of each kind that there is here."""
+"""The loops that leave the calling thread free, of each available kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["FACTORIES", "UsersLoop", "every_loop", "run"]
 
 
 class UsersLoop(asyncio.SelectorEventLoop):
-    """A class of a user's: it makes tasks of its own kind, and counts its runs."""
+    """A class of a user: it makes tasks of its own class, and counts its runs."""
 
     runs = 0
 
@@ -43,6 +43,6 @@ every_loop = pytest.mark.parametrize("factory", FACTORIES.values(), ids=list(FAC
 
 
 def run(factory: LoopFactory, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what the coroutine function comes to, as ``asyncio.run`` does."""
+    """Return the result of the coroutine function, as ``asyncio.run`` does."""
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(function(*arguments))

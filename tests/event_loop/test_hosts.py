@@ -1,4 +1,4 @@
-"""Under what starts loops for tests, each in a process of its own: pytest-asyncio, pytest-django, anyio, Channels."""
+"""Tests under programs that start loops, each in a separate process: pytest-asyncio, pytest-django, anyio, Channels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reas
 
 
 def outcome_of_pytest(directory: Path, *options: str, **environment: str) -> str:
-    """Run pytest on *directory*; return the last line of what it prints."""
+    """Run pytest on *directory*; return the last line of its output."""
     path = str(Path(asgiref.__file__).parent.parent)
     process = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "faulthandler_timeout=20", *options],
@@ -46,7 +46,7 @@ def notes(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("scope", ["function", "module", "session"])
 def test_django_site_with_the_database_in_memory(notes: Path, scope: str) -> None:
-    """Whatever shares a loop: one test, those of a module, all."""
+    """With a loop for each test, for a module, or for all."""
     options = [f"asyncio_default_{what}_loop_scope={scope}" for what in ("test", "fixture")]
     assert "14 passed" == outcome_of_pytest(notes, "-o", options[0], "-o", options[1], NOTES_DATABASE="memory")
 

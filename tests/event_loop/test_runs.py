@@ -1,4 +1,4 @@
-"""Running such a loop is like running any other: errors, ends, tracebacks, and what is built on it."""
+"""Running such a loop is like running any other: errors, the end, tracebacks, and code that builds on it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_results_and_exceptions(factory: LoopFactory) -> None:
 
 @every_loop
 def test_loop_that_runs_cannot_be_run(factory: LoopFactory) -> None:
-    """Neither from its own thread, nor from the one that waits for it, nor from another."""
+    """Neither from its own thread, nor from the thread that waits for it, nor from another one."""
 
     def run_again() -> str:
         with pytest.raises(RuntimeError) as caught:
@@ -102,7 +102,7 @@ def test_refused_under_gevent(factory: LoopFactory, monkeypatch: pytest.MonkeyPa
 
 
 def test_two_threads_that_run_a_loop_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. Both have seen that the loop does not run. 2. One of them runs it. 3. The other gets an error."""
+    """1. Both threads see that the loop is not running. 2. Thread A runs it. 3. Thread B gets an error."""
     loop = ThreadSensitiveEventLoop()
     both = threading.Barrier(2, timeout=LIMIT)
 
@@ -129,7 +129,7 @@ def test_two_threads_that_run_a_loop_at_once(monkeypatch: pytest.MonkeyPatch) ->
 
 @every_loop
 def test_stop(factory: LoopFactory) -> None:
-    """It ends the run where it is called: before, in a callback, in a task, from another thread."""
+    """``stop`` ends the run wherever it is called: before, in a callback, in a task, from another thread."""
     loop = factory()
     loop.call_soon(loop.stop)
     loop.run_forever()
@@ -153,7 +153,7 @@ def test_stop(factory: LoopFactory) -> None:
 
 @every_loop
 def test_job_accepted_before_the_stop_is_run(factory: LoopFactory) -> None:
-    """The thread is held by one call, another one waits behind it, and the loop stops meanwhile."""
+    """A call blocks the thread, another call is queued, and the loop stops meanwhile."""
     loop = factory()
     stopped = threading.Event()
     ran: list[str] = []
@@ -180,7 +180,7 @@ def test_job_accepted_before_the_stop_is_run(factory: LoopFactory) -> None:
 
 @every_loop
 def test_thread_that_waits_for_the_loop_that_it_stopped_to_run(factory: LoopFactory) -> None:
-    """Nobody else can run the loop again, so its coroutine fails at once, and is cancelled when the loop ends."""
+    """No other code can run the loop again, so its coroutine fails at once, and is cancelled when the loop ends."""
     seen: list[str] = []
 
     async def forever() -> None:
@@ -260,7 +260,7 @@ def test_asynchronous_generators_end_with_the_loop(factory: LoopFactory) -> None
 
 @every_loop
 def test_default_executor_and_callbacks_end_with_the_loop(factory: LoopFactory) -> None:
-    """What is left when the main task ends gets its turn, as with the loop's own class."""
+    """Work that remains when the main task ends is done, as with the loop's own class."""
     seen: list[Any] = []
 
     async def main() -> None:
@@ -339,7 +339,7 @@ def test_child_processes(factory: LoopFactory) -> None:
 
 
 def test_eager_and_users_tasks() -> None:
-    """Task factories stay, and so does what a class of a user's does."""
+    """Task factories stay, and so do methods of a user's class."""
     loop = thread_sensitive_loop_factory(UsersLoop)()
     assert isinstance(loop, UsersLoop)
     assert "_UsersTask" == type(loop.create_task(asyncio.sleep(0))).__name__
@@ -392,7 +392,7 @@ def test_tracebacks_have_two_more_frames_at_most(name: str, kind: type[BaseExcep
     ours = frames_of(thread_sensitive_loop_factory(factory), kind())
     own = [frame for frame in ours if frame[0].startswith("_ThreadSensitive.")]
     assert {True} == {hidden for _, hidden in own}
-    # In place of the one that the loop has itself, where it is not written in C.
+    # Instead of the method of the loop, if the loop is not written in C.
     assert [frame for frame in ours if frame not in own] == [
         frame for frame in plain if "run_until_complete" not in frame[0]
     ]
@@ -400,7 +400,7 @@ def test_tracebacks_have_two_more_frames_at_most(name: str, kind: type[BaseExcep
 
 
 def test_nothing_outlives_the_loop() -> None:
-    """Where it ends well: an exception that comes out of a run leads back to itself with any loop."""
+    """If the run succeeds: an exception that a run raises refers to itself with any loop."""
 
     async def main() -> None:
         await sync_to_async(async_to_sync(where))()
@@ -426,8 +426,8 @@ def test_loop_that_nobody_closed_gives_its_worker_back() -> None:
     workers_before: set[Any] = set()
     reference = call()
     with pytest.warns(ResourceWarning):
-        gc_thrice()  # it is finalized in one, and freed in another
-    gc_thrice()  # the warning had the loop
+        gc_thrice()  # one collection finalizes it, and another one frees it
+    gc_thrice()  # the warning referred to the loop
     assert reference() is None
     assert set(workers._idle) - workers_before
 
@@ -446,7 +446,10 @@ def test_worker_is_named_for_the_loop_and_goes_back() -> None:
 
 
 def test_loop_is_closed_by_another_thread_as_its_run_begins() -> None:
-    """1. The run finds the loop open, and has its worker. 2. Another thread closes the loop. 3. The run goes there."""
+    """1.
+
+    The run finds the loop open, and has its worker. 2. Another thread closes the loop. 3. The run starts there.
+    """
 
     def post(job: Any) -> bool:
         Thread(loop.close).get()
@@ -461,7 +464,7 @@ def test_loop_is_closed_by_another_thread_as_its_run_begins() -> None:
 
 
 def test_finalizer_on_the_worker_between_two_runs() -> None:
-    """It may make a task and run the loop: the worker does not wait for itself."""
+    """It may create a task and run the loop: the worker does not wait for itself."""
 
     async def main() -> int:
         return await sync_to_async(threading.get_ident)()
@@ -502,7 +505,7 @@ def test_bridge_calls_show_it(factory: LoopFactory) -> None:
 
 @every_loop
 def test_reports_below_a_runner_of_another_loop(factory: LoopFactory) -> None:
-    """A plain loop on the thread that waits for such a one is told apart from it."""
+    """A plain loop on a thread that waits for such a loop is reported separately."""
 
     async def inner() -> Any:
         return await sync_to_async(bridge_calls, thread_sensitive=False)()
@@ -519,7 +522,7 @@ def test_reports_below_a_runner_of_another_loop(factory: LoopFactory) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @every_loop
 def test_forked_child_runs_a_loop_of_its_own(factory: LoopFactory) -> None:
-    """Whether the fork is in synchronous code, which is on the thread that waits, or in a coroutine."""
+    """With the fork in synchronous code, which is on the waiting thread, or in a coroutine."""
 
     def in_child() -> bool:
         return bool(run(factory, where) == threading.get_ident())
@@ -566,7 +569,7 @@ atexit.register(late)
 @pytest.mark.slow
 @pytest.mark.parametrize("used_before", [False, True])
 def test_in_an_atexit_handler(used_before: bool) -> None:
-    """Where Python starts no thread any more, and none is idle, the thread runs the loop itself."""
+    """When Python no longer starts threads, and none is idle, the thread runs the loop itself."""
     before = "loop = ThreadSensitiveEventLoop()\nloop.run_until_complete(main())\nloop.close()"
     assert ["True True", "Event loop is closed"] == output_of(AT_EXIT + before * used_before)
 
@@ -579,7 +582,7 @@ def test_asyncio_run() -> None:
 
 
 def test_isolated_asyncio_test_case() -> None:
-    """Before Python 3.13, which lets a class name its loop factory, the Runner is made by an override."""
+    """Before Python 3.13, a class cannot name its loop factory, so an override makes the Runner."""
     seen = []
 
     class InTestCase(unittest.IsolatedAsyncioTestCase):

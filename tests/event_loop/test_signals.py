@@ -38,19 +38,19 @@ def handlers_stay() -> Iterator[None]:
 
 
 def later(function: Any) -> None:
-    """Have the main thread find a pending signal in its mailbox."""
+    """Let the main thread find a pending signal in its mailbox."""
     threading.Timer(0.005, function).start()
 
 
 def ctrl_c_in_main_thread() -> None:
-    """As the terminal sends it, from another thread."""
+    """Send it from another thread, as the terminal does."""
     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # type: ignore[arg-type]
 
 
 @every_loop
 @pytest.mark.parametrize("debug", [False, True])
 def test_ctrl_c_under_a_runner(factory: LoopFactory, debug: bool) -> None:
-    """The task is cancelled, on the loop's thread; its cleanup runs; KeyboardInterrupt comes out."""
+    """The task is cancelled on the loop's thread; its cleanup runs; KeyboardInterrupt is raised."""
     seen: list[Any] = []
 
     async def main() -> None:
@@ -70,7 +70,7 @@ def test_ctrl_c_under_a_runner(factory: LoopFactory, debug: bool) -> None:
 
 @every_loop
 def test_ctrl_c_under_a_runner_while_synchronous_code_runs(factory: LoopFactory) -> None:
-    """The first lets synchronous code go on; the second breaks it off."""
+    """The first Ctrl-C lets synchronous code continue; the second one interrupts it."""
     seen: list[Any] = []
 
     def work() -> None:
@@ -95,7 +95,7 @@ def test_ctrl_c_under_a_runner_while_synchronous_code_runs(factory: LoopFactory)
 
 @every_loop
 def test_ctrl_c_under_a_runner_while_synchronous_code_waits(factory: LoopFactory) -> None:
-    """The cancellation goes in to the coroutine for which the thread waits, which the main task waits for."""
+    """The cancellation goes to the coroutine that the thread waits for, and that the main task awaits."""
     seen: list[Any] = []
 
     async def inner() -> None:
@@ -115,7 +115,7 @@ def test_ctrl_c_under_a_runner_while_synchronous_code_waits(factory: LoopFactory
 
 @every_loop
 def test_ctrl_c_without_a_runner(factory: LoopFactory) -> None:
-    """KeyboardInterrupt leaves run_until_complete, and the loop can be run again."""
+    """run_until_complete raises KeyboardInterrupt, and the loop can be run again."""
     loop = factory()
 
     async def main() -> str:
@@ -144,7 +144,7 @@ def test_ctrl_c_in_synchronous_code_without_a_runner(factory: LoopFactory) -> No
 
 @every_loop
 def test_exception_of_a_signal_handler(factory: LoopFactory) -> None:
-    """As those of time limits: it stops the loop, and is raised when that has stopped."""
+    """Timeouts by signals raise so: the exception stops the loop, and is raised when the loop has stopped."""
     loop = factory()
 
     def handle(sig: int, frame: FrameType | None) -> None:
@@ -162,7 +162,7 @@ def test_exception_of_a_signal_handler(factory: LoopFactory) -> None:
 
 
 def test_second_interrupt_gives_up_waiting() -> None:
-    """The loop does not stop, since a coroutine blocks its thread. It cannot be run again until it has."""
+    """The loop does not stop, because a coroutine blocks its thread. Until it has, it cannot be run again."""
     loop = ThreadSensitiveEventLoop()
     blocked, unblock = threading.Event(), threading.Event()
     outcome: list[bool] = []
@@ -176,7 +176,7 @@ def test_second_interrupt_gives_up_waiting() -> None:
         mailbox = AsyncToSync.loop_thread_executors[loop]
         ctrl_c_in_main_thread()
         stop = threading.Event()
-        while not stop_requested() and not stop.wait(0.001):  # the first has been taken
+        while not stop_requested() and not stop.wait(0.001):  # the first one was received
             assert mailbox.serving
         ctrl_c_in_main_thread()
 
@@ -199,7 +199,7 @@ def test_second_interrupt_gives_up_waiting() -> None:
 
 
 def test_interrupt_before_the_worker_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. The run is handed over. 2. The interrupt comes, and takes it back. 3. The worker gets it, too late."""
+    """1. The run is posted. 2. The interrupt comes, and takes it back. 3. The worker gets it, too late."""
     loop = ThreadSensitiveEventLoop()
     began: list[str] = []
     taken_back = threading.Event()
@@ -229,7 +229,7 @@ def test_interrupt_before_the_worker_begins(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_interrupt_as_the_loop_stops_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. The loop stops. 2. The interrupt comes, and asks it to stop. 3. Its next run must not stop for that."""
+    """1. The loop stops. 2. The interrupt comes, and asks the loop to stop. 3. The next run must not stop for that."""
     loop = ThreadSensitiveEventLoop()
     serve = _Mailbox.serve
 
@@ -246,7 +246,7 @@ def test_interrupt_as_the_loop_stops_by_itself(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_interrupt_while_what_was_left_over_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop has stopped; the thread runs the last call that it had accepted, and is interrupted there."""
+    """The loop has stopped; the thread runs the last accepted call, and is interrupted there."""
     loop = ThreadSensitiveEventLoop()
 
     class Interrupting:
@@ -281,14 +281,14 @@ def test_ctrl_c_as_the_task_ends() -> None:
             asked.set()
 
         mailbox.submit(ask)
-        wait_for(asked)  # in the midst of the last step
+        wait_for(asked)  # during the last step
 
     with pytest.raises(KeyboardInterrupt):
         run(ThreadSensitiveEventLoop, main)
 
 
 def test_ctrl_c_as_the_loop_is_stopped() -> None:
-    """A task that stop() left behind before it heard of the cancellation hears of it in the next run."""
+    """A task that remains after stop() gets its cancellation in the next run."""
 
     async def main() -> None:
         def ask() -> None:
@@ -338,7 +338,7 @@ def test_main_task_that_heard_of_the_cancellation_is_not_cancelled_again() -> No
 
 
 def test_handler_of_a_runner_further_out_is_left_alone() -> None:
-    """Below the loop of one Runner, another one runs; Ctrl-C still cancels the task of the former."""
+    """Another Runner runs below the loop of a Runner; Ctrl-C still cancels the task of the outer one."""
     seen: list[str] = []
 
     async def inner() -> None:
@@ -361,7 +361,7 @@ def test_handler_of_a_runner_further_out_is_left_alone() -> None:
 
 
 def test_handler_that_is_set_meanwhile_stays() -> None:
-    """As with any other loop, the Runner then leaves it there."""
+    """The Runner then leaves the handler in place, as with any other loop."""
 
     def handle(sig: int, frame: FrameType | None) -> None: ...
 
@@ -390,7 +390,7 @@ def test_signal_handler(factory: LoopFactory) -> None:
         loop.add_signal_handler(signal.SIGUSR1, lambda *arguments: seen.put_nowait((*arguments, where())), 1, 2)
         variable.set("later")
         for _ in range(2):
-            signal.raise_signal(signal.SIGUSR1)  # on a thread that is not the main one
+            signal.raise_signal(signal.SIGUSR1)  # on a thread other than the main thread
             assert (1, 2, threading.get_ident(), "added") == await asyncio.wait_for(seen.get(), LIMIT)
         assert loop.remove_signal_handler(signal.SIGUSR1)
         assert not loop.remove_signal_handler(signal.SIGUSR1)
@@ -408,7 +408,7 @@ def test_signal_handler(factory: LoopFactory) -> None:
 
 @every_loop
 def test_signal_handler_is_in_force_at_once(factory: LoopFactory) -> None:
-    """When add_signal_handler returns, if the main thread is at its mailbox; close() undoes it."""
+    """When add_signal_handler returns, if the main thread is waiting in its mailbox. close() removes it."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -430,7 +430,7 @@ def test_signal_handler_is_in_force_at_once(factory: LoopFactory) -> None:
 
 @every_loop
 def test_signal_handler_while_the_main_thread_is_busy(factory: LoopFactory) -> None:
-    """It is in force as soon as that thread is back at its mailbox, ahead of other calls."""
+    """It takes effect as soon as that thread is back in its mailbox, before other calls."""
     seen: list[Any] = []
 
     def hold(busy: threading.Event, added: threading.Event) -> None:
@@ -458,9 +458,10 @@ def test_signal_handler_while_the_main_thread_is_busy(factory: LoopFactory) -> N
 
 
 def test_main_thread_becomes_busy_as_a_handler_is_added() -> None:
-    """1. The loop's thread sees the main one at its mailbox, and waits. 2. That takes a call, which waits for the loop.
+    """The errand comes after the main thread has looked for errands, and before it records that it has a job.
 
-    The errand comes after the main thread has looked for errands, and before it notes that it has a job.
+    1. The loop's thread sees the main thread waiting, and waits for the errand. 2. The main thread takes a call, which
+    waits for the loop.
     """
 
     async def nothing() -> None: ...
@@ -470,7 +471,7 @@ def test_main_thread_becomes_busy_as_a_handler_is_added() -> None:
         mailbox: Any = AsyncToSync.loop_thread_executors[loop]
 
         class Errands(list[Any]):
-            """Lets the errand in when the main thread has found none, and is about to note its job."""
+            """Adds the errand when the main thread has found none, and is about to record its job."""
 
             def __bool__(self) -> bool:
                 there_are = len(self) > 0
@@ -498,7 +499,10 @@ def test_main_thread_becomes_busy_as_a_handler_is_added() -> None:
 
 
 def test_signal_handler_waits_for_the_loop_as_the_main_thread_takes_a_call() -> None:
-    """1. The main thread is about to note its job. 2. A handler there waits for a task. 3. That task makes a call."""
+    """1.
+
+    The main thread is about to record its job. 2. A signal handler waits for a task. 3. That task makes a call.
+    """
 
     async def call() -> asyncio.Task[int]:
         task = asyncio.create_task(sync_to_async(int)())
@@ -525,18 +529,18 @@ def test_signal_handler_waits_for_the_loop_as_the_main_thread_takes_a_call() -> 
 
 
 def test_handler_is_added_while_the_main_thread_gives_up_waiting() -> None:
-    """The mailbox is closed with the errand in it: the loop's thread goes on."""
+    """The mailbox is closed with the errand in it: the loop's thread continues."""
     mailbox = _Mailbox()
     waiting = Thread(mailbox.run_errand, gc.collect)
     while not mailbox._jobs:
         pass
     mailbox.close(run_rest=False)
     waiting.get()
-    mailbox.run_errand(lambda: None)  # nor does it wait for one that is closed already
+    mailbox.run_errand(lambda: None)  # nor does it wait for a closed mailbox
 
 
 def test_interrupt_in_an_errand() -> None:
-    """It is done again when the thread serves again: neither it nor who waits for it is lost."""
+    """It is run again when the thread serves its mailbox again: neither the errand nor its caller is lost."""
     mailbox = _Mailbox()
     done: list[str] = []
 
@@ -579,7 +583,7 @@ def test_signal_handler_on_the_main_thread_itself(factory: LoopFactory) -> None:
 
 @every_loop
 def test_arguments_that_cannot_be(factory: LoopFactory) -> None:
-    """They raise at once, what asyncio raises."""
+    """They raise at once, as in asyncio."""
 
     async def coroutine_function() -> None: ...
 
@@ -623,10 +627,10 @@ def test_signal_handler_where_the_main_thread_does_not_run_the_loop(factory: Loo
 
 
 def test_signal_for_a_loop_that_is_gone() -> None:
-    """It does what it would do without a handler, and what was set for it goes."""
+    """The signal has its effect without a handler, and the entry for the handler is removed."""
     loop = ThreadSensitiveEventLoop()
     loop.add_signal_handler(signal.SIGINT, int)
-    Thread(loop.close).get()  # a thread that cannot undo it
+    Thread(loop.close).get()  # a thread that cannot remove the handler
     del loop
     for _ in range(3):
         gc.collect()
@@ -645,7 +649,7 @@ def test_signal_for_a_loop_that_is_closed() -> None:
 
 
 def test_signal_between_the_removal_of_its_handler_and_the_main_thread() -> None:
-    """The main thread is busy when the handler is removed, and gets the signal then: it is the default that counts."""
+    """The main thread is busy when the handler is removed, and then gets the signal: the default action applies."""
     seen: list[str] = []
 
     def hold(busy: threading.Event, removed: threading.Event) -> None:

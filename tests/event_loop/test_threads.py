@@ -1,4 +1,4 @@
-"""Thread-sensitive code of all that runs on such a loop runs on the thread that runs the loop."""
+"""Thread-sensitive code of all tasks of such a loop runs on the thread that runs the loop."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_in_any_thread(factory: LoopFactory) -> None:
 
 @every_loop
 def test_tasks_of_any_context(factory: LoopFactory) -> None:
-    """Whether a task has the caller's context, one from before, or an empty one."""
+    """For a task with the caller's context, an older one, or an empty one."""
     before = contextvars.copy_context()
 
     async def main() -> set[int]:
@@ -76,7 +76,7 @@ def test_tasks_of_any_context(factory: LoopFactory) -> None:
 
 @every_loop
 def test_code_below_synchronous_code(factory: LoopFactory) -> None:
-    """Through the home loop, a new one, a kept one, asyncio.run; on the thread and on one of the pool."""
+    """Through the home loop, a new loop, a kept loop, and asyncio.run; on the thread and on a pool thread."""
 
     def in_block() -> Any:
         with AsyncSingleThreadContext():
@@ -95,11 +95,11 @@ def test_code_below_synchronous_code(factory: LoopFactory) -> None:
 
     async def main() -> None:
         here = await where()
-        # Below a thread of the pool, that one is the innermost to be blocked in async_to_sync.
+        # Below a pool thread, that thread is the innermost one that is blocked in async_to_sync.
         assert here == await sync_to_async(lambda: asyncio.run(where()), thread_sensitive=False)()
         for way in ways[:2]:
             assert here == await sync_to_async(way)()
-        with pytest.raises(RuntimeError, match="would deadlock"):  # that loop runs on the very thread
+        with pytest.raises(RuntimeError, match="would deadlock"):  # that loop runs on the same thread
             await sync_to_async(ways[2])()
         assert (here, here) == await sync_to_async(in_block)()
 
@@ -128,7 +128,7 @@ def test_task_that_outlives_the_call_that_made_it(factory: LoopFactory) -> None:
 
 @every_loop
 def test_plain_block_inside(factory: LoopFactory) -> None:
-    """A ThreadSensitiveContext gives way to the thread that waits, as below async_to_sync."""
+    """The waiting thread has precedence over a ThreadSensitiveContext, as below async_to_sync."""
 
     async def main() -> set[int]:
         async with ThreadSensitiveContext():
@@ -139,7 +139,7 @@ def test_plain_block_inside(factory: LoopFactory) -> None:
 
 @every_loop
 def test_block_with_an_executor_inside(factory: LoopFactory, one: concurrent.futures.ThreadPoolExecutor) -> None:
-    """It takes effect where it is entered, for a loop that runs inside it no more, and again until it ends."""
+    """The block takes effect where it was entered, not for a loop that runs inside it, and then again until its end."""
     here = threading.get_ident()
 
     async def main() -> None:
@@ -168,7 +168,7 @@ def test_block_with_an_executor_inside(factory: LoopFactory, one: concurrent.fut
 def test_block_with_an_executor_that_spans_runs(
     factory: LoopFactory, one: concurrent.futures.ThreadPoolExecutor
 ) -> None:
-    """A fixture of pytest-asyncio enters it in one run, and the test is another one in the same context."""
+    """A fixture of pytest-asyncio enters the block in one run, and the test is another run in the same context."""
     block = ThreadSensitiveContext(executor=one)
     context = contextvars.copy_context()
     with asyncio.Runner(loop_factory=factory) as runner:
@@ -180,7 +180,7 @@ def test_block_with_an_executor_that_spans_runs(
 
 @every_loop
 def test_blocks_around(factory: LoopFactory, one: concurrent.futures.ThreadPoolExecutor) -> None:
-    """A block that was entered further out gives way to the thread that runs the loop."""
+    """The thread that runs the loop has precedence over an outer block."""
 
     async def main(own: bool) -> None:
         async with ThreadSensitiveContext(executor=one) if own else ThreadSensitiveContext():
@@ -197,7 +197,7 @@ def test_blocks_around(factory: LoopFactory, one: concurrent.futures.ThreadPoolE
 
 @every_loop
 def test_below_async_to_sync(factory: LoopFactory, one: concurrent.futures.ThreadPoolExecutor) -> None:
-    """The thread that runs the loop comes first; when it waits no more, that of the call further out does."""
+    """The thread that runs the loop comes first; when it no longer waits, the thread of the outer call does."""
     here, other = threading.get_ident(), ident_of(one)
     outer_context = contextvars.Context()
 
@@ -213,7 +213,7 @@ def test_below_async_to_sync(factory: LoopFactory, one: concurrent.futures.Threa
         # The same from a block that hides the waiting thread.
         async with ThreadSensitiveContext(executor=one):
             await sync_to_async(run)(factory, inner)
-        # On the thread that waits further out itself.
+        # On the outer waiting thread itself.
         await sync_to_async(run)(factory, nested)
 
     async def nested() -> None:
@@ -224,7 +224,7 @@ def test_below_async_to_sync(factory: LoopFactory, one: concurrent.futures.Threa
 
 @every_loop
 def test_loop_inside_a_loop(factory: LoopFactory) -> None:
-    """Synchronous code below one loop may run another; both leave the thread free."""
+    """Synchronous code below one loop may run another one; both leave the thread free."""
 
     async def inner() -> tuple[int, int]:
         return await where(), await sync_to_async(run)(factory, where)
@@ -243,7 +243,7 @@ def test_loop_inside_a_loop(factory: LoopFactory) -> None:
 
 
 def test_executor_set_by_hand_further_out(one: concurrent.futures.ThreadPoolExecutor) -> None:
-    """Others set executors.current to an executor of their own; the thread that runs the loop comes before it."""
+    """Other packages set executors.current to their own executor; the thread that runs the loop has precedence."""
 
     def call() -> None:
         setattr(AsyncToSync.executors, "current", one)  # noqa: B010
@@ -304,7 +304,7 @@ def test_exception_being_handled_is_seen_by_tasks(factory: LoopFactory) -> None:
     except KeyError:
         frames = len(list(traceback.walk_tb(error.__traceback__)))
         seen = run(factory, main)
-        # Whoever asks PyPy for sys.exc_info() lengthens the traceback.
+        # On PyPy, reading sys.exc_info() lengthens the traceback.
         assert frames == len(list(traceback.walk_tb(error.__traceback__))) or sys.implementation.name == "pypy"
     if sys.implementation.name == "cpython":
         assert seen[0] is error
@@ -330,7 +330,7 @@ def test_channels_application_in_an_empty_context(factory: LoopFactory) -> None:
 
 @every_loop
 def test_each_run_serves_the_thread_that_calls_it(factory: LoopFactory) -> None:
-    """All runs of the loop happen on one worker, which goes back with close()."""
+    """All runs of the loop happen on one worker, which close() releases."""
     loop = factory()
 
     async def main() -> tuple[int, int]:
