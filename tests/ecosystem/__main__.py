@@ -23,12 +23,12 @@ from .projects import Project
 from .running import Missing, check, run
 
 AGAIN = 3
-# More names than this are not worth a command line: all tests are run again.
+# More names than this do not fit into a command line: all tests are run again.
 MANY = 200
 
 
 def measure(project: Project, workshop: Workshop, logs: Path) -> results.Result:
-    """Run the tests of *project* with both packages, and what differs several times more."""
+    """Run the tests of *project* with both packages, and tests that differ several times more."""
     runs, texts = {}, {}
     files = {package: logs / f"{project.key}-{package}.log" for package in PACKAGES}
     for package, log in files.items():
@@ -64,7 +64,7 @@ def main() -> int:
     if unknown := set(options.projects) - set(projects.keys()):
         parser.error(f"no project {', '.join(sorted(unknown))}; there are {', '.join(projects.keys())}")
     chosen = [projects.load(key) for key in options.projects or projects.keys()]
-    # A terminated run must still end the test processes, which are in a session of their own.
+    # A terminated run must still end the test processes, which have a separate session.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     measured: list[results.Result] = []
     left_out: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Virtual environments, in pairs that hold the same wheels and differ in asgiref alone. Packages come through pip."""
+"""Pairs of virtual environments with the same wheels, which differ only in asgiref. Packages come through pip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .projects import Project
 ROOT = Path(__file__).resolve().parents[2]
 UPSTREAM = "3.13.0"
 PACKAGES = ("upstream", "ours")
-# Writes what the runner reads.
+# Writes the report that the runner reads.
 REPORTING = "pytest-reportlog>=0.4"
 
 _PROBE = "import asgiref, json; print(json.dumps([asgiref.__version__, asgiref.__file__]))"
@@ -38,7 +38,7 @@ def pip(*arguments: str | Path) -> None:
 
 
 class Workshop:
-    """A directory with a wheel of this tree, and with what has been downloaded and installed so far."""
+    """A directory with a wheel of this tree, and with all downloads and environments so far."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory / str(sys.implementation.cache_tag)
@@ -47,12 +47,12 @@ class Workshop:
 
     @property
     def wheel(self) -> Path:
-        """Of this tree. It is built once."""
+        """The wheel of this tree, which is built once."""
         if self._wheel is None:
             target = self._directory / "ours"
             shutil.rmtree(target, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=self._directory) as scratch:
-                # A copy is built, for setuptools leaves files in the tree that it builds.
+                # A copy is built, because setuptools leaves files in the tree that it builds.
                 copy = Path(scratch) / "checkout"
                 leave = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "docs", "tests")
                 shutil.copytree(ROOT, copy, ignore=leave)
@@ -61,7 +61,7 @@ class Workshop:
         return self._wheel
 
     def python(self, project: Project, package: str) -> Path:
-        """Return the interpreter of an environment with *project* and *package*, which is made unless it is there."""
+        """Return the interpreter of an environment with *project* and *package*; create the environment if needed."""
         recipe = json.dumps([*project.requirements, REPORTING, UPSTREAM])
         place = self._directory / hashlib.sha256(recipe.encode()).hexdigest()[:12]
         wheels, home = place / "wheels", place / package
@@ -90,13 +90,13 @@ class Workshop:
                 sys.exit(f"{installed} is not the package of {ROOT}")
 
     def versions(self, python: Path, project: Project) -> dict[str, str]:
-        """Return the installed versions of what the table names."""
+        """Return the installed versions of the distributions that the table names."""
         names = [project.sdist.partition("==")[0]] if project.sdist else []
         versions: dict[str, str] = json.loads(call(python, "-c", _VERSIONS, *names, *project.shows))
         return versions
 
     def unpack(self, project: Project, scratch: Path) -> Path:
-        """Return a directory with the tests, new for each run: tests write into their tree."""
+        """Return a new directory with the tests: tests write into their tree."""
         if project.program:
             source = Path(__file__).parent / "programs"
             return Path(shutil.copytree(source, scratch / "programs", ignore=shutil.ignore_patterns("__pycache__")))

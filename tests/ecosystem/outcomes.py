@@ -1,4 +1,4 @@
-"""Outcomes of a run, test by test, and what the runs with two packages make of each other."""
+"""Outcomes of a run, test by test, and the comparison of the runs with two packages."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 Outcomes = Mapping[str, str]
 
-# A test has several reports, of its phases and its parts. The worst counts.
+# A test has several reports, of its phases and its parts. The worst one counts.
 _ORDER = ["passed", "xfailed", "skipped", "failed"]
 
 
 @dataclass
 class Run:
-    """What one run of a project's tests told."""
+    """The report of one run of a project's tests."""
 
     outcomes: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Run:
 
 
 def read(log: Path, seconds: float) -> Run:
-    """Return the run that wrote *log*, which has one JSON object in a line, as pytest-reportlog writes it."""
+    """Return the run that wrote *log*, with one JSON object in each line, as pytest-reportlog writes it."""
     run = Run(seconds=seconds)
     for line in log.read_text().splitlines() if log.exists() else ():
         report = json.loads(line)
@@ -59,13 +59,13 @@ def _text(representation: object) -> str:
 
 @dataclass
 class Comparison:
-    """How the same tests ended with ours and with upstream's package, over all runs of each."""
+    """The outcomes of the same tests with this package and with upstream's, over all runs of each."""
 
-    # Always the one outcome with ours and always the other with upstream's: both.
+    # Tests that always have the one outcome with this package and always the other with upstream's: both outcomes.
     differing: dict[str, tuple[str, str]] = field(default_factory=dict)
-    # Not always the same with one of them: its outcomes with ours, and with upstream's.
+    # Tests whose outcome varies with one of the packages: their outcomes with this package, and with upstream's.
     unstable: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
-    # Fails each time with both.
+    # Tests that fail every time with both packages.
     failing: list[str] = field(default_factory=list)
 
 
@@ -75,7 +75,7 @@ def differing(ours: Outcomes, upstream: Outcomes) -> list[str]:
 
 
 def compare(ours: Sequence[Outcomes], upstream: Sequence[Outcomes]) -> Comparison:
-    """Compare runs of all tests, the first of each, and more runs of those that differed in them."""
+    """Compare the first run of all tests with each package, and further runs of the tests that differed."""
     comparison = Comparison()
     different = differing(ours[0], upstream[0])
     for name in different:

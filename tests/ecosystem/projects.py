@@ -1,4 +1,4 @@
-"""Descriptions of the projects: what is installed, what is run, and what is known to fail or to differ."""
+"""Descriptions of the projects: packages to install, tests to run, and known failures and differences."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ class Project:
 
     key: str
     name: str
-    # What the table says was run.
+    # The description of the tests, for the table.
     what: str
     # The released version, as a requirement. Its source distribution has the tests.
     sdist: str = ""
-    # Or the file in ``programs/`` that has them.
+    # Or the file in ``programs/`` with the tests.
     program: str = ""
     # More requirements, for both environments.
     needs: tuple[str, ...] = ()
-    # Which of the installed distributions the table names with their versions, besides the project.
+    # The installed distributions that the table names with their versions, besides the project.
     shows: tuple[str, ...] = ()
-    # "pytest", "django-test" (a site's command) or "django" (Django's own script), what follows it, and where.
+    # "pytest", "django-test" (a site's command) or "django" (Django's own script); its arguments; its directory.
     runner: str = "pytest"
     arguments: tuple[str, ...] = ()
     directory: str = "."
     # "redis" is a server with a sentinel, on their usual ports.
     services: tuple[str, ...] = ()
-    # Programs without which nothing can be run.
+    # Programs that must be installed.
     programs: tuple[str, ...] = ()
-    # Which versions of Python it takes.
+    # The supported versions of Python.
     python: str = ""
-    # Of one run of the tests, in seconds.
+    # The timeout of one run of the tests, in seconds.
     limit: float = 600
     # Not run unless it is named.
     on_demand: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     # Tests that fail with either package, tests whose outcomes differ, and tests whose outcome varies from run to run
-    # with either, so that they may fail or differ too: the reason, a sentence.
+    # with either, so that they may also fail or differ: the reason, a sentence.
     fails: Mapping[str, str] = field(default_factory=dict)
     differs: Mapping[str, str] = field(default_factory=dict)
     varies: Mapping[str, str] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Project:
 
     @property
     def refusal(self) -> str | None:
-        """Why this interpreter cannot run it, if so."""
+        """The reason why this interpreter cannot run it, if there is one."""
         version = platform.python_version()
         if SpecifierSet(self.python).contains(version, prereleases=True):
             return None
@@ -65,7 +65,7 @@ class Project:
 
 
 def load(key: str) -> Project:
-    """Return the project that ``projects/KEY.toml`` describes; what it leaves out is as in the one that is its base."""
+    """Return the project that ``projects/KEY.toml`` describes; missing keys are those of its base."""
     described = tomllib.loads((DESCRIPTIONS / f"{key}.toml").read_text())
     if base := described.pop("base", None):
         described = tomllib.loads((DESCRIPTIONS / f"{base}.toml").read_text()) | described

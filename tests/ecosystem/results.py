@@ -22,7 +22,7 @@ _UNKNOWN = "No reason is known."
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a project, and the reasons that its description gives."""
+    """The results of a project, and the reasons in its description."""
 
     key: str
     date: str
@@ -64,12 +64,12 @@ class Result:
 
     @property
     def _reasons(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
-        """Those for tests that differ, and for tests that fail."""
+        """Return the reasons of tests that differ, and of tests that fail."""
         return {**self.project.varies, **self.project.differs}, {**self.project.varies, **self.project.fails}
 
     @property
     def alike(self) -> bool:
-        """Whether the project cannot tell the packages apart, but for what is described."""
+        """Whether the project has the same results with both packages, except for those described."""
         return self.finished and not self.differing.keys() - self._reasons[0].keys()
 
     @property
@@ -86,7 +86,7 @@ class Result:
         return ", ".join(parts) or "no difference"
 
     def notes(self) -> list[str]:
-        """One sentence for each reason, with the tests that it is the reason of."""
+        """One sentence for each reason, with its tests."""
         differs, fails = self._reasons
         lines = []
         for what, names, reasons in (("Differs", self.differing, differs), ("Fails with both", self.failing, fails)):
@@ -118,7 +118,7 @@ def recorded() -> list[Result]:
 
 
 def _names(result: Result) -> str:
-    """The project with its version, and what else was installed that matters."""
+    """The project with its version, and the versions of other important packages."""
     versions = [f"{name} {version}" for name, version in result.versions.items()]
     if result.project.program:
         return f"**{result.project.name}**: {', '.join(versions)}"
@@ -134,7 +134,7 @@ def _table(widths: str, *rows: Sequence[str]) -> list[str]:
 
 
 def render(results: Sequence[Result]) -> str:
-    """Return the tables as the documentation includes them."""
+    """Return the tables for the documentation."""
     tests = sum(sum(result.counts["ours"].values()) for result in results)
     programs = sum(bool(result.project.program) for result in results)
     differing = [pair for result in results for pair in result.differing.values()]
@@ -182,7 +182,7 @@ def write_table() -> None:
 
 
 def show(results: Sequence[Result], left_out: Mapping[str, str]) -> None:
-    """Print the table of a run, and below it what is not explained."""
+    """Print the table of a run, and below it the unexplained results."""
     # Only the runner needs it; the documentation's table is checked without.
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""One run of a project's tests in one environment: a process, its time limit, its report."""
+"""One run of a project's tests in one environment: a process, its timeout, its report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HARNESS = Path(__file__).parent / "harness"
 
 
 class Missing(Exception):
-    """Something that a project needs is not on this machine; the text says what."""
+    """A requirement of a project is missing on this machine; the text says which."""
 
 
 def check(project: Project) -> None:
@@ -36,7 +36,7 @@ def check(project: Project) -> None:
 
 
 def run(project: Project, workshop: Workshop, package: str, log: Path, tests: Sequence[str] = ()) -> Run:
-    """Run all tests of *project* with *package*, or *tests* alone; the output goes to *log*."""
+    """Run all tests of *project* with *package*, or *tests* only; the output goes to *log*."""
     python = workshop.python(project, package)
     with tempfile.TemporaryDirectory(prefix="ecosystem-") as directory, contextlib.ExitStack() as stack:
         scratch = Path(directory)
@@ -69,7 +69,7 @@ def _command(project: Project, python: Path, report: Path, tests: Sequence[str])
         return [python, "-m", "django", "test", "--testrunner=django_report.ReportingRunner", *flags, *arguments]
     flags = ["-p", "no:cacheprovider", f"--report-log={report}"]
     if project.program:
-        # Nothing of the tree's own configuration.
+        # The tree's own configuration must not be used.
         flags += ["-c", "pytest.ini"]
     return [python, "-m", "pytest", *flags, *arguments]
 
@@ -93,7 +93,7 @@ def _run(command: Sequence[str | Path], tree: Path, variables: dict[str, str], l
             family = _descendants(process.pid)
             _print_stacks([process.pid, *sorted(family)])
         finally:
-            # Servers that a test has started are in sessions of their own.
+            # Servers that a test has started have separate sessions.
             family |= _descendants(process.pid)
             _end(process)
             for pid in family:
@@ -120,7 +120,7 @@ def _descendants(ancestor: int) -> set[int]:
 
 
 def _print_stacks(pids: Sequence[int]) -> None:
-    """Have faulthandler print the stacks of the threads of *pids*, process by process, which ends them."""
+    """Let faulthandler print the stacks of all threads of *pids*, one process after the other, and end them."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGABRT)
@@ -129,7 +129,7 @@ def _print_stacks(pids: Sequence[int]) -> None:
 
 @contextlib.contextmanager
 def _redis(scratch: Path) -> Iterator[None]:
-    """Run a Redis server and a sentinel that watches it, on the ports that tests have written into them."""
+    """Run a Redis server and a sentinel for it, on the ports that the tests use."""
     sentinel = scratch / "sentinel.conf"
     sentinel.write_text("sentinel monitor sentinel 127.0.0.1 6379 1\n")
     commands = {
@@ -138,7 +138,7 @@ def _redis(scratch: Path) -> Iterator[None]:
     }
     with contextlib.ExitStack() as stack:
         for port, command in commands.items():
-            # The tests empty the databases, which had better not be somebody's.
+            # The tests empty the databases, so these must not belong to another program.
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 raise Missing(f"port {port} is in use")
             process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The runner of other projects' tests: what it reads, compares and writes. It runs nothing here."""
+"""The runner of other projects' tests: reading, comparing and writing. Nothing is run here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A runner of Django tests that writes a report as pytest-reportlog does."""
+"""A runner of Django tests that writes a report in the format of pytest-reportlog."""
 
 import json
 import os
@@ -14,7 +14,7 @@ def _report(line):
 
 
 class ReportingResult(unittest.TextTestResult):
-    """The result in the first process, to which those of the others come."""
+    """The result in the first process, which collects those of the other processes."""
 
     def _write(self, test, outcome, text=None, **more):
         _report({"$report_type": "TestReport", "nodeid": test.id(), "outcome": outcome, "longrepr": text, **more})

@@ -1,4 +1,4 @@
-"""A pytest plugin: ``WsgiToAsgi`` takes the place of the WSGI middleware of Starlette and uvicorn."""
+"""A pytest plugin that replaces the WSGI middleware of Starlette and uvicorn by ``WsgiToAsgi``."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""Tasks of a Celery worker, synchronous functions that use an asynchronous client."""
+"""Tasks of a Celery worker: synchronous functions that use an asynchronous client."""
 
 import os
 import threading
@@ -13,7 +13,7 @@ URL = os.environ["REDIS_URL"]
 POOL = os.environ["CELERY_POOL"]
 
 app = Celery("tasks", broker=URL, backend=URL)
-# Of all tasks of a process in the pool "prefork". It keeps a connection open, which belongs to an event loop.
+# For all tasks of a process in the pool "prefork". It keeps a connection open, which belongs to an event loop.
 client = redis.asyncio.from_url(URL)
 block = AsyncSingleThreadContext()
 
@@ -30,7 +30,7 @@ def end(**kwargs):
 
 
 async def count(user, client):
-    """From asynchronous code to synchronous code and back, on the thread of the task."""
+    """Go from asynchronous code to synchronous code and back, on the thread of the task."""
     number = await client.incr(f"count of {user}")
     return number, await sync_to_async(threading.get_ident)()
 
@@ -42,7 +42,7 @@ def told(counted):
 
 @app.task
 def visit(user):
-    """Count three visits of *user*, in one asynchronous call with a client of its own."""
+    """Count three visits of *user*, in one asynchronous call with its own client."""
 
     async def counted():
         async with redis.asyncio.from_url(URL) as client:
@@ -53,10 +53,10 @@ def visit(user):
 
 @app.task
 def visit_three_times(user):
-    """Count three visits of *user*, in three calls, which share a client."""
+    """Count three visits of *user*, in three calls that share a client."""
     if POOL == "prefork":
         return told([async_to_sync(count)(user, client) for _ in range(3)])
-    # A block counts for the thread that has entered it; the threads of the other pools are entered by tasks alone.
+    # A block belongs to the thread that has entered it; on threads of the other pools, only tasks run.
     with AsyncSingleThreadContext():
         own = redis.asyncio.from_url(URL)
         counted = [async_to_sync(count)(user, own) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Programs that are started, and the ports, directories and time limits that they get."""
+"""Starting programs, with ports, directories and timeouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-# Of each wait, in seconds.
+# The timeout of each wait, in seconds.
 LIMIT = 60.0
 
 HERE = Path(__file__).parent
@@ -46,7 +46,7 @@ def accepts(port: int) -> bool:
 
 
 class Program:
-    """A process, with the ones that it starts; its output goes to a file."""
+    """A process with its child processes; its output goes to a file."""
 
     def __init__(self, command: str, directory: Path, variables: Mapping[str, str]) -> None:
         self.log_file = directory / f"{command.split()[0]}-{time.monotonic_ns()}.log"
@@ -88,7 +88,7 @@ class Program:
         wait_until(ready, f"no {text!r} in {self.log}")
 
     def stop(self) -> int:
-        """Tell it to end, and return its exit status."""
+        """Let it end, and return its exit status."""
         self.process.terminate()
         return self.process.wait(LIMIT)
 
@@ -107,7 +107,7 @@ def started(command: str, directory: Path, **variables: str) -> Iterator[Program
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Redis server of the module's own."""
+    """A Redis server for one module."""
     port = free_port()
     command = f"redis-server --port {port} --bind {HOST} --appendonly no"
     with started(command, tmp_path_factory.mktemp("redis")) as program:

@@ -1,4 +1,4 @@
-"""A Django site of one request that goes from synchronous code to asynchronous code to synchronous code, both ways."""
+"""A Django site with one request that passes through synchronous and asynchronous code, in both directions."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from django.urls import path
 
 from asgiref.sync import async_to_sync, sync_to_async
 
-# What opens a span: a context manager, made from a name. The test puts it in.
+# A function that opens a span: it returns a context manager for a name. The test sets it.
 span = None
 current = None
 

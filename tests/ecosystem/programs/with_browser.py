@@ -1,4 +1,4 @@
-"""A browser has the chat room open in two windows: what is typed in one arrives in both, in order."""
+"""A browser shows the chat room in two windows: text typed in one arrives in both, in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def browser() -> Iterator[Chrome]:
         pytest.skip("chromium and chromedriver are not installed")
     options = ChromeOptions()
     options.binary_location = program
-    # It has a sandbox of its own, which root cannot use.
+    # Root cannot use the sandbox of Chromium.
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
         options.add_argument(argument)
     with Chrome(options=options, service=Service(driver)) as browser:

@@ -16,11 +16,11 @@ POOLS = ["solo", "threads", "prefork"]
 
 @pytest.fixture(scope="module", params=POOLS)
 def tasks(request: pytest.FixtureRequest, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The tasks, which a worker of one kind runs; it ends by itself when it is told to."""
+    """The tasks, with a worker of one kind; it must end by itself."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REDIS_URL", redis_url)
         patch.setenv("CELERY_POOL", request.param)
-        # Celery refuses to run as root unless it is told that this is meant.
+        # Celery refuses to run as root without this.
         patch.setenv("C_FORCE_ROOT", "1")
         sys.modules.pop("celery_tasks", None)
         import celery_tasks

@@ -28,7 +28,7 @@ async def program():
 """
 PROGRAM = "('of the program', [42, 42, 42])"
 
-# A cell, and what it shows: a result, or the name of an exception.
+# A cell, and its output: a result, or the name of an exception.
 CELLS = [
     (DEFINITIONS, ""),
     ("await fetch(1)", "2"),
@@ -37,7 +37,7 @@ CELLS = [
     ("await program()", PROGRAM),
     ("asyncio.run(program())", "RuntimeError"),
     ("await asyncio.to_thread(asyncio.run, program())", PROGRAM),
-    # The next cells see what one has set.
+    # The next cells see the values of this one.
     ("local.name = 'of a cell'", ""),
     ("local.name, await sync_to_async(lambda: local.name)()", "('of a cell', 'of a cell')"),
 ]
@@ -96,7 +96,7 @@ for cell in {cells!r}:
     shown = "" if result.result is None else repr(result.result)
     print("SHOWN", repr(type(error).__name__ if error else shown))
 """
-# Its own loop runs while a cell awaits, and only then: these differ from the kernel's.
+# Its own loop runs only while a cell awaits, so these differ from the kernel's.
 OF_IPYTHON = {"report()": "42", "asyncio.run(program())": PROGRAM}
 
 

@@ -1,4 +1,4 @@
-"""pytest-django on a site of ours: which thread, connection and transaction the tests and the views are in."""
+"""pytest-django on a small site: the thread, connection and transaction of the tests and the views."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chat room in two server processes, which know of each other only through Redis."""
+"""The chat room in two server processes, which are connected only by Redis."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def site():
 
 
 def tree():
-    """The one transaction's spans, as a sorted tree of descriptions."""
+    """Return the spans of the only transaction, as a sorted tree of descriptions."""
     [transaction] = [event for event in events if event.get("type") == "transaction"]
     root = transaction["contexts"]["trace"]["span_id"]
 
@@ -37,7 +37,7 @@ def tree():
 
 
 def keep_of_test(spans):
-    """Without the spans of the integrations, whose number depends on Django's own middleware."""
+    """Leave out the spans of the integrations, whose number depends on Django's own middleware."""
     found = []
     for op, description, below in spans:
         found += [[description, keep_of_test(below)]] if op == "test" else keep_of_test(below)

@@ -28,7 +28,7 @@ SERVERS = {
     " --hook-master-start 'unix_signal:15 gracefully_kill_them_all' --worker-reload-mercy 20"
     " --module site_under_test.wsgi:application",
 }
-# Daphne drops the requests that are in flight.
+# Daphne drops requests in flight.
 DROPPING = {"daphne"}
 REQUESTS = 50
 
@@ -101,7 +101,7 @@ async def test_stops_with_requests_in_flight(server: str, view: str, tmp_path: P
             await asyncio.to_thread(wait_until, all_arrived, "not all requests arrived")
             site.program.process.terminate()
             if server not in DROPPING:
-                await asyncio.sleep(1)  # for the server to get the signal; it may not drop a request now or later
+                await asyncio.sleep(1)  # until the server has the signal; it must not drop a request, now or later
                 assert site.program.runs, site.program.log
                 (tmp_path / "released").touch()
             responses = await asyncio.gather(*requests, return_exceptions=True)

@@ -11,7 +11,7 @@ import pytest
 from driving import HERE, LIMIT, started
 
 PROJECT = HERE / "typed_site"
-# Types that a reader of the project can rely on, in the order of their lines.
+# The expected types, in the order of their lines.
 REVEALED = json.loads((PROJECT / "revealed.json").read_text())
 
 

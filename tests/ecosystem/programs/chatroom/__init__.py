@@ -1,1 +1,1 @@
-"""A chat room on Channels: one page, two kinds of consumers, one view that speaks to everybody."""
+"""A chat room on Channels: one page, two kinds of consumers, and one view that sends to all."""

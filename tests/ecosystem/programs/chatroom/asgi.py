@@ -1,4 +1,4 @@
-"""The application: HTTP is Django's, WebSockets are the consumers'."""
+"""The application: Django serves HTTP, and the consumers serve WebSockets."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def page(request):
 
 
 def announce(request):
-    """Say something to the room, from a synchronous view."""
+    """Send a message to the room, from a synchronous view."""
     message = {"type": "chat.message", "text": json.loads(request.body)}
     async_to_sync(get_channel_layer().group_send)(ROOM, message)
     return HttpResponse("said")

@@ -1,4 +1,4 @@
-"""Settings; ``SITE_DIRECTORY`` is where the database is, and ``REDIS_URL`` is the channel layer's."""
+"""Settings; ``SITE_DIRECTORY`` has the database, and ``REDIS_URL`` is the server of the channel layer."""
 
 import os
 from pathlib import Path

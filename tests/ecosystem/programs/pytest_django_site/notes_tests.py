@@ -1,4 +1,4 @@
-"""Tests as a user of pytest-django and pytest-asyncio writes them."""
+"""Tests like those of a user of pytest-django and pytest-asyncio."""
 
 import asyncio
 import urllib.request
@@ -54,7 +54,7 @@ def test_each_test_has_an_empty_database():
 
 @pytest.mark.django_db
 def test_rollback():
-    """Asynchronous code below is in the transaction of the synchronous code above."""
+    """The asynchronous code below is in the transaction of the synchronous code above."""
     with pytest.raises(ZeroDivisionError), transaction.atomic():
         async_to_sync(Note.objects.acreate)(text="one")
         assert Note.objects.count() == 1

@@ -1,4 +1,4 @@
-"""Two views that count notes, one on each side."""
+"""Two views that count notes, one synchronous and one asynchronous."""
 
 from django.http import HttpResponse
 from django.urls import path

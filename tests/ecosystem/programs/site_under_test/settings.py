@@ -1,4 +1,4 @@
-"""Settings; ``SITE_DIRECTORY`` is where the database and the marks of requests are."""
+"""Settings; ``SITE_DIRECTORY`` has the database and the marks of requests."""
 
 import os
 from pathlib import Path

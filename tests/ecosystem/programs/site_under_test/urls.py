@@ -1,4 +1,4 @@
-"""Each view by its name."""
+"""Each view, under its name."""
 
 from django.urls import path
 

@@ -1,4 +1,4 @@
-"""Synchronous and asynchronous views. Each calls the other side, and tells what it saw."""
+"""Synchronous and asynchronous views. Each calls the other side, and returns what it saw."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _seen() -> dict[str, object]:
 
 
 async def _ask() -> list[object]:
-    """Two calls of synchronous code, with a pause that lets other requests in."""
+    """Make two calls of synchronous code, with a pause that lets other requests run."""
     first = threading.get_ident, _seen
     thread, seen = await sync_to_async(lambda: [function() for function in first])()
     await asyncio.sleep(0.01)
@@ -117,7 +117,7 @@ def _released() -> bool:
 
 
 def held(request: HttpRequest) -> HttpResponse:
-    """Answer when the test says so, which cannot send a request by then: the server has been told to stop."""
+    """Answer when the test says so, by a file: the server has been told to stop, and accepts no request."""
     _mark(request)
     while not _released():
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""The site as a WSGI application, which has called asynchronous code before the server forks."""
+"""The site as a WSGI application that calls asynchronous code before the server forks."""
 
 import os
 
@@ -8,7 +8,7 @@ from asgiref.sync import async_to_sync
 
 
 async def _prepare() -> None:
-    """Read the settings, say, from somewhere."""
+    """Stands for reading the settings from a service."""
 
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "site_under_test.settings"

@@ -1,4 +1,4 @@
-"""Views with types, which use the bridge as Django's documentation shows it."""
+"""Views with types that use the bridge as Django's documentation shows it."""
 
 from collections.abc import Awaitable, Callable
 from typing import reveal_type
