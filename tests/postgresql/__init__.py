@@ -1,1 +1,1 @@
-"""A Django site with PostgreSQL under load: does it stay within the connections that it may have?"""
+"""A Django site with PostgreSQL under load must not need more connections than it may have."""

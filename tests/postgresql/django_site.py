@@ -1,6 +1,6 @@
 """The site: synchronous, asynchronous and streaming views that query PostgreSQL, on this package or on upstream's.
 
-The environment says how it is set up: ``SITE_SOCKET``, the directory of the server's socket, ``SITE_MAX_AGE``, Django's
+Environment variables configure it: ``SITE_SOCKET``, the directory of the server's socket, ``SITE_MAX_AGE``, Django's
 ``CONN_MAX_AGE``, and ``SITE_MAX_THREADS``, empty for no limit.
 """
 
@@ -46,7 +46,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper  # type: ignore[i
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse  # type: ignore[import-untyped]  # noqa: E402
 from django.urls import path  # type: ignore[import-untyped]  # noqa: E402
 
-# How many connections there are, and were at most: counted, since a look from outside can miss the peak.
+# The current and the highest number of connections, counted here: a look from outside can miss the peak.
 counting = threading.Lock()
 open_connections = most_connections = 0
 
@@ -74,10 +74,10 @@ def count(change: int) -> None:
         most_connections = max(most_connections, open_connections)
 
 
-base.DatabaseWrapper = Counted  # as Django's backends are found
+base.DatabaseWrapper = Counted  # as Django looks for backends
 
 
-# The recipe of the guide, which closes connections with their threads, as it stands there.
+# The recipe of the guide, which closes connections with their threads, taken from there.
 guide = Path(__file__).parents[2].joinpath("docs", "guides", "django.rst").read_text()
 [recipe] = re.findall(r"   :caption: asgi.py\n\n(   import threading\n(?:   .*\n|\n)+)", guide)
 exec(textwrap.dedent(recipe))
@@ -85,7 +85,7 @@ exec(textwrap.dedent(recipe))
 if os.environ["SITE_MAX_THREADS"]:
     sync.ThreadSensitiveContext.max_threads = int(os.environ["SITE_MAX_THREADS"])
 
-# The streams that have sent their first part, and what they wait for before their last one.
+# The streams that have sent their first part, and the event that they wait for before the last one.
 waiting: set[object] = set()
 go_on = asyncio.Event()
 
@@ -120,7 +120,7 @@ async def stream(request: HttpRequest) -> StreamingHttpResponse:
 
 
 async def end_streams(request: HttpRequest) -> HttpResponse:
-    """Tell how many streams are open, and let all go on."""
+    """Return the number of open streams, and let all continue."""
     count = len(waiting)
     go_on.set()
     go_on.clear()
@@ -128,7 +128,7 @@ async def end_streams(request: HttpRequest) -> HttpResponse:
 
 
 async def connections(request: HttpRequest) -> HttpResponse:
-    """Tell how many connections there were at most."""
+    """Return the highest number of connections so far."""
     return HttpResponse(b"%d" % most_connections)
 
 

@@ -33,23 +33,23 @@ from typing import Any
 from ..helpers import ROOT
 from ..servers import HOST, Server, free_port, postgresql, run_server
 
-psycopg: Any = importlib.import_module("psycopg")  # not everywhere where types are checked
+psycopg: Any = importlib.import_module("psycopg")  # not installed everywhere where types are checked
 
 KINDS = "sync", "async", "stream"
 # Each part of a streamed response.
 NO_GROUPS = b"0\n"
 ALLOWED = 20  # connections, and so threads
-# An idle worker leaves after ten to twenty seconds, and the site closes its connection then.
+# An idle worker ends after ten to twenty seconds, and then the site closes its connection.
 ALL_CLOSED_WITHIN = 25.0
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of some requests."""
+    """The results of some requests."""
 
     statuses: Counter[int] = dataclasses.field(default_factory=Counter)
     latencies: list[float] = dataclasses.field(default_factory=list)
-    # The most connections that were seen; the highest sample, so there may have been more.
+    # The highest sample of the number of connections; there may have been more.
     connections: int = 0
     seconds: float = 0.0
 
@@ -67,24 +67,24 @@ class Outcome:
 
 
 class Database:
-    """The server, and what the site may have of it."""
+    """The server, and the limits for the site."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
         self._superuser = psycopg.connect(host=directory, user="postgres", dbname="postgres", autocommit=True)
 
     def prepare(self) -> None:
-        """Make the role of the site and its tables."""
+        """Create the role of the site and its tables."""
         self._superuser.execute("CREATE ROLE site LOGIN")
         self._superuser.execute("CREATE TABLE auth_group (id int PRIMARY KEY, name text)")
         self._superuser.execute("GRANT ALL ON auth_group TO site")
 
     def allow(self, connections: int) -> None:
-        """Let the site have that many connections at once; -1: any number."""
+        """Set the limit for concurrent connections of the site; -1: no limit."""
         self._superuser.execute(f"ALTER ROLE site CONNECTION LIMIT {connections}")
 
     def connections(self) -> int:
-        """Return how many the site has at the moment."""
+        """Return the current number of connections of the site."""
         [(count,)] = self._superuser.execute("SELECT count(*) FROM pg_stat_activity WHERE usename = 'site'")
         return int(count)
 
@@ -123,19 +123,19 @@ def site(
             yield server
 
 
-# A client that costs the machine little, since the site shares it.
+# A client that needs little CPU time, because the site shares the machine.
 
 
 async def get(server: Server, kind: str) -> tuple[int, bytes]:
     """Return the status and the body of one request."""
     async with begun(server, kind) as (status, reader):
-        # In chunks, none of which has such an end of a line within.
+        # In chunks, which contain no such end of a line.
         return status, b"".join((await reader.read()).split(b"\r\n")[1::2])
 
 
 @contextlib.asynccontextmanager
 async def begun(server: Server, kind: str) -> AsyncIterator[tuple[int, asyncio.StreamReader]]:
-    """Give the status of a request, and where the rest of its response comes from."""
+    """Yield the status of a request, and the reader for the rest of its response."""
     assert isinstance(server.address, tuple)
     host, port = server.address
     reader, writer = await asyncio.open_connection(host, port)
@@ -150,7 +150,7 @@ async def begun(server: Server, kind: str) -> AsyncIterator[tuple[int, asyncio.S
 
 
 async def load(used: Database, server: Server, kind: str, requests: int, at_once: int) -> Outcome:
-    """Make that many requests, as many at once as *at_once* says, each as soon as another has been answered."""
+    """Make that many requests, *at_once* concurrently, each as soon as another one has been answered."""
     outcome = Outcome()
     numbers = itertools.count()
 
@@ -167,14 +167,14 @@ async def load(used: Database, server: Server, kind: str, requests: int, at_once
 
 
 async def streams(used: Database, server: Server, count: int) -> Outcome:
-    """Have that many streams open at the same time; each queries before and after."""
+    """Open that many streams at the same time; each queries before and after."""
     outcome = Outcome()
     all_have_begun = asyncio.Barrier(count + 1)
 
     async def read() -> None:
         began = time.perf_counter()
         async with begun(server, "stream") as (status, reader):
-            with contextlib.suppress(asyncio.IncompleteReadError):  # broken off
+            with contextlib.suppress(asyncio.IncompleteReadError):  # interrupted
                 await reader.readuntil(NO_GROUPS)
             outcome.latencies.append(time.perf_counter() - began)
             await all_have_begun.wait()
@@ -209,7 +209,7 @@ async def watched(used: Database, outcome: Outcome) -> AsyncIterator[None]:
 
 
 async def seconds_until_all_closed(used: Database, server: Server) -> float:
-    """Return after which time the site has no connection but that of one request each second, as a monitor makes it."""
+    """Return the time until the site has only the connection of one request per second, as a monitor makes it."""
     began = time.perf_counter()
     while await asyncio.to_thread(used.connections) > 1:
         assert time.perf_counter() < began + 6 * ALL_CLOSED_WITHIN, f"{used.connections()} connections are open"
@@ -244,8 +244,8 @@ def main() -> None:
 
 
 async def judge(used: Database, server: Server, max_age: int, arguments: Any) -> list[str]:
-    """Print what becomes of the load; return what is wrong with it."""
-    # A process of the database takes a moment to end when its connection has been closed, and counts until then.
+    """Print the results of the load; return its faults."""
+    # After a connection is closed, its database process takes a moment to end, and counts until then.
     used.allow(ALLOWED if max_age else ALLOWED + 5)
     faults = []
     for kind in KINDS:
@@ -259,7 +259,7 @@ async def judge(used: Database, server: Server, max_age: int, arguments: Any) ->
             faults.append(f"{kind}: {dict(outcome.statuses)}: {errors.most_common(1)}")
     try:
         most = int((await get(server, "connections"))[1])
-    except ValueError:  # it can not even answer this
+    except ValueError:  # it cannot even answer this request
         most = -1
     print(f"  {most} connections at most", flush=True)
     if most > ALLOWED:
@@ -268,7 +268,7 @@ async def judge(used: Database, server: Server, max_age: int, arguments: Any) ->
 
 
 async def judge_end(used: Database, server: Server) -> list[str]:
-    """Print after which time all connections are closed; return what is wrong with it."""
+    """Print the time until all connections are closed; return the faults."""
     closed = await seconds_until_all_closed(used, server)
     print(f"  all connections closed after {closed:.0f} s", flush=True)
     return [] if closed < ALL_CLOSED_WITHIN else [f"connections closed after {closed:.0f} s"]
@@ -281,7 +281,7 @@ WAYS = {"no limit": None, f"max_threads = {ALLOWED}": ALLOWED}
 
 
 async def measure() -> dict[str, dict[int, tuple[int, Outcome]]]:
-    """Return, for each way and each number of requests at once, the most connections, and what became of the load."""
+    """Return, for each way and each number of concurrent requests, the most connections and the load's results."""
     found: dict[str, dict[int, tuple[int, Outcome]]] = {way: {} for way in WAYS}
     with database(max_connections=max(LOADS) + 50) as used:
         for at_once, (way, max_threads) in itertools.product(LOADS, WAYS.items()):

@@ -1,4 +1,4 @@
-"""A Django site with PostgreSQL keeps to its connections, whatever the load is; ``run.py`` does the same at length."""
+"""A Django site with PostgreSQL keeps to its connections under any load; ``run.py`` does the same at length."""
 
 from __future__ import annotations
 
