@@ -1,4 +1,4 @@
-"""What a server loads before it forks: it has bridged by then, in both directions, and bridges in each request."""
+"""A program that a server loads before it forks: it has made bridged calls by then, and makes more in each request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ local = Local()
 
 
 def both_ways(text: str) -> str:
-    """Take *text* through both directions of the bridge and through a ``Local``, and return it."""
+    """Pass *text* through both directions of the bridge and through a ``Local``, and return it."""
 
     async def inner() -> str:
         local.text = text
@@ -30,7 +30,7 @@ def both_ways(text: str) -> str:
 
 
 def work() -> None:
-    """For a process that is forked from this one."""
+    """Work for a process that is forked from this one."""
     assert "child" == both_ways("child") == asyncio.run(sync_to_async(both_ways)("child"))
 
 
@@ -40,7 +40,7 @@ def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
 
 
 def wsgi_on_worker(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Use the worker of the process too."""
+    """Use the worker of the process, too."""
     # Not asyncio.run(): on the main thread, it replaces the signal handler of uWSGI.
     loop = asyncio.new_event_loop()
     loop.run_until_complete(sync_to_async(both_ways)("on the worker"))

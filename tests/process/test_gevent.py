@@ -1,4 +1,4 @@
-"""gevent's monkey patch, each case in a process of its own."""
+"""gevent's monkey patch, each case in a separate process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [
 PATCHES = {"everything": "", "no threads": "thread=False", "neither threads nor queues": "thread=False, queue=False"}
 each_patch = pytest.mark.parametrize("patch", PATCHES.values(), ids=PATCHES)
 
-# What stands before the patch, and what after it.
+# The code before the patch, and the code after it.
 ORDERS = {
     "before the import": ("", "from asgiref.sync import *"),
     "after the import": ("from asgiref.sync import *", ""),
@@ -40,7 +40,7 @@ each_order = pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 
 
 def output_of(code: str, patch: str = "", order: tuple[str, str] = ORDERS["before the import"]) -> list[str]:
-    """Return the lines that *code* prints under the patch; it must end well and complain of nothing."""
+    """Return the lines that *code* prints under the patch; it must succeed and print no error."""
     before, after = order
     process = subprocess.run(
         [
@@ -74,7 +74,7 @@ async def double(number):
 @each_patch
 @each_order
 def test_calls_one_after_the_other(patch: str, order: tuple[str, str]) -> None:
-    """On fresh loops, on a kept one, and on one of the program's own; between calls as well."""
+    """On new loops, on a kept one, and on one of the program; also between calls."""
     code = """
 print([async_to_sync(double)(number) for number in range(3)])
 async def loop():
@@ -92,7 +92,7 @@ print(asyncio.run(double(3)), asyncio.run(in_context(4)), async_to_sync(in_conte
 @each_patch
 @each_order
 def test_calls_that_overlap(patch: str, order: tuple[str, str]) -> None:
-    """None begins its second half before all have begun, wherever each of them runs."""
+    """No call begins its second half before all have started, on any thread."""
     code = """
 begun, all_begun = [], threading.Event()
 async def meet(number):
@@ -130,7 +130,7 @@ print(len(ticks) > 10)
 
 
 def test_call_beside_a_loop_of_another_greenlet() -> None:
-    """And on that loop itself it is refused, as ever."""
+    """On that loop itself, the call is refused as usual."""
     code = """
 async def main():
     waiter = gevent.spawn(async_to_sync(double), 2)
@@ -210,7 +210,7 @@ print(asyncio.run(sync_to_async(int)(8)))
 
 @each_order
 def test_greenlet_that_calls_while_another_one_runs_synchronous_code_of_a_call(order: tuple[str, str]) -> None:
-    """It is not inside that call: it does not use its loop, which ends first."""
+    """The greenlet is not inside that call, so it does not use the loop of the call, which ends first."""
     code = """
 inside, go_on = threading.Event(), threading.Event()
 def wait():

@@ -1,4 +1,4 @@
-"""Forks, signals, exits and the end of the interpreter, in processes of their own."""
+"""Forks, signals, exits and the end of the interpreter, in separate processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..servers import HOST, PRELOADING_SERVERS, serving
 
 pytestmark = [
     pytest.mark.slow,
-    # Python 3.12 and later warn of any fork beside threads; that is what is tested here.
+    # Python 3.12 and later warn of any fork beside threads, which is tested here.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -75,7 +75,7 @@ def in_child(work):
     return status_of(begin_child(work))
 """
 
-# A program in C forks: the hooks of Python do not run. This one keeps the lock of the interpreter, as uWSGI does.
+# A program in C that forks: Python's hooks do not run. This one keeps the lock of the interpreter, as uWSGI does.
 FORK_IN_C = """
 import ctypes
 fork_now = ctypes.PyDLL(None).fork
@@ -96,7 +96,7 @@ each_fork = pytest.mark.parametrize(
     ids=["os.fork", "fork in C"],
 )
 
-# For the interpreter itself: each kind of loop in place of the usual one.
+# For the interpreter itself: each kind of loop instead of the usual one.
 EACH_LOOP = """
 factories = [asyncio.new_event_loop]
 def eager_loop(new_event_loop=asyncio.new_event_loop):
@@ -133,7 +133,7 @@ on_each_loop(lambda: print(in_child(both_ways), in_child(grandchildren), both_wa
 
 @needs_fork
 def test_child_bridges_after_a_fork_in_the_midst_of_the_bridge() -> None:
-    """From bridged code of either kind, inside contexts, and on each kind of thread."""
+    """From bridged code in both directions, inside contexts, and on each kind of thread."""
     code = """
 def fork():
     print(in_child(both_ways))
@@ -211,7 +211,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 @needs_fork
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_multiprocessing(method: str) -> None:
-    """The process that forks, be it this one or the server, has bridged by then."""
+    """The process that forks (this one or the server) has made bridged calls by then."""
     code = f"""
 import multiprocessing
 sys.path.insert(0, {str(ROOT)!r})
@@ -277,16 +277,16 @@ sys.exit(DiscoverRunner(parallel=2, verbosity=0, interactive=False).run_tests(["
     assert "Ran 6 tests" in process.stderr
 
 
-# The modules whose objects several threads use, and how many of their lines are come to, at least.
+# The modules whose objects several threads use, and the minimum number of their lines that are reached.
 STOPS = [("_bridge/jobs", 70), ("_bridge/loops", 70), ("_bridge/workers", 60), ("current_thread_executor", 40)]
 
 
 @needs_fork
 @pytest.mark.parametrize(("module", "least"), STOPS)
 def test_child_bridges_wherever_in_the_library_other_threads_were(module: str, least: int) -> None:
-    """They are stopped at each line that they come to, the workers among them, and there the main thread forks.
+    """The other threads, and the workers, are stopped at each line that they reach, and the main thread forks there.
 
-    They go on while the children run, some at a time.
+    They continue while the children run, some at a time.
     """
     code = """
 import asgiref, collections, queue
@@ -333,15 +333,18 @@ while children:
 assert len(places) > least, len(places)
 os._exit(0)  # a worker may have come to another place
 """
-    # Without what site-packages start in each interpreter: to measure the coverage of a child takes far
-    # longer than the child does.
+    # Without the programs that site-packages starts in each interpreter: measuring the coverage of a child takes far
+    # longer than the child itself.
     assert [] == output_of(f"{BRIDGES}\nmodule, least = {module!r}, {least}\n{code}", "-S")
 
 
 @needs_fork
 @each_fork
 def test_child_bridges_though_another_thread_was_starting_the_loop_of_its_block(fork: str) -> None:
-    """1. A thread is about to start the loop that the block keeps. 2. The main thread forks. 3. The child bridges."""
+    """1.
+
+    A thread is about to start the loop of the block. 2. The main thread forks. 3. The child makes a bridged call.
+    """
     code = """
 from asgiref._bridge import loops
 inside, go_on = threading.Event(), threading.Event()
@@ -367,7 +370,7 @@ with AsyncSingleThreadContext():
 @needs_fork
 @each_fork
 def test_child_bridges_though_locks_of_the_library_were_held(fork: str) -> None:
-    """Each of those for which somebody waits, or without which no worker comes: held by a thread of the parent's."""
+    """A thread of the parent holds each lock that is waited for, or that is needed to get a worker."""
     code = """
 from asgiref._bridge import jobs, loops
 from asgiref.testing import ApplicationCommunicator
@@ -406,7 +409,7 @@ thread.join()
 @needs_fork
 @each_fork
 def test_child_with_hooks_or_without_begins_with_any_kind_of_call(fork: str) -> None:
-    """What a call has made before it comes to the worker is of the child too."""
+    """Objects that the call has created before it needs the worker belong to the child, too."""
     code = """
 both_ways()
 def one(): asyncio.run(sync_to_async(int)())
@@ -440,7 +443,7 @@ print([in_child(work) for work in (one, several, in_context, two_threads, by_han
 
 
 def test_two_threads_notice_at_once_that_the_process_was_forked() -> None:
-    """1. One begins the generation. 2. The other waits until all is renewed, and begins no further one."""
+    """1. Thread A starts the generation. 2. Thread B waits until all is renewed, and starts no further one."""
     code = """
 from asgiref._bridge import forks
 begun, go_on, renewed = threading.Event(), threading.Event(), []
@@ -467,7 +470,7 @@ print(renewed == [forks.generation], forks.pid == os.getpid(), both_ways())
 @each_fork
 @pytest.mark.parametrize("options", [[], ["-X", "dev"]], ids=" ".join)
 def test_child_ends_at_once_by_itself(fork: str, options: list[str]) -> None:
-    """Also if it has done nothing but to be forked, or has ended in a thread; the workers stayed in the parent."""
+    """Also if it has only been forked, or ended in a thread; the workers stayed in the parent."""
     code = """
 import warnings
 async def main():
@@ -500,7 +503,7 @@ go_on.set()
 @needs_fork
 @each_fork
 def test_child_shuts_down_an_executor_whose_job_its_parent_runs(fork: str) -> None:
-    """It waits for nothing: the thread that runs the job is the parent's alone."""
+    """It waits for nothing: only the parent has the thread that runs the job."""
     code = """
 from asgiref._bridge.workers import WorkerExecutor
 executor = WorkerExecutor()
@@ -543,7 +546,7 @@ with AsyncSingleThreadContext() as block:
 
 @needs_fork
 def test_child_leaves_a_mailbox_alone_to_which_another_thread_was_posting() -> None:
-    """1. A thread is posting to the mailbox. 2. The program forks below it. 3. The child bridges."""
+    """1. A thread is posting to the mailbox. 2. The program forks below it. 3. The child makes a bridged call."""
     code = """
 import collections
 class Jobs(collections.deque):
@@ -669,7 +672,7 @@ print(async_to_sync(sync_to_async(int))())
 
 
 def test_interrupt_while_synchronous_code_runs_below_the_call() -> None:
-    """It is raised there, goes up through the coroutine, and out."""
+    """It is raised there, passes through the coroutine, and is raised by the call."""
     code = """
 def work():
     interrupt()
@@ -707,7 +710,7 @@ except KeyboardInterrupt:
 
 
 def test_interrupt_while_the_loop_ends() -> None:
-    """The coroutine has ended, so it is raised at once."""
+    """The coroutine has ended, so the interrupt is raised at once."""
     code = """
 async def linger():
     try:
@@ -747,7 +750,7 @@ except TimeLimit:
 def test_exit_goes_up_through_three_bridges(
     factory: LoopFactory, entrance: str, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same object comes out of each, wherever it was raised; no loop and no worker takes harm."""
+    """Each bridge raises the same object, wherever it came from; no loop and no worker is damaged."""
     monkeypatch.setattr(asyncio, "new_event_loop", factory)
     monkeypatch.setattr(asyncio.events, "new_event_loop", factory)
     raised = error("why")
@@ -760,7 +763,7 @@ def test_exit_goes_up_through_three_bridges(
         raise raised
 
     async def call(function: Any, sensitive: bool) -> None:
-        """Let the exception go by, but for the task that was entered from outside."""
+        """Let the exception pass, except in the task that was entered from outside."""
         loop, neighbour = asyncio.get_running_loop(), asyncio.create_task(asyncio.sleep(0, "went on"))
         try:
             await sync_to_async(function, thread_sensitive=sensitive)()
@@ -798,7 +801,7 @@ async def running_loop() -> asyncio.AbstractEventLoop:
 
 @needs_fork
 def test_exit_in_bridged_code_ends_the_program_with_its_status() -> None:
-    """Each in a forked child, which goes all the way that an interpreter goes at its end."""
+    """Each in a forked child, which ends as an interpreter does."""
     code = """
 async def leave():
     sys.exit(3)
@@ -824,7 +827,7 @@ for way in ways:
 
 
 def test_exit_with_work_that_runs_waits_and_was_cancelled() -> None:
-    """What runs is waited for, and so is what waits behind it; what was cancelled is not begun."""
+    """Running and queued calls are waited for; cancelled calls never start."""
     code = """
 begun, go_on = threading.Event(), threading.Event()
 def work():
@@ -848,7 +851,7 @@ atexit.register(go_on.set)
 
 
 def test_exit_while_daemon_threads_bridge() -> None:
-    """The process ends, and no thread breaks down before that."""
+    """The process ends, and no thread fails before that."""
     code = """
 async def inner():
     async with ThreadSensitiveContext():
@@ -871,7 +874,7 @@ for _ in range(20): bridged.acquire()
 
 @pytest.mark.parametrize("used_before", [False, True])
 def test_bridging_in_calls_of_a_pool_that_outlive_the_program(used_before: bool) -> None:
-    """Pools refuse work then, though the main thread, which waits for what they run, has not ended yet."""
+    """Pools refuse calls then, although the main thread, which waits for their running calls, has not ended yet."""
     code = f"""
 from concurrent.futures import ThreadPoolExecutor
 pool = ThreadPoolExecutor()
@@ -891,7 +894,7 @@ pool.submit(late)
 
 @pytest.mark.parametrize("used_before", [False, True])
 def test_bridging_in_atexit_handlers(used_before: bool) -> None:
-    """Where Python starts no thread any more, the work is done in place."""
+    """When Python no longer starts threads, the calling thread does the work."""
     code = f"""
 @atexit.register
 def at_exit():
@@ -962,7 +965,7 @@ threading.Thread(target=late).start()
 
 
 def test_running_jobs_are_waited_for_and_idle_workers_are_not() -> None:
-    """The handler of the user's comes first, and here it is what lets the job go on."""
+    """The handler of the user comes first; here it lets the job continue."""
     code = """
 begun, go_on = threading.Event(), threading.Event()
 def work():
@@ -1025,7 +1028,7 @@ loop.run_until_complete(main())
     assert 0 == process.returncode
 
 
-# In debug mode asyncio tells what took long, which is no fault on a busy machine.
+# In debug mode, asyncio logs slow callbacks, which are no fault on a busy machine.
 QUIET = """
 import logging
 logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing"))

@@ -1,4 +1,4 @@
-"""Threads that users' code starts on threads of the library, in processes of their own."""
+"""Threads that users' code starts on threads of the library, in separate processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..helpers import output_of
 
 pytestmark = pytest.mark.slow
 
-# Prints when the program has come to its end otherwise.
+# Prints when the program has otherwise ended.
 VIEW = """
 from concurrent.futures import ThreadPoolExecutor
 from asgiref.testing import ApplicationCommunicator
@@ -76,7 +76,7 @@ PLACES = {
 @pytest.mark.parametrize("options", [[], ["-X", "dev"]], ids=" ".join)
 @pytest.mark.parametrize("call", PLACES.values(), ids=PLACES)
 def test_program_waits_for_threads_that_users_start(call: str, options: list[str]) -> None:
-    """A view starts a thread to send a letter. It is no daemon, so the letter is sent before the program ends."""
+    """A view starts a thread to send a letter. It is not a daemon, so the letter is sent before the program ends."""
     assert ["sent"] * 2 == output_of(VIEW + call, *options)
 
 
@@ -84,7 +84,7 @@ def test_program_waits_for_threads_that_users_start(call: str, options: list[str
     sys.version_info[:3] in ((3, 12, 0), (3, 12, 1)), reason="this Python starts no thread once the program has ended"
 )
 def test_program_waits_for_threads_that_a_job_starts_after_its_end() -> None:
-    """And for those that they start, which bridge."""
+    """Also for threads that those start, which make bridged calls."""
     code = """
 begun = threading.Event()
 def view():
@@ -117,7 +117,7 @@ go_on.set()
 
 
 def test_program_that_joins_all_but_daemon_threads_does_not_wait_for_workers() -> None:
-    """Neither for an idle one, nor for a busy one; and a job can do the same."""
+    """Neither for an idle worker, nor for a busy one; a job can do the same."""
     code = """
 def join_all():
     for thread in threading.enumerate():
