@@ -1,4 +1,4 @@
-"""The benchmarks do what they say: each way of this package and each limit runs, and none is left untold."""
+"""Each way of this package and each limit in the benchmarks runs, and all of them are described."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from ..helpers import LIMIT, ROOT
 
-sys.path.append(str(ROOT))  # where the suite runs against the installed package, the tree is not on the path
+sys.path.append(str(ROOT))  # if the suite tests the installed package, the tree is not on the path
 
 from benchmarks import cases
 from benchmarks.cases import HERE, UPSTREAM, Row

@@ -1,4 +1,4 @@
-"""The package as such: what it offers, what depends on what."""
+"""The package as a whole: its public names, its imports, and the documents that list its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGE = Path(asgiref.__file__).parent
 MODULES = sorted(module.name.removeprefix("asgiref.") for module in pkgutil.walk_packages([str(PACKAGE)], "asgiref."))
 WINGS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
-# Which modules of the package may each of them import? Arrows run one way.
+# The modules of the package that each module may import. Imports run one way.
 ALLOWED = {
     "local": {"_bridge.builds"},
     "current_thread_executor": {"_bridge.forks", "_bridge.jobs"},
@@ -44,7 +44,7 @@ ALLOWED = {
     "_bridge.lending": {"_bridge.internals", "_bridge.jobs", "current_thread_executor"},
     "_bridge.workers": {
         *("_bridge.forks", "_bridge.greenlets", "_bridge.internals", "_bridge.jobs", "_bridge.threads"),
-        *("_bridge.limit", "_bridge.waits"),  # of the former a type
+        *("_bridge.limit", "_bridge.waits"),  # only a type of the former
     },
     "_bridge.waits": set[str](),
     "_bridge.limit": {
@@ -110,13 +110,13 @@ ALLOWED = {
         *("_bridge.lending", "_bridge.limit", "_bridge.loops", "_bridge.patience", "_bridge.register"),
         *("_bridge.routing", "_bridge.waits", "_bridge.workers", "_bridge.wrapping"),
         *("_diagnosis.calls", "_diagnosis.statistics", "_diagnosis.watch", "current_thread_executor", "local"),
-        "event_loop",  # with the first use of a name that is there: that module imports this one
+        "event_loop",  # on first use of one of its names: that module imports this one
         *("_contexts.decorating", "_contexts.middleware"),
         *("_steps.iteration", "_steps.managers", "_steps.to_sync_iteration", "_steps.to_sync_managers"),
     },
 }
 
-# What a wing may use besides itself, whatever its modules are.
+# What each package may import from outside of itself, for all its modules.
 ALLOWED_OF_WINGS = {
     "_bridge": {"current_thread_executor", "local"},
     "_contexts": {"_bridge", "sync"},
@@ -132,7 +132,7 @@ def source_of(module: str) -> Path:
 
 
 def imports_of(module: str) -> set[str]:
-    """Return the modules of the package that *module* imports, also those for type checkers alone."""
+    """Return the modules of the package that *module* imports, including those for type checkers only."""
     found = set()
     path = source_of(module)
     package = ["asgiref", *path.relative_to(PACKAGE).parent.parts]
@@ -289,7 +289,7 @@ def test_every_package_is_built() -> None:
 
 
 def test_imports_leave_the_interpreters_lock_as_it_is() -> None:
-    """A free-threaded build switches it on for an extension module that asks for that."""
+    """A free-threaded build switches the lock on for an extension module that asks for it."""
     modules = ", ".join(f"asgiref.{module}" for module in MODULES)
     code = f"""
 is_on = getattr(sys, "_is_gil_enabled", lambda: True)

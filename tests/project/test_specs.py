@@ -1,7 +1,7 @@
-"""The pages of the specification, held against ``asgiref.typing``; their examples run.
+"""The pages of the specification agree with ``asgiref.typing``, and their examples run.
 
-Each class of types has one table of keys, which is a ``list-table`` whose caption names the class, and an example or
-more, ``>>> name: Class = {...}``.
+Each class of types has one table of keys, which is a ``list-table`` whose caption names the class, and one or more
+examples, ``>>> name: Class = {...}``.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ DRAWINGS = sorted((ROOT / "docs" / "specs").glob("*.svg"))
 
 CLASSES = {name: value for name, value in vars(types).items() if typing.is_typeddict(value)}
 MESSAGES = {typing.get_args(hint)[0] for class_ in CLASSES.values() if (hint := class_.__annotations__.get("type"))}
-# What an application reads: the classes require what servers send as a rule, the specification less.
+# Classes for receiving: they require the keys that servers usually send; the specification requires fewer.
 READ = {*typing.get_args(types.Scope), *typing.get_args(types.ASGIReceiveEvent), types.ASGIVersions}
-# Where the class differs, because upstream's does, from what the specification allows a server to send.
+# Keys for which the class, as upstream's, differs from what the specification allows a server to send.
 TYPES_OF_SPECIFICATION = {
     ("HTTPScope", "raw_path"): bytes | None,
     ("WebSocketScope", "raw_path"): bytes | None,
@@ -38,7 +38,7 @@ TYPES_OF_SPECIFICATION = {
     ("HTTPScope", "extensions"): dict[str, Any],
     ("WebSocketScope", "extensions"): dict[str, Any],
 }
-# Those that are not named like one message.
+# Classes that are not named like one message.
 EXTENSIONS = {"websocket.http.response"}
 
 CAPTION = re.compile(r"\.\. list-table:: :class:`asgiref\.typing\.(\w+)`")
@@ -55,12 +55,12 @@ class Row(NamedTuple):
 
 
 def plain(text: str) -> str:
-    """Return *text* on one line, and without the marks of code."""
+    """Return *text* on one line, without markup."""
     return " ".join(text.replace("``", "").split())
 
 
 def tables(page: str) -> list[tuple[str, list[Row]]]:
-    """Return the tables of keys that *page* has, each with the class that its caption names."""
+    """Return the tables of keys on *page*, each with the class that its caption names."""
     found = []
     for block in re.split(r"^(?=\.\. list-table::)", page, flags=re.MULTILINE)[1:]:
         caption = CAPTION.match(block)
@@ -97,7 +97,7 @@ def spelling(hint: Any) -> str:
 
 
 def told(name: str, key: str) -> tuple[str, str]:
-    """Return what the docstring of the class *name* tells of *key*: what it means to leave it out, and the version."""
+    """Return the meaning of a missing *key*, and its version, as the docstring of the class *name* gives them."""
     documentation = CLASSES[name].__doc__ or ""
     [source] = re.findall(r"Source: ASGI(.*)\.$", documentation, re.MULTILINE)
     text = re.search(rf"\* ``{key}`` \(((?:[^()]|\(\))*)\)", documentation)
@@ -114,7 +114,7 @@ def told(name: str, key: str) -> tuple[str, str]:
 
 
 def is_of(value: Any, hint: Any) -> bool:
-    """Tell whether *value* has the type *hint*; of those that ``asgiref.typing`` uses."""
+    """Return whether *value* has the type *hint*; for the hints that ``asgiref.typing`` uses."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
@@ -156,7 +156,7 @@ def test_each_class_has_one_table() -> None:
 
 @pytest.mark.parametrize(("name", "rows"), TABLES, ids=[name for name, _ in TABLES])
 def test_table_agrees_with_the_class(name: str, rows: list[Row]) -> None:
-    """Keys and types are those of the specification; so is what the docstring tells of defaults and versions."""
+    """The keys and types are those of the specification; so are the defaults and versions in the docstring."""
     class_ = CLASSES[name]
     assert sorted(class_.__annotations__) == sorted(row.key for row in rows)
     hints = {key: TYPES_OF_SPECIFICATION.get((name, key), hint) for key, hint in typing.get_type_hints(class_).items()}
@@ -191,14 +191,14 @@ def test_each_class_has_an_example() -> None:
 
 @pytest.mark.parametrize("file", [*PAGES, *DRAWINGS], ids=lambda file: file.name)
 def test_messages_that_are_named_exist(file: Path) -> None:
-    """Also those of tables, examples and drawings."""
+    """Also those in tables, examples and drawings."""
     named = re.findall(r"""(?:``|"|>)((?:http|websocket|lifespan)\.[a-z_.]+)(?:``|"|<)""", file.read_text())
     assert [] == [name for name in named if name not in MESSAGES | EXTENSIONS]
 
 
 @pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda drawing: drawing.stem)
 def test_drawing_goes_with_any_theme_and_is_told_in_words(drawing: Path) -> None:
-    """It stands in the page itself, so its colours are the page's and its ids are its own."""
+    """The drawing is inlined in the page, so it has the page's colours, and unique ids."""
     elements = list(ET.parse(drawing).iter())
     colours = {element.get(name) for element in elements for name in ("fill", "stroke")}
     assert colours <= {"currentColor", "none", None}

@@ -1,4 +1,4 @@
-"""The first pages of the documentation: what they tell to type is typed, what they show is compared, names exist."""
+"""The first pages of the documentation: their commands are run, their outputs compared, and their names checked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 
 def console(page: Path) -> Iterator[tuple[list[str], list[str]]]:
-    """Give each command that *page* tells to type, and the lines that it shows below."""
+    """Yield each command on *page*, and the lines that the page shows below it."""
     for block in re.findall(r"\.\. code-block:: console\n\n((?:   .*\n|\n)+)", page.read_text()):
         for typed in block.replace("\n   ", "\n").strip().split("$ ")[1:]:
             command, *output = typed.strip().splitlines()
@@ -42,7 +42,7 @@ def console(page: Path) -> Iterator[tuple[list[str], list[str]]]:
 
 @contextlib.contextmanager
 def serving(application: str, directory: Path) -> Iterator[str]:
-    """Serve *application*, a file in *directory*, with uvicorn; give the address."""
+    """Serve *application*, a file in *directory*, with uvicorn; yield the address."""
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
@@ -52,7 +52,7 @@ def serving(application: str, directory: Path) -> Iterator[str]:
 
 
 def run(*command: str | Path, directory: Path) -> str:
-    """Run Python, which must end well, and return what it prints."""
+    """Run Python, which must succeed, and return its output."""
     path = os.pathsep.join([str(Path(asgiref.__file__).parent.parent), str(ROOT)])
     process = subprocess.run(
         [sys.executable, *command],
@@ -75,7 +75,7 @@ def get(url: str) -> str:
 
 
 def test_what_the_pages_tell_to_type(tmp_path: Path) -> None:
-    """Whoever types what docs/start.rst and some guides say, in this order, sees what they show."""
+    """The commands of docs/start.rst and some guides, in this order, print what the pages show."""
     for package in ("django", "flask", "httpx"):
         pytest.importorskip(package)
     for file in TUTORIAL.glob("*.py"):
@@ -109,7 +109,7 @@ def test_what_the_pages_tell_to_type(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="no SIGUSR2")
 @pytest.mark.parametrize("page", ["README.rst", "docs/guides/hanging.rst"])
 def test_what_a_stuck_django_request_prints(page: str, tmp_path: Path) -> None:
-    """The output that the page shows is what the program prints, but for times and the frames that "..." stands for."""
+    """The output on the page is that of the program, except for times and the frames that "..." replaces."""
     pytest.importorskip("django")
     shutil.copy(TUTORIAL / "stuck.py", tmp_path)
     with socket.socket() as free:
@@ -132,7 +132,7 @@ def test_what_a_stuck_django_request_prints(page: str, tmp_path: Path) -> None:
             with socket.create_connection((HOST, port), LIMIT) as client:
                 client.sendall(b"GET /buy/apples HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
                 deadline = time.monotonic() + LIMIT
-                while "with stock:" not in server.log:  # the request may not have come to the lock yet
+                while "with stock:" not in server.log:  # the request may not have reached the lock yet
                     assert time.monotonic() < deadline, server.log
                     process.send_signal(signal.SIGUSR2)
                     time.sleep(0.2)
@@ -154,7 +154,7 @@ def test_what_a_stuck_django_request_prints(page: str, tmp_path: Path) -> None:
 
 
 def test_irc_bot(tmp_path: Path) -> None:
-    """The bot says what docs/guides/irc-bot.rst shows: here on a server that is this test."""
+    """The bot prints what docs/guides/irc-bot.rst shows; this test is the server."""
     shown = re.findall(r"^   <(\w+)> (.*)", (GUIDES / "irc-bot.rst").read_text(), re.MULTILINE)
     asked = [(name, text) for name, text in shown if name != "counter"]
     answers = [text for name, text in shown if name == "counter"]
@@ -214,7 +214,7 @@ sys.exit(DiscoverRunner().run_tests(["examples.tutorial.django_tests", "examples
 
 @pytest.mark.parametrize("server", ["daphne", "granian", "gunicorn", "hypercorn", "uvicorn"])
 def test_options_of_servers_exist(server: str, tmp_path: Path) -> None:
-    """Each option that docs/guides/servers.rst names for a server is one of it, as installed here."""
+    """Each option in docs/guides/servers.rst is an option of that server, as installed here."""
     pytest.importorskip(server)
     section = re.search(
         rf"^{server}\n-+\n(.*?)(?=^\w+\n-+$|\Z)", (GUIDES / "servers.rst").read_text(), re.MULTILINE | re.DOTALL
@@ -244,7 +244,7 @@ def test_options_of_servers_exist(server: str, tmp_path: Path) -> None:
     ],
 )
 def test_words_that_people_search_for(page: str, words: set[str]) -> None:
-    """The search of the documentation puts index entries first."""
+    """The search of the documentation shows index entries first."""
     entries = (DOCS / f"{page}.rst").read_text().splitlines()[0].removeprefix(".. index:: ")
     assert words <= {entry.removeprefix("! ") for entry in entries.split(", ")}
 

@@ -1,6 +1,6 @@
-"""``asgiref.typing`` at run time: the names, and the keys of each type held against the specification.
+"""``asgiref.typing`` at run time: the names, and the keys of each type compared with the specification.
 
-What type checkers make of them is in ``typing``.
+The directory ``typing`` has the files for type checkers.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ Headers = Iterable[tuple[bytes, bytes]]
 Address = tuple[str, int] | None
 ServerAddress = tuple[str, int | None] | None
 
-# A question mark stands at what may be left out: in what is received, by upstream 3.13.0, as ``__required_keys__`` and
-# ``get_type_hints`` tell; in what is sent, by the specification.
+# A question mark means: may be missing. For received messages as in upstream 3.13.0, by ``__required_keys__`` and
+# ``get_type_hints``; for sent ones as in the specification.
 SCOPES: dict[str, dict[str, Any]] = {
     "HTTPScope": {
         "type": Literal["http"],
@@ -120,7 +120,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 KEYS = SCOPES | RECEIVED | SENT | OTHERS
 
-# What upstream 3.13.0 exports, and HTTPResponseDebugEvent, which it has without exporting it.
+# The exports of upstream 3.13.0, and HTTPResponseDebugEvent, which it has without exporting it.
 UPSTREAM = """
 ASGI2Application ASGI2Protocol ASGI3Application ASGIApplication ASGIReceiveCallable ASGIReceiveEvent ASGISendCallable
 ASGISendEvent ASGIVersions HTTPDisconnectEvent HTTPRequestEvent HTTPResponseBodyEvent HTTPResponseDebugEvent
@@ -133,7 +133,7 @@ WebSocketResponseStartEvent WebSocketScope WebSocketSendEvent
 
 
 def members(union: Any) -> set[str]:
-    """Return the names of the types that *union* joins."""
+    """Return the names of the members of *union*."""
     return {member.__name__ for member in typing.get_args(union)}
 
 
@@ -223,7 +223,7 @@ def test_classes_make_plain_dicts() -> None:
 
 
 def test_types_can_be_extended_and_evaluated() -> None:
-    """As servers do, which add keys of their own, and frameworks, which look up the hints of a function."""
+    """Servers add their own keys, and frameworks look up the hints of a function."""
 
     class Traced(types.HTTPScope):
         trace: str

@@ -1,7 +1,7 @@
 """``asgiref.typing``: applications, middleware and servers that must be accepted.
 
-What must be accepted stands as it is, its types fixed by ``assert_type``. Nothing is run; the
-directory has no ``__init__.py``, or it could be taken for the standard library's ``typing``.
+``assert_type`` fixes the types. Nothing is run; the directory has no ``__init__.py``, or it could be mistaken for the
+standard library's ``typing``.
 """
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
@@ -151,7 +151,7 @@ def reading(scope: WWWScope, plain: HTTPScope) -> None:
     assert_type(scope["client"], tuple[str, int] | None)
     assert_type(scope["server"], tuple[str, int | None] | None)
     assert_type(scope.get("state"), LifespanState | None)
-    # For servers that are not known to send all.
+    # For servers that may not send all keys.
     assert_type(scope.get("root_path", ""), str)
     assert_type(scope.get("client"), tuple[str, int] | None)
     assert_type(dict(scope["headers"]), dict[bytes, bytes])
@@ -160,7 +160,7 @@ def reading(scope: WWWScope, plain: HTTPScope) -> None:
 
 
 class Middleware:
-    """Changes a copy of the scope, and what is sent."""
+    """Changes a copy of the scope, and the sent messages."""
 
     def __init__(self, inner: ASGI3Application) -> None:
         self.inner = inner
@@ -213,7 +213,7 @@ converted: ASGI3Application = double_to_single_callable(Old)
 
 
 async def serve(application: ASGI3Application) -> None:
-    """A server may leave out the state, and send what it knows nothing of as None or empty."""
+    """A server may leave out the state, and send unknown values as None or empty."""
     least: HTTPScope = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.0"},
@@ -279,7 +279,7 @@ async def serve(application: ASGI3Application) -> None:
     for scope in scopes:
         await application(scope, receive, send)
     asyncio.create_task(Old(least)(receive, send)).cancel()
-    # What takes any application takes these.
+    # Functions that take any application take these.
     await ApplicationCommunicator(application, least).send_input(HTTPDisconnectEvent(type="http.disconnect"))
     assert_type(ApplicationCommunicator(application, {"type": "chat"}).scope, Any)
 
@@ -317,6 +317,6 @@ def other_way_round(
     return received, sent
 
 
-# An event that is not of ASGI, or comes from untyped code, needs a cast.
+# An event that is not part of ASGI, or comes from untyped code, needs a cast.
 async def own_event(send: ASGISendCallable) -> None:
     await send(cast(ASGISendEvent, {"type": "mychat.message"}))

@@ -1,9 +1,8 @@
 """``asgiref.typing``: mistakes in applications and servers that must be refused.
 
-Each line that must be refused has a ``# type: ignore[code]`` for both checkers, and each of them
-complains of a marker that it does not need: mypy since it is strict, pyright since it is asked
-to below, though it compares no codes. What mypy does not see has a marker for pyright alone.
-Nothing is run.
+Each line that must be refused has a ``# type: ignore[code]`` for both checkers, and both report superfluous markers:
+mypy because it is strict, pyright because of the setting below, although it does not compare codes. Mistakes that mypy
+does not see have a marker for pyright only. Nothing is run.
 """
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
@@ -50,7 +49,7 @@ async def events(send: ASGISendCallable) -> None:
     await send({"type": "http.response.strat", "status": 200})  # type: ignore[misc, arg-type]
     await send({"status": 200})  # type: ignore[arg-type]
     await send("http.response.start")  # type: ignore[arg-type]
-    # What is received is not sent.
+    # Received messages cannot be sent.
     await send({"type": "http.request", "body": b""})  # type: ignore[misc, arg-type]
     await send({"type": "websocket.receive", "text": ""})  # type: ignore[typeddict-item]
     await send({"type": "lifespan.startup"})  # type: ignore[misc, arg-type]

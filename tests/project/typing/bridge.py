@@ -1,7 +1,7 @@
 """``asgiref.sync``: parameters and results that the bridge must keep.
 
-What must be accepted stands as it is, its types fixed by ``assert_type``. Nothing is run; the
-directory has no ``__init__.py``, or it could be taken for the standard library's ``typing``.
+``assert_type`` fixes the types. Nothing is run; the directory has no ``__init__.py``, or it could be mistaken for the
+standard library's ``typing``.
 """
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
@@ -87,7 +87,7 @@ async def calls(executor: Executor, context: contextvars.Context) -> None:
     assert_type(await sync_to_async({"a": 1}.get)("a", 2), int)
     assert_type(await sync_to_async(sorted)([2, 1], reverse=True), list[int])
 
-    # What the standard library asks for: a coroutine.
+    # The standard library requires a coroutine.
     assert_type(asyncio.create_task(sync_to_async(plain)(1)), asyncio.Task[bytes])
     assert_type(await assert_type(sync_to_async(plain)(1), Coroutine[Any, Any, bytes]), bytes)
 
@@ -117,7 +117,7 @@ def calls_the_other_way() -> None:
     async_to_sync(asyncio.sleep)(1)
     assert_type(async_to_sync(asyncio.sleep)(1, "done"), str)
 
-    # There and back again.
+    # Both directions.
     assert_type(async_to_sync(sync_to_async(plain))(1), bytes)
     assert_type(async_to_sync(sync_to_async(generic))([1], str), dict[str, int])
 
@@ -240,7 +240,7 @@ async def methods(instance: Methods[bytes], child: type[Child]) -> None:
     assert_type(await instance.async_overloaded(""), int)
     assert_type(await instance.of_instance(1), str)
 
-    # Bound first, bridged then.
+    # Bound first, then bridged.
     assert_type(await sync_to_async(instance.get)(1), str)
     assert_type(await sync_to_async(instance.overloaded)(""), int)
     assert_type(async_to_sync(instance.method)(1), bytes)
@@ -296,7 +296,7 @@ async def bound_objects(instance: MethodsOfClasses) -> None:
 
 
 def attributes(callable_: Callable[[int], object]) -> None:
-    """The attributes are there for who asks what it is."""
+    """Attributes for code that inspects the object."""
     if isinstance(callable_, SyncToAsync):
         callable_.func(1)
     elif isinstance(callable_, AsyncToSync):
@@ -313,7 +313,7 @@ class UsersLoop(asyncio.SelectorEventLoop):
 
 
 def loops() -> None:
-    """The class, and what the function returns, are loop factories; the loops keep their type."""
+    """The class, and the result of the function, are loop factories; the loops keep their type."""
     asyncio.Runner(loop_factory=ThreadSensitiveEventLoop)
     asyncio.Runner(loop_factory=thread_sensitive_loop_factory(UsersLoop))
     assert_type(thread_sensitive_loop_factory(UsersLoop)(), UsersLoop)
@@ -322,7 +322,7 @@ def loops() -> None:
 
 
 def wrapper(func: Callable[..., T], executor: Executor | None, thread_sensitive: bool) -> Callable[..., Awaitable[T]]:
-    """Code that hands options on is accepted."""
+    """Code that passes options on is accepted."""
     return sync_to_async(func, thread_sensitive=thread_sensitive, executor=executor)
 
 

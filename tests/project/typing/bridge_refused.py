@@ -1,8 +1,7 @@
 """``asgiref.sync``: mistakes around the bridge that must be refused.
 
-Each line that must be refused has a ``# type: ignore[code]`` for both checkers, and each of them
-complains of a marker that it does not need: mypy since it is strict, pyright since it is asked
-to below, though it compares no codes. Nothing is run.
+Each line that must be refused has a ``# type: ignore[code]`` for both checkers, and both report superfluous markers:
+mypy because it is strict, pyright because of the setting below, although it does not compare codes. Nothing is run.
 """
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
@@ -75,7 +74,7 @@ def options(executor: Executor) -> None:
     sync_to_async(plain, thread_sensitve=False)  # type: ignore[call-overload]
     sync_to_async(plain, thread_sensitive=False, executor=4)  # type: ignore[call-overload]
     sync_to_async(plain, context={})  # type: ignore[call-overload]
-    # Thread-sensitive code chooses its thread itself.
+    # Thread-sensitive code does not use an executor.
     sync_to_async(plain, executor=executor)  # type: ignore[call-overload]
     sync_to_async(plain, executor=executor, context=None)  # type: ignore[call-overload]
     sync_to_async(executor=executor)  # type: ignore[call-overload]

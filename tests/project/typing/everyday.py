@@ -1,7 +1,7 @@
-"""``asgiref.typing``: everyday code of sites that came from upstream's package, which must be accepted as it is.
+"""``asgiref.typing``: everyday code of sites that used upstream's package, which must be accepted unchanged.
 
-With upstream 3.13.0 installed, both checkers accept this file too. It reads each key of a
-scope and of a received event without a look whether it is there. Nothing is run.
+With upstream 3.13.0, both checkers accept this file, too. It reads each key of a scope and of a received event without
+checking that it exists. Nothing is run.
 """
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true

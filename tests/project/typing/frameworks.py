@@ -1,8 +1,8 @@
-"""``asgiref.typing`` and applications of frameworks, which have types of their own.
+"""``asgiref.typing`` and applications of frameworks with types of their own.
 
-Starlette takes scopes and events as ``MutableMapping[str, Any]``. A ``TypedDict`` is none, since
-any key could be deleted from that. So neither kind of application is one of the other, and
-a crossing has to be written down. ``applications_refused`` tells what the markers mean.
+Starlette takes scopes and events as ``MutableMapping[str, Any]``. A ``TypedDict`` is not one, because any key of such a
+mapping can be deleted. So neither kind of application is one of the other kind, and a conversion must be explicit.
+``applications_refused`` explains the markers.
 """
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
@@ -29,7 +29,7 @@ refused_too: ASGIApp = application  # type: ignore[assignment]
 stated: ASGI3Application = cast(ASGI3Application, Starlette())
 stated_too: ASGIApp = cast(ASGIApp, application)
 
-# What takes any application gives one that is both.
+# A function that takes any application returns one that is both.
 converted: ASGI3Application = guarantee_single_callable(Starlette())
 converted_too: ASGIApp = guarantee_single_callable(application)
 
@@ -43,6 +43,6 @@ async def middleware(scope: Any, receive: Any, send: Any) -> None:
 here: ASGI3Application = middleware
 there: ASGIApp = middleware
 
-# And the one that is here.
+# And that of this package.
 wrapped: ASGI3Application = ThreadSensitiveMiddleware(application)
 wrapped_too: ASGIApp = ThreadSensitiveMiddleware(Starlette(middleware=[Middleware(ThreadSensitiveMiddleware)]))
