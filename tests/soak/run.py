@@ -1,44 +1,41 @@
 """A soak run: very many calls of each kind, while memory, threads and descriptors are watched.
 
-``python -m tests.soak.run`` runs each family of calls in a process of its own, prints a curve
-for it, and fails if a curve rises. This file needs the standard library and ``asgiref``,
-nothing else, and uses only what users of ``asgiref`` have.
+``python -m tests.soak.run`` runs each family of calls in a separate process, prints a curve for it, and fails if a
+curve rises. This file needs only the standard library and ``asgiref``, and uses only public parts of ``asgiref``.
 
-A family does its calls in steps of equal size, without leaving its loop, its block or its
-server in between, so that what grows inside one is seen too. After each step these are
-noted, with all garbage collected:
+A family makes its calls in steps of equal size, without leaving its loop, its block or its server in between, so that
+growth inside of these is seen, too. After each step, with all garbage collected, these are recorded:
 
-- memory: what is resident, in MiB; the most there ever was, where the system does not tell
-  what is now; nothing on Windows.
+- memory: resident, in MiB; the peak if the system does not tell the current value; nothing on Windows.
 - threads, and open file descriptors.
 - objects: those that the cycle collector knows, without those from before the run.
-- blocks: what Python's allocator has given out. It also counts strings and numbers,
-  which the collector does not know; what the allocator leaves to the system, above half a
-  KiB, is seen in the memory alone.
-- garbage: the objects that only the collector could free, for each of some calls at the
-  beginning of the step, made while it was switched off. That is no leak, but it costs every
-  user of the library a pause.
+- blocks: those of Python's allocator. They include strings and numbers, which the
+  collector does not know; allocations above half a KiB come from the system, and are
+  seen in the memory only.
+- garbage: objects that only the collector could free, per call, for some calls at the
+  beginning of the step, made while the collector was switched off. They are no leak, but
+  cost every user a pause.
 
-The first half of the calls is for caches to fill and for idle threads to come. Over the second
-half, the growth is the slope of Theil and Sen (the median of the slopes between any two points,
-which one point in four can spoil without effect) times the length. It fails above these bounds:
+During the first half of the calls, caches fill and idle threads appear. Over the second half, the growth is the slope
+of Theil and Sen (the median of the slopes between any two points, which one wrong point in four does not affect) times
+the length. It fails above these bounds:
 
-- 2 MiB of memory. The allocator takes arenas of 1 MiB from the system, and gives one back only
-  when nothing is in it; so one or two more or less say nothing. Over half a million calls the bound
-  is 4 bytes for each: the smallest object takes 16.
-- 2 threads, or the limit of the pool where it is the pool's business how many it takes;
+- 2 MiB of memory. The allocator takes arenas of 1 MiB from the system, and returns one only
+  when it is empty, so one or two more mean nothing. Over half a million calls, the bound
+  is 4 bytes per call: the smallest object takes 16.
+- 2 threads, or the limit of a pool, which may use as many as it needs;
   2 descriptors. Nothing else starts or opens any.
-- 100 objects and 300 blocks. A thread that has just done a call may still hold what belongs to
-  it. The interpreter keeps blocks in lists to use them again, asyncio 255 for its futures, and plain
-  asyncio fills that list over a hundred thousand calls, too. Samples take none. In a short run
-  of a thousand calls these bounds decide: what each call leaves is more.
-- garbage of 0.1 objects for each call, in the median of the second half; where calls make
-  event loops of their own, what these leave is added, as measured with ``asyncio.run``.
+- 100 objects and 300 blocks. A thread that has just made a call may still refer to its
+  objects. The interpreter keeps blocks in lists to use them again, asyncio 255 for its
+  futures, and plain asyncio fills that list over a hundred thousand calls, too. Samples
+  take none. In a short run of a thousand calls, these bounds decide: a leak in each call is more.
+- garbage of 0.1 objects per call, in the median of the second half; for calls that make
+  new event loops, the garbage of these is added, as measured with ``asyncio.run``.
 
-A run can prove a leak, and not that there is none: what grows by less than the bounds passes.
+A run can prove a leak, but not that there is none: growth below the bounds passes.
 
-Other interpreters than CPython count no blocks, and free objects and memory when they please.
-There, threads and descriptors are judged and the rest is printed where it is known.
+Interpreters other than CPython count no blocks, and free objects and memory at unknown times. There, threads and
+descriptors are judged, and the rest is printed if it is known.
 """
 
 from __future__ import annotations
@@ -91,31 +88,31 @@ __all__ = ["BOUNDS", "FAMILIES", "Family", "Sample", "Steps", "growth", "main", 
 
 CPYTHON = sys.implementation.name == "cpython"
 
-# Seconds after which a step is taken to hang: all stacks are printed, and the process ends.
+# Seconds after which a step counts as hanging: all stacks are printed, and the process ends.
 STEP_LIMIT = 600
 
-# How many calls are made at a time, where many are.
+# The number of concurrent calls, in families with concurrent calls.
 WIDTH = 100
 
-# How many threads there are for calls that are not thread-sensitive, and for WSGI.
+# The number of threads for calls that are not thread-sensitive, and for WSGI.
 THREADS = 4
 
-# Calls for which the collector is switched off, in each step.
+# The number of calls during which the collector is switched off, in each step.
 PROBE = 100
 
-# How much each may grow over the second half; of garbage, how much there may be for each call.
+# The maximum growth over the second half; for garbage, the maximum per call.
 BOUNDS = {"memory": 2.0, "threads": 2.0, "descriptors": 2.0, "objects": 100.0, "blocks": 300.0, "garbage": 0.1}
 JUDGED = tuple(BOUNDS) if CPYTHON else ("threads", "descriptors")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What there is after some calls; None is for what this system does not tell.
+    """The values after some calls; None if this system does not tell them.
 
     Attributes:
-        calls: How many were made until now.
+        calls: The number of calls so far.
         rate: Calls per second in the last step.
-        garbage: Objects for each call that only the collector could free.
+        garbage: Objects per call that only the collector could free.
     """
 
     calls: float
@@ -136,9 +133,9 @@ class Family:
     """Calls of one kind: *run* makes as many as each of its steps says.
 
     Attributes:
-        unit: The option that says how many.
-        bounds: Where they differ from ``BOUNDS``.
-        loops: How many event loops of their own a call makes, whose garbage is asyncio's.
+        unit: The option with the number of calls.
+        bounds: Bounds that differ from ``BOUNDS``.
+        loops: The number of new event loops per call, whose garbage is asyncio's.
     """
 
     name: str
@@ -174,16 +171,16 @@ def _descriptors() -> int | None:
 
 
 class Steps:
-    """Gives the numbers of calls to make next, *count* in all; takes a sample when it is asked for more."""
+    """Yields the numbers of calls to make next, *count* in total; takes a sample whenever it is asked for the next."""
 
-    # Seconds for one of them. Only where the process is the run's own: it has one such alarm.
+    # The timeout of a step, in seconds. Only in a separate process, which has one such alarm.
     limit: float | None = None
 
     def __init__(self, count: int, points: int) -> None:
         self._points = points
         self._size = max(1, count // points)
         self.count = self._size * points
-        # The samples, one after the other, in one piece of memory that is there from the beginning.
+        # The samples, one after the other, in memory that is allocated at the beginning.
         self._numbers = array("d", [math.nan]) * (len(FIELDS) * points)
         self._taken = 0
 
@@ -234,7 +231,7 @@ def observe(family: Family, count: int, points: int = 20) -> list[Sample]:
     steps = Steps(count, points)
     gc.collect()
     if CPYTHON:
-        gc.freeze()  # so that each collection looks only at what came since
+        gc.freeze()  # so that each collection looks only at newer objects
     try:
         family.run(steps)
     finally:
@@ -247,10 +244,10 @@ def observe(family: Family, count: int, points: int = 20) -> list[Sample]:
 
 
 def let_idle_threads_run() -> None:
-    """Have each thread that waits for work run, and so free what it made and others have let go of.
+    """Let each idle thread run, and so free objects that it created and other threads have dropped.
 
-    On a free-threaded build, an object is freed by the thread that made it, as soon as that runs any Python code.
-    Elsewhere there is nothing to do. What is freed may be all that kept an object of another thread.
+    On a free-threaded build, an object is freed by the thread that created it, as soon as this runs any Python code. On
+    other builds, nothing is done. Such an object may be the last that refers to an object of another thread.
     """
     if not builds.FREE_THREADED:
         return
@@ -277,7 +274,7 @@ def let_idle_threads_run() -> None:
 
 
 class _Reached(threading.Event):
-    """What an idle thread does when it comes to it in its queue: a worker sets it, that of a pool runs it."""
+    """The job of an idle thread in its queue: a worker sets it, a pool thread runs it."""
 
     def __init__(self, reached: Callable[[], None]) -> None:
         super().__init__()
@@ -294,13 +291,13 @@ class _Reached(threading.Event):
 
 
 def growth(values: list[float]) -> float:
-    """Return how much *values* grow from the first to the last, by the slope of Theil and Sen."""
+    """Return the growth of *values* from the first to the last, by the slope of Theil and Sen."""
     slopes = [(values[j] - values[i]) / (j - i) for i, j in itertools.combinations(range(len(values)), 2)]
     return statistics.median(slopes) * (len(values) - 1)
 
 
 def verdict(samples: list[Sample], bounds: dict[str, float] = BOUNDS) -> dict[str, tuple[float, float]]:
-    """Return, for all that can be judged, the growth over the second half and its bound; for garbage, the median."""
+    """Return the growth over the second half and its bound, for all values that can be judged; for garbage, its median."""
     second_half = samples[(len(samples) - 1) // 2 :]
     judged = {}
     for name in JUDGED:
@@ -330,11 +327,11 @@ def _garbage_of_a_loop() -> float:
     return garbage
 
 
-# What is called.
+# The calls.
 
 
 class Expected(Exception):
-    """What failing calls raise."""
+    """The exception of failing calls."""
 
 
 def one() -> int:
@@ -370,7 +367,7 @@ FAMILIES: list[Family] = []
 
 
 def family(name: str, unit: str, loops: float = 0, **bounds: float) -> Callable[[Callable[[Steps], Any]], Any]:
-    """Register a function, or a coroutine function that then runs on one loop."""
+    """Register a function, or a coroutine function, which then runs on one loop."""
 
     def register(function: Callable[[Steps], Coroutine[Any, Any, None] | None]) -> Any:
         def run(steps: Steps) -> None:
@@ -385,7 +382,7 @@ def family(name: str, unit: str, loops: float = 0, **bounds: float) -> Callable[
 
 
 async def _start_threads() -> None:
-    """Give the loop an executor whose THREADS threads have all started; by itself, it starts many, at some time."""
+    """Give the loop an executor whose THREADS threads have all started; by default, they start at unknown times."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS))
     barrier = threading.Barrier(THREADS)
     await asyncio.gather(*[asyncio.to_thread(barrier.wait, STEP_LIMIT) for _ in range(THREADS)])
@@ -516,7 +513,7 @@ async def _(steps: Steps) -> None:
         total = 0
         for i in range(n):
             total += await _failing(calls[i % 4]())
-        await sensitive()  # whose thread then has let go of the last exception
+        await sensitive()  # whose thread then has dropped the last exception
         check(total, n)
 
 
@@ -531,7 +528,7 @@ def _(steps: Steps) -> None:
 
 
 async def _cancelled(*calls: Coroutine[Any, Any, Any], begun: asyncio.Event | None = None) -> int:
-    """Begin *calls*, cancel them all; return 1 if all of them ended so."""
+    """Start *calls*, cancel them all; return 1 if all of them ended so."""
     tasks = [asyncio.create_task(call) for call in calls]
     await (begun.wait() if begun else asyncio.sleep(0))
     for task in tasks:
@@ -553,11 +550,11 @@ async def _(steps: Steps) -> None:
         total = 0
         for i in range(n):
             gate = threading.Event()
-            if i % 3 == 0:  # one that runs, and those that wait behind it; the thread goes on alone
+            if i % 3 == 0:  # one call that runs, and queued ones; the thread continues in the background
                 total += await _cancelled(sync_to_async(gate.wait)(STEP_LIMIT), sensitive(), sensitive())
-            elif i % 3 == 1:  # on a thread of its own
+            elif i % 3 == 1:  # on a new thread
                 total += await _cancelled(sync_to_async(gate.wait, thread_sensitive=False)(STEP_LIMIT))
-            else:  # one whose thread waits for the loop
+            else:  # a call whose thread waits for the loop
                 begun = asyncio.Event()
                 total += await _cancelled(sync_to_async(wait)(begun), begun=begun)
             gate.set()
@@ -593,11 +590,11 @@ async def _(steps: Steps) -> None:
 
 
 class Ends:
-    """Counts what has been ended; a thread or a task that ends something is not the one that waits for that."""
+    """Counts ends; the thread or task that ends something is not the one that waits for the count."""
 
     def __init__(self) -> None:
         self.count = 0
-        # Of managers that were entered on the thread, some of which are cancelled before.
+        # Managers that were entered on the thread; some were cancelled before.
         self.begun = 0
         self._changed = threading.Condition()
 
@@ -645,7 +642,7 @@ class Ends:
             self.add()
 
 
-# Every third is closed, every third is dropped, every third has a cancelled step; half have a thread of their own.
+# Every third is closed, every third is dropped, every third has a cancelled step; half have their own thread.
 @family("iterations in async code, abandoned half-way", "iterations")
 async def _(steps: Steps) -> None:
     ends, total = Ends(), 0
@@ -671,7 +668,7 @@ async def _(steps: Steps) -> None:
         await sensitive()
 
 
-# Every third is closed, the others are dropped; half of them read ahead; one in twenty has a loop of its own.
+# Every third is closed, the others are dropped; half of them read ahead; one in twenty has its own loop.
 @family("iterations in sync code, abandoned half-way", "iterations", loops=0.06)
 def _(steps: Steps) -> None:
     ends, total = Ends(), 0
@@ -707,7 +704,7 @@ async def _(steps: Steps) -> None:
     for n in steps:
         for kind in range(n - n // 4):
             await use(kind)
-        for _ in range(n // 4):  # cancelled as it is entered, or before that
+        for _ in range(n // 4):  # cancelled while it is entered, or before
             await _cancelled(sync_to_async_context_manager(ends.manager)().__aenter__())
         await sensitive()
         ends.wait_for(ends.begun)
@@ -745,7 +742,7 @@ if hasattr(os, "fork"):
         for n in steps:
             for _ in range(n):
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads is what is tried
+                    warnings.simplefilter("ignore", DeprecationWarning)  # this family is about forks beside threads
                     pid = os.fork()
                 if not pid:
                     status = 1
@@ -757,14 +754,14 @@ if hasattr(os, "fork"):
 
 
 class Client:
-    """What an ASGI server is for one client: it gives *messages*; then the client waits, or has left."""
+    """A fake ASGI server for one client: it delivers *messages*; then the client waits, or has disconnected."""
 
     def __init__(self, *messages: dict[str, Any], leaves: bool = False, leaves_after: int = 0) -> None:
         self.messages = list(messages)
         self.gone = asyncio.Event()
         self.sent: list[dict[str, Any]] = []
         self._leaves_after = leaves_after
-        # Set when all messages have been taken.
+        # Set when all messages have been delivered.
         self.taken = asyncio.Event()
         if leaves:
             self.gone.set()
@@ -804,35 +801,35 @@ async def _request(adapter: Any, kind: int) -> int:
     """Make a request of one of six kinds; return 1 if it ended as it should."""
     path = "/stream" if kind in (2, 3) else "/"
     scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": path, "headers": []}
-    if kind in (0, 2):  # all is well
+    if kind in (0, 2):  # a normal request
         client = Client(HALF, WHOLE)
         await adapter(scope, client.receive, client.send)
         return int(client.complete)
     if kind == 5:  # the request is cancelled while the application reads
         client = Client(HALF)
         return await _cancelled(adapter(scope, client.receive, client.send), begun=client.taken)
-    if kind == 1:  # it left before all of its request came
+    if kind == 1:  # the client disconnected before the whole request had arrived
         client = Client(HALF, leaves=True)
-    elif kind == 3:  # it leaves while it is sent something
+    elif kind == 3:  # the client disconnects while it receives
         client = Client(WHOLE, leaves_after=1)
-    else:  # it was never there
+    else:  # the client was never there
         client = Client({"type": "http.disconnect"}, leaves=True)
     with contextlib.suppress(OSError):
         await adapter(scope, client.receive, client.send)
     return int(not client.complete)
 
 
-# How many of its threads the adapter takes depends on how long its calls happen to last.
+# The number of threads that the adapter uses depends on the random lengths of its calls.
 @family("requests through WsgiToAsgi", "requests", threads=THREADS)
 async def _(steps: Steps) -> None:
-    # Of some clients that leave it says so, once each.
+    # The adapter logs some disconnects, once each.
     logging.getLogger("asgiref.wsgi").setLevel(logging.CRITICAL)
     adapter = WsgiToAsgi(_wsgi_application, threads=THREADS)
     kinds = itertools.cycle(range(6))
     for n in steps:
         total = 0
         for i in range(0, n, 25):
-            # One of them runs alone; each kind in its turn.
+            # One request runs alone; each kind in turn.
             total += await _request(adapter, next(kinds))
             requests = [_request(adapter, next(kinds)) for _ in range(min(25, n - i) - 1)]
             total += sum(await asyncio.gather(*requests))
@@ -897,16 +894,16 @@ COUNTS = {
     "scopes": 100_000,
 }
 
-# A run is no shorter, whatever the scale: a leak of one object for each call has to stand out from the noise.
+# A run is no shorter at any scale: a leak of one object per call must exceed the noise.
 LEAST = 1000
 LEAST_FORKS = 10
 
 
 def _run(chosen: Family, count: int, points: int, traced: bool) -> bool:
-    """Run a family, print its curve; return whether all was steady."""
+    """Run a family, print its curve; return whether all values were steady."""
     bounds = _bounds_of(chosen)
     if traced:
-        observe(chosen, max(1, count // 10), points)  # what the first calls leave for good is not shown
+        observe(chosen, max(1, count // 10), points)  # objects that the first calls keep for good are not shown
     with _traced() if traced else contextlib.nullcontext():
         samples = observe(chosen, count, points)
     print(f"\n{chosen.name}: {samples[-1].calls:.0f} {chosen.unit}")
@@ -927,7 +924,7 @@ def _run(chosen: Family, count: int, points: int, traced: bool) -> bool:
 @contextlib.contextmanager
 def _traced() -> Iterator[None]:
     """Show what the block leaves, and where it was made."""
-    import tracemalloc  # which PyPy has not
+    import tracemalloc  # which PyPy does not have
 
     tracemalloc.start(12)
     before = tracemalloc.take_snapshot()
@@ -949,7 +946,7 @@ def _shown(value: float | None, name: str = "") -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run what *argv* says; return the exit status, 1 where something grows."""
+    """Run *argv*; return the exit status, 1 if anything grows."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.soak.run",
         description="Make very many calls of each kind, and fail if memory, threads or descriptors grow.",
@@ -984,8 +981,7 @@ def main(argv: list[str] | None = None) -> int:
             count = max(int(getattr(arguments, one_family.unit) * arguments.scale), least, arguments.points)
             steady &= _run(one_family, count, arguments.points, arguments.trace)
         else:
-            # A process of its own, because threads that leave, and memory that is free again,
-            # would hide what the next family leaves.
+            # In a separate process, because ending threads and freed memory would hide growth in the next family.
             command = [sys.executable, "-P", __file__, *(sys.argv[1:] if argv is None else argv)]
             environment = {**os.environ, "PYTHONPATH": str(Path(asgiref.__file__).parent.parent)}
             steady &= not subprocess.run([*command, "--exactly", one_family.name], env=environment).returncode

@@ -1,4 +1,4 @@
-"""The soak run in its short form, and its judge: what it finds, and what it takes for noise."""
+"""The soak run in its short form, and its judgement: which leaks it finds, and what it treats as noise."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def watch(call: Callable[[], object]) -> list[str]:
 
 
 def curve(**values: list[Any]) -> list[Sample]:
-    """Return samples in which nothing happens but what *values* say."""
+    """Return samples in which nothing changes except *values*."""
     length = len(next(iter(values.values())))
     still: dict[str, Any] = {"calls": 0, "rate": 1.0, "memory": 20.0, "threads": 2, "descriptors": 5}
     still |= {"objects": 100, "blocks": 1000, "garbage": 0.0}
@@ -55,7 +55,7 @@ def curve(**values: list[Any]) -> list[Sample]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.gettrace() is not None, reason="coverage's tracer keeps an object for each thread there was")
 def test_nothing_grows_in_a_short_run() -> None:
-    """Each family makes a thousand calls or so, and leaves nothing."""
+    """Each family makes about a thousand calls, and leaves nothing."""
     process = subprocess.run(
         [sys.executable, "-P", soak.__file__, "--together", "--scale", "0", "--points", str(POINTS)],
         env={**os.environ, "PYTHONPATH": str(Path(asgiref.__file__).parent.parent)},
@@ -83,7 +83,7 @@ def test_object_left_by_each_call_is_found() -> None:
 
 @only_cpython
 def test_string_left_by_each_call_is_found() -> None:
-    """Though the cycle collector does not know it."""
+    """Although the cycle collector does not know strings."""
     kept: list[str] = []
     assert ["blocks"] == watch(lambda: kept.append(f"call {len(kept)}"))
 
@@ -91,14 +91,15 @@ def test_string_left_by_each_call_is_found() -> None:
 @only_cpython
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system tells only the most there ever was")
 def test_memory_left_by_each_call_is_found() -> None:
-    """Though it is no block of Python's allocator but of the system's."""
-    with mmap.mmap(-1, 2 * COUNT * 20_000) as untouched:  # what an allocator has kept of earlier tests is no help here
+    """Although it is not a block of Python's allocator, but of the system's."""
+    # Not from an allocator, which may have kept memory from earlier tests.
+    with mmap.mmap(-1, 2 * COUNT * 20_000) as untouched:
         assert ["memory"] == watch(lambda: untouched.write(b"x" * 20_000))
 
 
 @only_cpython
 def test_reference_cycle_of_each_call_is_found() -> None:
-    """Though the collector frees it in the end."""
+    """Although the collector frees it in the end."""
 
     def call() -> None:
         cycle: list[object] = []
@@ -153,11 +154,11 @@ def test_family_that_grows_fails_the_run(
     assert "GROWS: threads" in capsys.readouterr().out
 
 
-# The judge.
+# The judgement.
 
 
 def test_growth_is_that_of_most_points() -> None:
-    """One in four may lie anywhere."""
+    """One point in four may lie anywhere."""
     assert 9 == growth([float(i) for i in range(10)])
     assert 0 == growth([5.0] * 10)
     assert 0 == growth([5.0, 5.0, 900.0, 5.0, 5.0, 5.0, -900.0, 5.0, 5.0, 5.0])
@@ -182,13 +183,13 @@ def test_noise_and_a_single_jump_are_no_leak() -> None:
 
 @pytest.mark.parametrize("name", ["threads", "descriptors"])
 def test_slow_but_steady_growth_is_found(name: str) -> None:
-    """One at every second point, at last."""
+    """The value grows by one at every second point."""
     assert [name] == grown(curve(**{name: [i // 2 for i in range(20)]}))
 
 
 @only_cpython
 def test_stairs_are_found() -> None:
-    """Memory comes in pieces."""
+    """Memory is allocated in pieces."""
     assert ["memory"] == grown(curve(memory=[20.0 + i // 3 for i in range(20)]))
 
 
@@ -208,7 +209,7 @@ def test_only_threads_and_descriptors_are_judged_where_others_are_not_exact() ->
 
 
 def test_steps_make_as_many_calls_as_they_say() -> None:
-    """And as many samples as there are points; what does not divide is left out."""
+    """There are as many samples as points; a remainder of calls is left out."""
     made = 0
 
     def run(steps: Steps) -> None:
