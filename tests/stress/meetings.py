@@ -1,7 +1,7 @@
-"""Each place where two threads meet, as one round that all CPUs run at once and that then is judged.
+"""Every place where two threads meet, as a round that all CPUs run at once, and that is judged afterwards.
 
-A round ends by itself; whatever it finds amiss is an ``AssertionError``. What it proves rests on
-chance, so a fault that is known has a test of its own elsewhere, which forces the one schedule.
+A round ends by itself, and raises ``AssertionError`` for a fault. It finds faults by chance, so a known fault also has
+a test elsewhere that forces its schedule.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from ..helpers import LIMIT, Thread, thread_call
 
 __all__ = ["MEETINGS"]
 
-# At least two threads meet; twice as many as there are CPUs are switched in the midst of things.
+# At least two threads meet; twice as many as there are CPUs are switched in the middle of their work.
 CPUS = max(2, os.cpu_count() or 1)
 THREADS = 2 * CPUS
 
@@ -65,7 +65,7 @@ def meeting(function: Callable[[], None]) -> Callable[[], None]:
 
 
 def at_once(*functions: Callable[[], Any]) -> list[Any]:
-    """Call the functions, each on a thread, at the same moment; return what they return."""
+    """Call the functions, each on a thread, at the same moment; return their results."""
     barrier = threading.Barrier(len(functions))
 
     def call(function: Callable[[], Any]) -> Any:
@@ -76,9 +76,9 @@ def at_once(*functions: Callable[[], Any]) -> list[Any]:
 
 
 def races(count: int, make: Callable[[], tuple[Callable[[], Any], ...]], judge: Callable[..., None]) -> None:
-    """Have threads race *count* times, and judge what the functions of each race return.
+    """Let threads race *count* times, and check the results of the functions of each race.
 
-    A thread that is ahead waits for the others in a busy loop: to be woken takes longer than what they race for.
+    A thread that is ahead waits for the others in a busy loop: waking it would take longer than the race.
     """
     rounds = [make() for _ in range(count)]
     threads = range(len(rounds[0]))
@@ -88,7 +88,7 @@ def races(count: int, make: Callable[[], tuple[Callable[[], Any], ...]], judge: 
         results = []
         for i, functions in enumerate(rounds):
             at[own] = i
-            deadline = time.monotonic() + 0.001  # where there are fewer CPUs than threads
+            deadline = time.monotonic() + 0.001  # if there are fewer CPUs than threads
             while min(at) < i and time.monotonic() < deadline:
                 pass
             results.append(functions[own]())
@@ -99,7 +99,7 @@ def races(count: int, make: Callable[[], tuple[Callable[[], Any], ...]], judge: 
 
 
 class QuietLoop:
-    """Stands for a loop that never runs."""
+    """A fake loop that never runs."""
 
     def call_soon_threadsafe(self, callback: Any, *arguments: Any, context: Any = None) -> None: ...
 
@@ -185,7 +185,7 @@ def offered_call_is_run_once() -> None:
 
 @meeting
 def job_is_accepted_and_run_or_refused() -> None:
-    """A lease that ends while others post."""
+    """A lease ends while other threads post."""
     for _ in range(10):
         executor = WorkerExecutor()
         ran: list[int] = []
@@ -276,13 +276,13 @@ def every_result_reaches_its_loop() -> None:
 
 
 def on_each_thread(main: Callable[[], Coroutine[Any, Any, Any]]) -> None:
-    """Run *main* on a loop of its own in each of many threads."""
+    """Run *main* on a new loop in each of many threads."""
     at_once(*[lambda: asyncio.run(main())] * THREADS)
 
 
 @meeting
 def contexts_of_many_loops_share_a_limit() -> None:
-    """Calls are cancelled and threads released. There are no more threads than that, and none is left."""
+    """Calls are cancelled and threads released. The limit is never exceeded, and no thread remains leased."""
     peak: list[int] = []
     busy: list[None] = []
     ran: list[int] = []
@@ -328,7 +328,7 @@ def contexts_of_many_loops_share_a_limit() -> None:
 
 @meeting
 def limit_changes_while_contexts_wait() -> None:
-    """Each call ends, though the limit changes at any moment."""
+    """Each call ends, although the limit may change at any moment."""
     done = threading.Event()
 
     def change() -> None:
@@ -361,7 +361,7 @@ def limit_changes_while_contexts_wait() -> None:
 
 @meeting
 def leases_are_counted_exactly() -> None:
-    """Executors begin and end at the same moment on all CPUs, and each has its job run."""
+    """Executors start and end at the same moment on all CPUs, and the job of each is run."""
     ran: list[int] = []
 
     def use(number: int) -> None:
@@ -440,7 +440,7 @@ def inner_calls_are_cancelled_at_any_moment() -> None:
 
 @meeting
 def functions_ask_while_they_are_cancelled() -> None:
-    """The loop notes the cancellation as the thread looks; a call that begins later is not told."""
+    """The loop records the cancellation while the thread checks; a later call does not see it."""
 
     def ask_until_told() -> None:
         until = time.monotonic() + LIMIT
@@ -477,7 +477,7 @@ def functions_ask_while_they_are_cancelled() -> None:
 
 @meeting
 def tokens_are_used_by_later_calls() -> None:
-    """On changing threads, in both directions; some calls are given up, and may still run when the next one comes."""
+    """On changing threads, in both directions; some calls are cancelled, and may still run when the next one comes."""
     variable = contextvars.ContextVar[int]("variable", default=-1)
 
     async def begin(value: int) -> contextvars.Token[int]:
@@ -715,7 +715,7 @@ def threads_have_values_of_their_own() -> None:
 
 @meeting
 def threads_that_inherit_contexts_have_values_of_their_own() -> None:
-    """As Python 3.14 can start them; which class a ``Local`` is of is chosen when it is made."""
+    """As with the option of Python 3.14. The class of a ``Local`` is chosen when the ``Local`` is created."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "THREADS_INHERIT", True)
         storage = Local()
@@ -771,7 +771,7 @@ def calls_are_looked_at_meanwhile() -> None:
     at_once(*[bridge] * CPUS, look)
 
 
-# Loops that leave the thread free which runs them:
+# Loops that leave the calling thread free:
 
 
 @meeting
@@ -810,7 +810,7 @@ def threads_run_loops_of_their_own() -> None:
 
 @meeting
 def threads_compete_for_a_loop() -> None:
-    """One of them at a time runs it; the others get an error."""
+    """One thread at a time runs it; the others get an error."""
     loop = ThreadSensitiveEventLoop()
     running = threading.Lock()
 
@@ -837,7 +837,7 @@ def threads_compete_for_a_loop() -> None:
 
 @meeting
 def errands_go_between_jobs() -> None:
-    """Each caller of an errand goes on, though there are jobs that wait for its caller."""
+    """Each caller of an errand continues, although some jobs wait for that caller."""
     mailbox = _Mailbox()
     done: list[int] = []
 
@@ -861,7 +861,7 @@ def errands_go_between_jobs() -> None:
     assert all(done.count(number) >= 50 for number in range(THREADS))
 
 
-# More than one call:
+# Several calls:
 
 
 async def _numbers(count: int, ends: list[int]) -> AsyncIterator[int]:
@@ -876,7 +876,7 @@ async def _numbers(count: int, ends: list[int]) -> AsyncIterator[int]:
 
 @meeting
 def iterations_share_a_kept_loop() -> None:
-    """Threads take items, read ahead or not, close and drop iterators, all on one loop."""
+    """Threads take items, with read-ahead or without, and close and drop iterators, all on one loop."""
     ends: list[int] = []
     with AsyncSingleThreadContext():
         contexts = [contextvars.copy_context() for _ in range(THREADS)]
@@ -899,7 +899,7 @@ def iterations_share_a_kept_loop() -> None:
 
 @meeting
 def iterators_are_dropped_and_cancelled_at_any_moment() -> None:
-    """A thread drops an iterator, whose task reads ahead; another thread cancels that task at the same time."""
+    """A thread drops an iterator whose task reads ahead; another thread cancels that task at the same time."""
     ends: list[int] = []
     tasks: list[Any] = []
 
@@ -928,7 +928,7 @@ def iterators_are_dropped_and_cancelled_at_any_moment() -> None:
 
 @meeting
 def steps_and_cancellations_meet() -> None:
-    """A thread asks for items, or for the end, while another thread cancels the task: nobody hangs, nothing is lost."""
+    """A thread requests items, or closes, while another thread cancels the task: no hang, and nothing is lost."""
     ends: list[int] = []
     tasks: list[Any] = []
 
@@ -1001,7 +1001,7 @@ def iterations_in_tasks_share_the_worker_of_the_process() -> None:
 
 @meeting
 def managers_are_entered_at_once() -> None:
-    """Both directions, one manager for all threads, half of them with an exception."""
+    """Both directions, one manager for all threads, half of the blocks with an exception."""
     left: list[BaseException | None] = []
 
     class Both:

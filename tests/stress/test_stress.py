@@ -11,7 +11,7 @@ import pytest
 
 from .meetings import MEETINGS
 
-# For the deep run: how long all of them together last, in minutes.
+# For the deep run: the length of all of them together, in minutes.
 MINUTES = float(os.environ.get("ASGIREF_STRESS_MINUTES", 0))
 SECONDS = 60 * MINUTES / len(MEETINGS) if MINUTES else 0.2
 
@@ -23,6 +23,6 @@ def test_threads_that_meet_do_no_harm(meeting: Callable[[], None]) -> None:
     while not rounds or time.monotonic() < end:
         meeting()
         rounds += 1
-    gc.collect()  # what was dropped is freed here and not in another test
+    gc.collect()  # dropped objects are freed here and not in another test
     if MINUTES:
         print(f"\n{meeting.__name__}: {rounds} rounds in {SECONDS:.0f} s")
