@@ -44,7 +44,7 @@ if sys.version_info >= (3, 12):
 
 try:
     import uvloop
-except ImportError:  # not for this interpreter
+except ImportError:  # not available for this interpreter
     pass
 else:
     LOOP_FACTORIES["uvloop"] = uvloop.new_event_loop

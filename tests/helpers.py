@@ -70,7 +70,7 @@ def wait_for(event: threading.Event) -> None:
 
 
 def forget(thread: threading.Thread) -> None:
-    """Remove a thread that ``threading`` has not started from its list, where it may stay for ever."""
+    """Remove a thread that ``threading`` has not started from its list, where it may stay forever."""
     threading._active.pop(thread.ident, None)  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""Real servers, each in a process of its own, which serve ``wsgi_apps`` on a loopback address or a Unix socket."""
+"""Real servers, each in a separate process, which serve ``wsgi_apps`` on a loopback address or a Unix socket."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HYPERCORN = "hypercorn --workers 0 --keep-alive 60 --bind {host}:{port} tests.w
 _UWSGI = "uwsgi --http-socket {host}:{port} --master --processes 2 --need-app --die-on-term"
 _GUNICORN = "gunicorn --preload --workers 2 --no-control-socket --bind {host}:{port}"
 
-# The modules that each needs, and what follows ``python -m``.
+# The modules that each server needs, and its arguments after ``python -m``.
 ASGI_SERVERS = {
     "uvicorn": (("uvicorn", "httptools", "uvloop", "websockets"), _UVICORN + " --http httptools --loop uvloop"),
     "uvicorn-h11": (("uvicorn", "h11", "wsproto"), _UVICORN + " --http h11 --loop asyncio --ws wsproto"),
@@ -43,16 +43,16 @@ WSGI_SERVERS = {
     "wsgiref": ((), "tests.wsgi.applications {host} {port}"),
     "waitress": (("waitress",), "waitress --listen {host}:{port} --threads 16 tests.wsgi.applications:wsgi"),
 }
-# These load the application, which has bridged by then, before they fork the processes that serve it.
+# These load the application, which makes bridged calls, before they fork the processes that serve it.
 PRELOADING_SERVERS = {
     "gunicorn": (("gunicorn",), _GUNICORN + " --worker-class gthread --threads 4 tests.process.preloaded:wsgi"),
     "gunicorn-asgi": (("gunicorn",), _GUNICORN + " --worker-class asgi tests.process.preloaded:asgi"),
-    # And this one replaces threads, after the fork. Its workers lose a signal that comes as soon as they have started.
+    # This one also replaces threads, after the fork. Its workers lose a signal that comes as soon as they have started.
     "gunicorn-gevent": (
         ("gunicorn", "gevent"),
         _GUNICORN + " --worker-class gevent --graceful-timeout 5 tests.process.preloaded:wsgi",
     ),
-    # It forks in C, where the hooks of Python do not run.
+    # It forks in C, where Python's hooks do not run.
     "uwsgi": ((), _UWSGI + " --module tests.process.preloaded:wsgi_on_worker"),
     "uwsgi-threads": ((), _UWSGI + " --enable-threads --threads 4 --module tests.process.preloaded:wsgi_on_worker"),
 }
@@ -68,7 +68,7 @@ UNIX_SERVERS = {
 
 @dataclass
 class Server:
-    """One that runs, and accepts connections at *address*."""
+    """A running server, which accepts connections at *address*."""
 
     name: str
     address: tuple[str, int] | str
@@ -80,7 +80,7 @@ class Server:
         return self.log_file.read_text(errors="replace")
 
     def connect(self) -> socket.socket:
-        """Return a socket that is connected, each of whose operations has a limit."""
+        """Return a connected socket, whose operations have a timeout."""
         connection = socket.socket(socket.AF_UNIX if isinstance(self.address, str) else socket.AF_INET)
         try:
             connection.settimeout(LIMIT)
@@ -93,7 +93,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(name: str, directory: Path) -> Iterator[Server]:
-    """Run the server *name*, which has to end by itself when it is told to; skip the test if it is not installed."""
+    """Run the server *name*, which must end by itself after a signal; skip the test if it is not installed."""
     modules, command = (ASGI_SERVERS | WSGI_SERVERS | PRELOADING_SERVERS)[name]
     port = free_port()
     yield from _serve(Server(name, (HOST, port), directory / "log"), modules, command.format(host=HOST, port=port))
@@ -131,7 +131,7 @@ def _serve(server: Server, modules: tuple[str, ...], command: str) -> Iterator[S
 
 @contextlib.contextmanager
 def run_server(server: Server, command: list[str], environment: dict[str, str]) -> Iterator[None]:
-    """Run *command*, which accepts connections at the address of *server* and has to end by itself when told to."""
+    """Run *command*, which accepts connections at the address of *server* and must end by itself after a signal."""
     with server.log_file.open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -172,14 +172,14 @@ def _wait_until_it_accepts(server: Server, process: subprocess.Popen[bytes]) -> 
 
 @contextlib.contextmanager
 def postgresql(**settings: int) -> Iterator[str]:
-    """Give the directory of the socket of a database server that runs meanwhile, with those settings of its own."""
-    # Written in Python, it needs the library of PostgreSQL's package.
+    """Yield the directory of the socket of a database server that runs meanwhile, with these settings."""
+    # The driver, which is written in Python, needs libpq from PostgreSQL's package.
     psycopg = pytest.importorskip("psycopg", reason="the driver of PostgreSQL cannot be imported", exc_type=ImportError)
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not programs:
         pytest.skip("PostgreSQL is not installed where Debian's package puts it")
-    user = "postgres" if os.geteuid() == 0 else None  # which refuses to be run by root
-    # Not in a directory of pytest's, which is root's alone.
+    user = "postgres" if os.geteuid() == 0 else None  # root must not run it
+    # Not a directory of pytest, which belongs to root only.
     with tempfile.TemporaryDirectory() as directory:
         if user is not None:
             shutil.chown(directory, user)
