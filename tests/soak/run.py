@@ -297,7 +297,7 @@ def growth(values: list[float]) -> float:
 
 
 def verdict(samples: list[Sample], bounds: dict[str, float] = BOUNDS) -> dict[str, tuple[float, float]]:
-    """Return the growth over the second half and its bound, for all values that can be judged; for garbage, its median."""
+    """Return the growth over the second half and its bound, for all values that can be judged."""
     second_half = samples[(len(samples) - 1) // 2 :]
     judged = {}
     for name in JUDGED:
