@@ -418,13 +418,13 @@ class ThreadCall(Outcome[R]):
         self._result = None  # type: ignore[assignment]
 
     def _take_back(self) -> bool:
-        """Keep the call from running, if it has not begun; return whether it is certain that it never runs."""
+        """Keep the call from running, if it has not started; return whether it is certain that it never runs."""
         with contextlib.suppress(AttributeError):
             del self._call
             return True
         submitted = self._submitted  # read once: the thread that ends the call sets it to None
         if isinstance(submitted, asyncio.Future):
-            # Cancelled, it is done while the function may still run, whose end nothing tells then.
+            # After this cancellation, the future is done although the function may still run; nothing tells its end.
             submitted.remove_done_callback(self._take_over)
             submitted.cancel()
             return False
@@ -462,27 +462,27 @@ class ThreadCall(Outcome[R]):
 
 
 class InnerCalls(list[AwaitedOutcome[Any]]):
-    """The ``async_to_sync`` calls for which one bridged call waits; what to cancel when its caller is cancelled."""
+    """The ``async_to_sync`` calls that one bridged call waits for: they are cancelled when its caller is cancelled."""
 
     __slots__ = ("__dict__", "__weakref__", "loop_thread")
 
-    # The executor that runs the call, where a ThreadSensitiveContext was given it, and so the promise of one thread.
+    # The executor that runs the call, if a ThreadSensitiveContext was given it: it promises one thread.
     promised_executor: Any = None
-    # The loop in whose default executor the call runs, where that does not show its threads.
+    # The loop in whose default executor the call runs, if that executor does not show its threads.
     default_executor_of: weakref.ref[asyncio.AbstractEventLoop] | None = None
-    # The arguments of the first cancellation of the caller, and of the latest one that came after it.
+    # The arguments of the first cancellation of the caller, and of the latest one after it.
     cancelled: tuple[Any, ...] | None = None
     absorbed: tuple[Any, ...] | None = None
-    # Whether it is certain that the function never runs, since the caller was cancelled before.
+    # Whether it is certain that the function never runs, because the caller was cancelled before.
     never_began = False
-    # For the coroutines for which the function waits, one after the other.
+    # The context for the coroutines that the function waits for, one after the other.
     kept: KeptContext | None = None
-    # For ``cancellation``: whether there is anything to ask; whether only cleanup is left; what else tells that nobody
-    # wants the result any more.
+    # For ``cancellation``: whether there is anything to check; whether the rest of the call is cleanup; and a function
+    # that tells whether the result is no longer wanted.
     may_be_cancelled = False
     only_cleans_up = False
     caller_has_gone: Callable[[], bool] | None = None
-    # The thread on which the caller's loop ran; set for each call, and so in a slot.
+    # The thread on which the caller's loop ran. It is set for each call, so it is in a slot.
     loop_thread: threading.Thread
 
 
@@ -503,13 +503,13 @@ class LoopCall:
         outcome: AwaitedOutcome[Any],
         kept: KeptContext | None = None,
     ) -> None:
-        # To delete an attribute is one step, and an error the second time: either the loop
-        # gets the coroutine, or the caller has it back. No slots here, see CLAIMED_IN.
+        # Deletion is atomic and fails the second time: either the loop gets the coroutine, or the caller takes it back.
+        # No slots here, see CLAIMED_IN.
         self._coroutine = coroutine
         self._context = context
         self._outcome = outcome
         self._kept = kept
-        # The loop that was asked to start it, if it is no fresh one, and that which came to that.
+        # The loop that was asked to start the coroutine, unless it is a new one; and the loop that got to it.
         self.asked: asyncio.AbstractEventLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -519,13 +519,13 @@ class LoopCall:
     def start(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
         """Make the coroutine a task of *loop*, unless the caller took it back."""
         self.thread = threading.current_thread()
-        self._loop = loop  # before the next step, since who comes too late to take the coroutine back needs both
+        self._loop = loop  # Before the next step: code that comes too late to take the coroutine back needs both.
         try:
             coroutine = self._coroutine
             del self._coroutine
         except AttributeError:
             return None
-        # Only now, on this thread, which may have been inside of it with the previous coroutine until now.
+        # Only now, on this thread: it may have been inside this context with the previous coroutine until now.
         context = self._context if self._kept is None else self._kept.follow(self._context)
         if local.THREADS_INHERIT:
             local.arrive(context)
@@ -533,12 +533,12 @@ class LoopCall:
             try:
                 # Before the task is created: an eager one may end there and wake our caller.
                 self._outcome.context = context
-                # In a copy, since an eager task enters its context when it is made.
+                # In a copy, because an eager task enters its context when it is created.
                 self._task = context.copy().run(loop.create_task, coroutine, context=context)
-            except TypeError:  # task factories of older frameworks do not take a context
+            except TypeError:  # task factories of older frameworks do not accept a context
                 self._outcome.context = None
                 self._task = context.run(loop.create_task, coroutine)
-        except BaseException as error:  # of a task factory
+        except BaseException as error:  # from a task factory
             self._outcome.set_exception(error)
         else:
             if running_loop() is loop:

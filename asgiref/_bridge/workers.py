@@ -253,8 +253,8 @@ class WorkerExecutor(JobExecutor):
     # The field of ``BridgeStatistics`` in which its worker is counted.
     counted_in = "other_threads"
 
-    # The workers that are leased for this class, each with the list of what it has not done. A forked child starts with
-    # none. One for each class, so that counting them takes no time.
+    # The workers that are leased for this class, each with the list of its unfinished jobs. A forked child starts with
+    # none. Each class has its own, so that counting them takes no time.
     leases: ClassVar[dict[_Worker, deque[Any]]] = {}
 
     # For a lease that rarely ends: the worker must then be woken to go idle.

@@ -69,7 +69,7 @@ class Connection:
     # A message that is received ahead of a reader; and whether a reader is waiting for one itself.
     _receiving: asyncio.Task[Any] | None = None
     _is_read = False
-    # Whether the application has asked for the client, and a message is expected since.
+    # Whether the application has asked whether the client is there, so that a message is expected from then on.
     _is_watched = False
     _ended = False
     _news: asyncio.Event | None = None
