@@ -23,7 +23,8 @@ HOST = "127.0.0.1"
 NICK = "notes"
 
 TRY_IT = """\
-A chat room is open at {host}, port {port}, and the bot in it is called {nick}. In another terminal:
+A chat room is open at {host}, port {port}. The bot in it is called {nick}.
+In another terminal:
 
     nc {host} {port}
 
@@ -33,7 +34,8 @@ Give a name, then say
     {nick}: list
     {nick}: forget
 
-and "/{nick} list" for its ears alone. The notes are kept in {database}. Ctrl-C here ends it all.
+Only the bot gets "/{nick} list". The notes are stored in {database}.
+Ctrl-C here ends the bot.
 """
 
 
@@ -73,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         password = os.environ.get("IRC_PASSWORD")
         connect = functools.partial(irc.connect, host, port, options.nick, password=password, tls=tls)
         bot = Bot(notebook(store), store, connect, channel=options.channel, grace=options.grace, pace=options.pace)
-        print(f"The bot goes to {host}, port {port}. What it must keep is in {options.database}. Ctrl-C ends it.")
+        print(f"The bot connects to {host}, port {port}. Its notes are in {options.database}. Ctrl-C ends it.")
     else:
         try:
             listening = socket.create_server((HOST, options.port))

@@ -29,7 +29,7 @@ __all__ = ["Application", "notebook"]
 Event = dict[str, Any]
 Application = Callable[[dict[str, Any], Callable[[], Awaitable[Event]], Callable[[Event], Awaitable[None]]], Any]
 
-HELP = 'Say "remember ..." and I keep it, "list" to see what I keep, "forget" to have me drop something.'
+HELP = 'Say "remember ...", "list" to see your notes, or "forget".'
 
 # Limits for one person.
 MOST_NOTES = 20

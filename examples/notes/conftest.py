@@ -1,3 +1,3 @@
-from asgiref.sync import ThreadSensitiveEventLoop
+from asgiref.sync import ThreadSensitiveEventLoop as Loop
 
-pytest_asyncio_loop_factories = lambda config, item: {"django": ThreadSensitiveEventLoop}  # noqa: E731
+pytest_asyncio_loop_factories = lambda config, item: {"django": Loop}  # noqa: E731

@@ -10,7 +10,7 @@ from asgiref.sync import AsyncSingleThreadContext, async_to_sync
 
 
 class Site:
-    """A synchronous class around an async client, which belongs to one loop."""
+    """A synchronous class around an async client, which needs one loop."""
 
     def __init__(self, url: str) -> None:
         self.url = url

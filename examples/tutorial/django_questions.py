@@ -52,7 +52,7 @@ def lines():
 
 
 async def exported(request: HttpRequest) -> StreamingHttpResponse:
-    """A generator that queries: each step runs on the thread of the request."""
+    """A generator that queries: its steps run on the request's thread."""
     return StreamingHttpResponse(lines())
 
 

@@ -32,4 +32,4 @@ async def buy(request: HttpRequest, item: str) -> HttpResponse:
 
 urlpatterns = [path("buy/<item>", buy)]
 application = get_asgi_application()
-stock.acquire()  # stands for a thread that took the lock and did not release it
+stock.acquire()  # stands for a thread that never releases the lock

@@ -24,7 +24,7 @@ def hello() -> str:
 
 @flask_app.post("/digest")
 def digest() -> str:
-    """Read an upload of any size piece by piece; the client cannot send faster than this."""
+    """Read an upload in pieces; the client cannot send faster."""
     found = hashlib.sha256()
     while piece := request.stream.read(64 * 1024):
         found.update(piece)
@@ -33,7 +33,7 @@ def digest() -> str:
 
 @flask_app.get("/ticks")
 def ticks() -> Iterator[str]:
-    """Stream a line every tenth of a second. If the client disconnects, this ends."""
+    """Stream lines, ten per second, until the client disconnects."""
     for number in range(5):
         yield f"tick {number}\n"
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The first pages of the documentation: their commands are run, their outputs compared, and their names checked."""
+"""The documentation: commands of its first pages are run, outputs compared, names checked; its code is narrow."""
 
 from __future__ import annotations
 
@@ -247,6 +247,41 @@ def test_words_that_people_search_for(page: str, words: set[str]) -> None:
     """The search of the documentation shows index entries first."""
     entries = (DOCS / f"{page}.rst").read_text().splitlines()[0].removeprefix(".. index:: ")
     assert words <= {entry.removeprefix("! ") for entry in entries.split(", ")}
+
+
+def code_of(page: str) -> Iterator[str]:
+    """Yield the lines of the code on *page*: literal blocks, code blocks, doctests."""
+    outside: int | None = None  # the indentation of the line that a block belongs to
+    first = -1  # the indentation of the first line of the block
+    in_doctest = False
+    for line in page.splitlines():
+        indentation = len(line) - len(line.lstrip())
+        if outside is not None and (not line or indentation > outside):
+            first = indentation if first < 0 and line else first
+            yield line[first:]
+            continue
+        outside, first = None, -1
+        in_doctest = bool(line) and (in_doctest or line.lstrip().startswith(">>> "))
+        if in_doctest:
+            yield line.lstrip()
+        elif re.match(r" *\.\. code-block::", line) or (line.endswith("::") and not re.match(r" *\.\. ", line)):
+            outside = indentation
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.rst", *DOCS.rglob("*.rst")], ids=lambda page: page.stem)
+def test_code_fits_into_80_columns(page: Path) -> None:
+    """Longer lines scroll on the page, even on a wide screen."""
+    text = page.read_text()
+    assert [] == [line for line in code_of(text) if len(line) > 79]
+    for file in re.findall(r"^.. literalinclude:: (.*)", text, re.MULTILINE):
+        assert [] == [line for line in (page.parent / file).read_text().splitlines() if len(line) > 79]
+
+
+def test_code_is_found() -> None:
+    page = (
+        "A::\n\n    one\n      two\n\n>>> three\nfour\n\n.. note:: B\n\n   .. code-block:: text\n\n      five\n\n   C"
+    )
+    assert ["one", "  two", ">>> three", "four", "five"] == [line for line in code_of(page) if line]
 
 
 def test_every_guide_is_two_clicks_away() -> None:
