@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from asgiref.sync import async_to_sync, sync_to_async
 
-from .cases import case
+from .cases import HERE, case
 from .limits import hop
 
 ONE = "sync_to_async, one after the other"
@@ -20,6 +21,8 @@ OWN_EXECUTOR = "thread_sensitive=False, executor given"
 FAILING = "sync_to_async, failing"
 CANCELLED = "sync_to_async, cancelled"
 VARIABLES = "sync_to_async, 30 context variables"
+CHANGING = "sync_to_async, a context variable changed"
+ASK = "check_cancelled"
 MAIN_THREAD = "sync_to_async, back onto the main thread"
 DEEP = "ten bridges deep"
 WRAP = "sync_to_async, wrapping a function"
@@ -136,6 +139,7 @@ async def anyio_many(n: int) -> None:
 
 
 @case(ONE, HOP)
+@case(ASK, HOP)
 async def hop_one(n: int) -> None:
     with hop() as thread:
         await one_after_the_other(thread.there_and_back, n)
@@ -220,6 +224,23 @@ async def with_variables(n: int) -> None:
 
 
 case(VARIABLES, NONE)(one)
+
+
+@case(CHANGING)
+async def changing(n: int) -> None:
+    numbers = itertools.count()
+    await one_after_the_other(sync_to_async(lambda: variables[0].set(next(numbers))), n)
+
+
+@case(ASK, HERE)
+async def ask(n: int) -> None:
+    from asgiref.sync import check_cancelled  # upstream has none
+
+    def ask_often() -> None:
+        for _ in range(n):
+            check_cancelled()
+
+    await sync_to_async(ask_often)()
 
 
 @case(MAIN_THREAD)

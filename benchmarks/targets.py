@@ -74,6 +74,7 @@ TARGETS = [
     Target(sync_to_async.DEEP, UPSTREAM, times=1.6),
     Target(sync_to_async.FAILING, UPSTREAM, times=1.9),
     Target(sync_to_async.VARIABLES, sync_to_async.NONE, more=4),
+    Target(sync_to_async.ASK, sync_to_async.HOP, times=100),
     Target(sync_to_async.WRAP, UPSTREAM, times=3),
     Target(sync_to_async.WRAP_METHOD, UPSTREAM, times=3),
     Target(steps.ITEM, steps.NEXT, within=1.05),
