@@ -175,8 +175,9 @@ class _Iteration(OneTask):
     # On the loop:
 
     def accept(self, step: Any, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
-        # What was made while the step was on its way is not held back by what the task makes ahead now.
-        if self.items and not step.hurries:
+        # What was made while the step was on its way is not held back by what the task makes ahead now. And where the
+        # consumer took the last item while the task was about to end, it sees now that this is the end.
+        if (self.items or self.over) and not step.hurries:
             step.outcome.set_result(_LOOK_AGAIN)
             return self.task
         return super().accept(step, loop)

@@ -23,6 +23,7 @@ from asgiref import local, sync
 from asgiref._bridge import loops, register
 from asgiref._bridge.builds import FREE_THREADED
 from asgiref._steps import threads as steps_threads
+from asgiref._steps import to_sync_iteration
 from asgiref.local import Local
 from asgiref.sync import (
     AsyncSingleThreadContext,
@@ -1216,6 +1217,39 @@ async def test_call_that_is_cancelled_while_the_home_loop_does_not_begin_it(monk
         await sync_to_async(consume)()
     assert [] == lines.tasks
     assert iterations[0].task is None
+
+
+def test_end_that_comes_while_the_thread_asks_for_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread takes what a cancellation led to, and asks for more, before the task has noted that it is over."""
+    note = to_sync_iteration._Iteration._note
+    noted, asked = threading.Event(), threading.Event()
+    tasks: list[Any] = []
+
+    async def lines() -> AsyncIterator[int]:
+        tasks.append(asyncio.current_task())
+        yield 1
+        yield 2
+
+    def note_and_wait(self: Any, *arguments: Any) -> None:
+        note(self, *arguments)
+        noted.set()
+        wait_for(asked)
+
+    def ask(*arguments: Any, **options: Any) -> Any:
+        asked.set()
+        return step(*arguments, **options)
+
+    items = async_to_sync_iterator(lines())
+    assert 1 == next(items)
+    monkeypatch.setattr(to_sync_iteration._Iteration, "_note", note_and_wait)
+    step = iteration_of(items).step
+    monkeypatch.setattr(iteration_of(items), "step", ask)
+    tasks[0].get_loop().call_soon_threadsafe(tasks[0].cancel)
+    wait_for(noted)
+    with pytest.raises(asyncio.CancelledError):
+        next(items)
+    assert [] == list(items)
+    assert asked.is_set()
 
 
 def test_mailbox_that_is_stopped_for_an_earlier_step_is_served_again() -> None:

@@ -768,7 +768,8 @@ class _Reference:
         for item in [*step.items, None][: step.takes]:
             try:
                 self.note(name, ("returned", step_of(make, flow)))
-                self.look(name, flow)
+                # A coroutine that makes a later item may have run a function on this thread meanwhile.
+                self.look(name, flow.but(alone=not step.read_ahead))
             except Failure as caught:
                 failure = caught
                 self.note(name, failure.outcome)
