@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,13 +90,29 @@ def finished(executor: JobExecutor) -> None:
     wait_for(done)
 
 
+def collect_all() -> None:
+    """Collect what the finalizers of garbage leave behind, too."""
+    for _ in range(10):
+        if not gc.collect():
+            return
+
+
+def collect_until(condition: Callable[[], Any]) -> None:
+    """Collect garbage until *condition* is true; another thread may still have to let go of it."""
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, "it is not collected"
+        gc.collect()
+        time.sleep(0.001)
+
+
 @contextlib.contextmanager
 def no_garbage() -> Iterator[None]:
     """Fail if the block leaves objects that only the cycle collector can free."""
     if sys.implementation.name != "cpython":
         pytest.skip("counts references")
     let_idle_threads_run()  # they may still have to free objects of earlier tests
-    gc.collect()
+    collect_all()
     gc.disable()
     flags = gc.get_debug()
     try:

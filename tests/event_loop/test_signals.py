@@ -10,6 +10,7 @@ import gc
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -21,7 +22,7 @@ from asgiref.event_loop import _Mailbox, _MainTask, _Run
 from asgiref.sync import AsyncToSync, ThreadSensitiveEventLoop, async_to_sync, sync_to_async
 
 from ..conftest import LoopFactory
-from ..helpers import LIMIT, Thread, wait_for
+from ..helpers import LIMIT, Thread, collect_until, wait_for
 from .loops import every_loop, run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
@@ -631,9 +632,9 @@ def test_signal_for_a_loop_that_is_gone() -> None:
     loop = ThreadSensitiveEventLoop()
     loop.add_signal_handler(signal.SIGINT, int)
     Thread(loop.close).get()  # a thread that cannot remove the handler
+    reference = weakref.ref(loop)
     del loop
-    for _ in range(3):
-        gc.collect()
+    collect_until(lambda: reference() is None)
     with pytest.raises(KeyboardInterrupt):
         press_ctrl_c()
     assert signal.default_int_handler is signal.getsignal(signal.SIGINT)

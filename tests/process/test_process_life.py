@@ -163,15 +163,40 @@ with AsyncSingleThreadContext():
 
 @needs_fork
 def test_child_bridges_though_other_threads_were_inside_the_bridge() -> None:
-    code = """
-stop = False
-def hammer():
+    """On a free-threaded build, they wait there.
+
+    If they run Python code at the fork, the child may hang there without this package too: each object has a lock that
+    a thread of the parent may have held.
+    """
+    run = """
+def be_inside():
     while not stop:
         both_ways()
-threads = [threading.Thread(target=hammer) for _ in range(4)]
+"""
+    wait = """
+waiting, release = [], threading.Event()
+def be_inside():
+    def wait():
+        waiting.append(threading.get_native_id())
+        release.wait(20)
+    async_to_sync(sync_to_async(wait))()
+"""
+    until_they_wait = """
+def state(thread):
+    with open(f"/proc/self/task/{thread}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+while len(waiting) < 4 or {*map(state, waiting)} != {"S"}:
+    os.sched_yield()
+"""
+    code = f"""
+stop = False
+{wait if FREE_THREADED else run}
+threads = [threading.Thread(target=be_inside) for _ in range(4)]
 for thread in threads: thread.start()
+{until_they_wait if FREE_THREADED else ""}
 print([in_child(both_ways) for _ in range(25)])
 stop = True
+{"release.set()" if FREE_THREADED else ""}
 for thread in threads: thread.join()
 """
     assert [str([0] * 25)] == output_of(BRIDGES + code)

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +36,7 @@ from asgiref.sync import (
     sync_to_async_iterator,
 )
 
-from ..helpers import LIMIT, Thread, let_idle_threads_run, no_garbage, output_of, wait_for
+from ..helpers import LIMIT, Thread, collect_until, let_idle_threads_run, no_garbage, output_of, wait_for
 
 me = threading.get_ident
 
@@ -71,14 +70,6 @@ class Lines:
         finally:
             self.closed.append(asyncio.current_task())
             self.is_closed.set()
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
-        gc.collect()
-        time.sleep(0.001)
 
 
 def iteration_of(items: Any) -> Any:
@@ -240,9 +231,9 @@ def test_dropped_iterator_is_closed_in_its_task_and_nobody_waits() -> None:
     gc.collect()
     assert [] == closed
     goes_on.set()
-    until(lambda: closed)
+    collect_until(lambda: closed)
     assert [True] == closed
-    until(lambda: tasks[0].get_loop().is_closed())
+    collect_until(lambda: tasks[0].get_loop().is_closed())
 
 
 async def test_dropped_iterator_is_closed_on_the_home_loop() -> None:
@@ -421,7 +412,7 @@ def test_sync_code_left_over_by_a_dropped_iterator_runs_elsewhere() -> None:
     wait_for(called)
     assert [] == threads
     del items
-    until(lambda: threads)
+    collect_until(lambda: threads)
     assert me() != threads[0]
 
 
@@ -1121,7 +1112,7 @@ def test_step_that_comes_while_the_generator_still_cleans_up_waits_for_what_come
     loop.call_soon_threadsafe(running[0].cancel)
     wait_for(cleans_up)
     thread = Thread(next, items)
-    until(lambda: not thread.is_alive() or bridge_calls())
+    collect_until(lambda: not thread.is_alive() or bridge_calls())
     loop.call_soon_threadsafe(go_on.set)
     with pytest.raises(asyncio.CancelledError):
         thread.get()
@@ -1436,7 +1427,7 @@ def test_first_step_goes_to_another_loop_where_the_home_loop_does_not_begin_it(
     with ThreadPoolExecutor(1) as pool:
         loop.run_until_complete(main())
         goes_on.set()
-        until(lambda: taken[2:])
+        collect_until(lambda: taken[2:])
         assert loop not in lines.loops
         loop.run_until_complete(tasks[0])
     loop.close()
@@ -1676,7 +1667,7 @@ def test_what_the_iteration_held_is_let_go_of() -> None:
         items.close()
         del payload
         let_idle_threads_run()
-        until(lambda: reference() is None)
+        collect_until(lambda: reference() is None)
 
 
 # Decorated functions
@@ -1731,7 +1722,7 @@ def test_no_more_than_so_many_items_are_read_ahead_and_more_when_half_are_taken(
             yield i
 
     def settled() -> int:
-        until(lambda: iteration_of(items)._sleeps)
+        collect_until(lambda: iteration_of(items)._sleeps)
         return len(made)
 
     with contextlib.closing(async_to_sync_iterator(lines(), read_ahead=4)) as items:
@@ -1779,7 +1770,7 @@ async def test_generator_that_never_waits_does_not_hold_up_the_loop() -> None:
     def look() -> None:
         with contextlib.closing(async_to_sync_iterator(lines(), read_ahead=1000)) as items:
             assert 0 == next(items)
-            until(lambda: iteration_of(items).over)
+            collect_until(lambda: iteration_of(items).over)
 
     await sync_to_async(look)()
     assert 10 <= len({*of_items}) <= 30
@@ -1844,7 +1835,7 @@ def test_items_come_before_the_error_that_ended_reading_ahead() -> None:
 
     items = async_to_sync_iterator(lines(), read_ahead=10)
     assert 1 == next(items)
-    until(lambda: iteration_of(items).over)
+    collect_until(lambda: iteration_of(items).over)
     assert 2 == next(items)
     with pytest.raises(LookupError):
         next(items)
@@ -1866,7 +1857,7 @@ def test_step_that_finds_what_was_made_meanwhile_takes_it_with_its_context() -> 
         items = async_to_sync_iterator(lines(), read_ahead=2)
         assert 0 == next(items)
         iteration = iteration_of(items)
-        until(lambda: len(iteration.items) == 2)
+        collect_until(lambda: len(iteration.items) == 2)
         held = [iteration.items.popleft(), iteration.items.popleft()]
         accept = iteration.accept
 
@@ -1944,8 +1935,8 @@ def test_iterator_that_is_dropped_while_it_reads_ahead() -> None:
     assert 0 == next(items)
     wait_for(lines.waits)
     del items
-    until(lambda: lines.closed)
-    until(lambda: lines.loops[0].is_closed())
+    collect_until(lambda: lines.closed)
+    collect_until(lambda: lines.loops[0].is_closed())
 
 
 def test_iterator_that_is_dropped_with_its_end_read_ahead() -> None:
@@ -1962,10 +1953,10 @@ def test_iterator_that_is_dropped_with_its_end_read_ahead() -> None:
     assert 0 == next(items)
     loops_of_lines[0].call_soon_threadsafe(go_on.set)
     iteration = iteration_of(items)
-    until(lambda: iteration.over)
+    collect_until(lambda: iteration.over)
     assert loops_of_lines[0].is_running()
     del items
-    until(lambda: loops_of_lines[0].is_closed())
+    collect_until(lambda: loops_of_lines[0].is_closed())
 
 
 def test_cancelled_step_ends_reading_ahead() -> None:
@@ -1987,7 +1978,9 @@ def test_cancelled_step_ends_reading_ahead() -> None:
         asks = threading.Event()
         task = asyncio.create_task(sync_to_async(consume)())
         await asyncio.to_thread(wait_for, asks)
-        await asyncio.to_thread(until, lambda: [call for call in bridge_calls() if call.direction == "async_to_sync"])
+        await asyncio.to_thread(
+            collect_until, lambda: [call for call in bridge_calls() if call.direction == "async_to_sync"]
+        )
         task.cancel()
         await task
 
@@ -2020,7 +2013,7 @@ def test_process_wide_executor_may_be_foreign() -> None:
         try:
             expected = pool.submit(me).result()
             del items
-            until(lambda: threads)
+            collect_until(lambda: threads)
         finally:
             SyncToAsync.single_thread_executor = executor
     assert [expected] == threads

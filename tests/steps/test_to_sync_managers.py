@@ -24,8 +24,7 @@ from asgiref.sync import (
     sync_to_async,
 )
 
-from ..helpers import LIMIT, Thread, no_garbage, output_of, wait_for
-from .test_to_sync_iteration import until
+from ..helpers import LIMIT, Thread, collect_until, no_garbage, output_of, wait_for
 
 me = threading.get_ident
 
@@ -402,7 +401,7 @@ def test_exit_that_comes_while_a_cancellation_leaves_the_block_waits_for_what_co
     loop.call_soon_threadsafe(manager.tasks[0].cancel)
     wait_for(leaving)
     thread = Thread(context.run, bridged.__exit__, None, None, None)
-    until(lambda: not thread.is_alive() or bridge_calls())
+    collect_until(lambda: not thread.is_alive() or bridge_calls())
     loop.call_soon_threadsafe(go_on.set)
     with pytest.raises(asyncio.CancelledError):
         thread.get()
@@ -539,7 +538,7 @@ def test_manager_that_is_dropped_in_a_block_leaves_it() -> None:
     contextvars.Context().run(async_to_sync_context_manager(manager).__enter__)
     gc.collect()
     wait_for(manager.is_left)
-    until(manager.loops[0].is_closed)
+    collect_until(manager.loops[0].is_closed)
 
 
 # Calls in flight, garbage, the end of the process
