@@ -68,23 +68,40 @@ class FreshLoop:
         self.report()
 
 
+# How often a loop that ends looks for new tasks. A guess: a task that starts another one whenever it is cancelled must
+# not keep the loop forever.
+MOST_LOOKS = 10
+
+
 def end(loop: asyncio.AbstractEventLoop) -> None:
-    """End *loop* as ``asyncio.run`` does."""
-    if asyncio.all_tasks(loop):
-        # Closing the runner cancels the tasks and awaits them.
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.get_loop()
-        return
+    """End *loop* as ``asyncio.run`` does; then cancel what other threads have started on it meanwhile, and await that.
+
+    A function whose caller was cancelled may make a call on the loop until the loop is closed.
+    """
     try:
-        if not has_nothing_left(loop):
-            # One run of the loop; a runner needs two.
+        is_over = has_nothing_left(loop) and not asyncio.all_tasks(loop)
+        for _ in range(MOST_LOOKS):
+            if is_over:
+                break
             loop.run_until_complete(_shut_down(loop))
+            is_over = not asyncio.all_tasks(loop)
     finally:
         loop.close()
 
 
 async def _shut_down(loop: asyncio.AbstractEventLoop) -> None:
-    await loop.shutdown_asyncgens()
+    for _ in range(MOST_LOOKS):
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in tasks:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                message = "unhandled exception in a task that was cancelled because its event loop ended"
+                loop.call_exception_handler({"message": message, "exception": error, "task": task})
+        await loop.shutdown_asyncgens()
+        if len(asyncio.all_tasks()) == 1:
+            break
     await loop.shutdown_default_executor()
 
 
@@ -208,14 +225,15 @@ class KeptLoop:
             self.loop = asyncio.new_event_loop()
             self._loop_made.set()
         try:
-            with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
-                loop = runner.get_loop()
+            try:
                 while not self._ended:
                     # The loop is shared: neither an exit of one task nor a stray stop() ends it.
                     try:
-                        loop.run_forever()
+                        self.loop.run_forever()
                     except (KeyboardInterrupt, SystemExit) as error:
                         self._pass_on(error)
+            finally:
+                end(self.loop)
         except BaseException as error:  # from closing the loop; asyncio.run would raise it
             self._closing = True
             self._end.set_exception(error)

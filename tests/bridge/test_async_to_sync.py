@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import functools
+import gc
 import inspect
 import queue
 import socket
@@ -18,7 +20,7 @@ from typing import Any
 import pytest
 
 from asgiref import sync
-from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, sync_to_async
+from asgiref.sync import AsyncSingleThreadContext, AsyncToSync, SyncToAsync, async_to_sync, sync_to_async
 
 from ..helpers import LIMIT, Thread, wait_for
 
@@ -201,6 +203,76 @@ def test_what_is_left_to_a_fresh_loop_without_tasks_is_ended_too(left: str) -> N
     for each in kept:
         if isinstance(each, socket.socket):
             each.close()
+
+
+@pytest.mark.parametrize("block", [contextlib.nullcontext, AsyncSingleThreadContext], ids=["fresh", "kept"])
+def test_coroutine_that_begins_while_its_loop_ends_is_cancelled_and_awaited(block: Any) -> None:
+    """1. A function is left alone. 2. Its loop closes asynchronous generators. 3. The function makes a call on it."""
+    begun, ends, started, function_is_over = (threading.Event() for _ in range(4))
+    ended: list[str] = []
+    kept: list[Any] = []
+    executor = concurrent.futures.ThreadPoolExecutor(1)
+
+    async def late() -> None:
+        started.set()
+        try:
+            await asyncio.sleep(LIMIT)
+        finally:
+            await sync_to_async(ended.append)("late")
+
+    async def items() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            ends.set()
+            await asyncio.to_thread(wait_for, started)
+            ended.append("generator")
+
+    def function() -> None:
+        begun.set()
+        wait_for(ends)
+        try:
+            async_to_sync(late)()
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+        function_is_over.set()
+
+    async def main() -> None:
+        kept.append(items())
+        await anext(kept[0])
+        call = asyncio.create_task(sync_to_async(function, thread_sensitive=False, executor=executor)())
+        await asyncio.to_thread(wait_for, begun)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    with block():
+        async_to_sync(main)()
+    wait_for(function_is_over)
+    assert ["generator", "late", "cancelled"] == ended
+    executor.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # the last one
+def test_task_that_starts_another_one_at_each_cancellation_does_not_keep_its_loop() -> None:
+    started: list[Any] = []
+
+    async def again() -> None:
+        started.append(asyncio.current_task())
+        try:
+            await asyncio.sleep(LIMIT)
+        except asyncio.CancelledError:
+            started.append(asyncio.create_task(again()))
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        started.append(asyncio.create_task(again()))
+        await asyncio.sleep(0)
+
+    async_to_sync(main)()
+    assert started[-1].get_loop().is_closed()
+    started.clear()
+    gc.collect()
 
 
 async def test_coroutine_below_sync_to_async_runs_on_the_home_loop() -> None:

@@ -328,7 +328,7 @@ def test_description_of_a_subclass_object_is_that_of_the_function(wrap: Wrap) ->
         wrapper = kind(function)
         assert (function.__doc__, function.__annotations__) == (wrapper.__doc__, wrapper.__annotations__)
         assert (function.__module__, function.__name__) == (wrapper.__module__, wrapper.__name__)
-    assert ("Of the class.", None) == (Documented.__doc__, Bare.__doc__)
+    assert ("The docstring of the class.", None) == (Documented.__doc__, Bare.__doc__)
     assert {"attribute": "int"} == inspect.get_annotations(Documented)
     assert {} == inspect.get_annotations(Bare)
     assert "Documented" == Documented.__name__
