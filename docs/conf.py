@@ -26,7 +26,7 @@ autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 napoleon_attr_annotations = False
 # Sections of our own in docstrings.
-napoleon_custom_sections = ["Thread and loop", "Cancellation"]
+napoleon_custom_sections = ["Thread and loop", "Closing", "Cancellation"]
 
 nitpick_ignore_regex = [
     # A "Raises" section may begin with a sentence, or with an exception of asyncio, which has no page here.
@@ -45,6 +45,9 @@ from asgiref.sync import *
 
 def name_columns(app: Any, doctree: nodes.document, page: str) -> None:
     """Put the name of its column into each cell of wide tables; ``pages.css`` shows it on narrow screens."""
+    for entry in doctree.findall(nodes.entry):
+        if entry.astext() == "\N{EN DASH}":
+            entry["classes"].append("none")
     for table in doctree.findall(nodes.table):
         heads = [[each.astext() for each in row] for head in table.findall(nodes.thead) for row in head]
         if not heads or len(heads[0]) < 3 or {"fields", "figures"} & set(table["classes"]):
