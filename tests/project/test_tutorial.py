@@ -237,6 +237,7 @@ def test_options_of_servers_exist(server: str, tmp_path: Path) -> None:
         ("guides/processes", {"multiprocessing", "fork"}),
         ("guides/request-id", {"request id", "logging"}),
         ("guides/scripts", {"Celery", "notebook"}),
+        ("guides/servers", {"gunicorn", "uvicorn", "uWSGI"}),
         ("guides/testing", {"pytest"}),
         ("guides/threads", {"parallel", "thread pool"}),
         ("guides/websockets", {"close codes"}),
