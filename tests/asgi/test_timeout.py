@@ -555,9 +555,9 @@ async def test_inner_block_raises_where_it_alone_expires(limit: Limit, inner: Li
                     await forever()
             except TimeoutError:
                 await asyncio.sleep(0)
-        return "goes on"
+        return "continues"
 
-    assert ("'goes on'", 0) == await result_of(work())
+    assert ("'continues'", 0) == await result_of(work())
 
 
 @each_limit

@@ -182,12 +182,12 @@ async def test_nested_call_hears_of_it_and_so_does_the_outer_function(catches: b
         with contextlib.suppress(asyncio.CancelledError):
             async_to_sync(between)()
         answers.extend([is_cancelled(), is_cancelled()])
-        return "went on"
+        return "continued"
 
     task = asyncio.create_task(sync_to_async(outer)())
     await until(work.begun)
     task.cancel()
-    assert "went on" == await task
+    assert "continued" == await task
     work.go_on.set()
     await until(work.done)
     assert ([False, True, True], [True, True]) == (work.answers, answers)

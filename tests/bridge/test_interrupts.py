@@ -232,7 +232,7 @@ async def main(function):
         if not task.done() or task.exception() is None:
             print("task runs on")
 async def nothing():
-    return "goes on"
+    return "continues"
 with AsyncSingleThreadContext():
     for error in KeyboardInterrupt, SystemExit:
         try:
@@ -248,10 +248,10 @@ def test_exits_of_background_tasks_reach_the_thread_that_waits_for_their_loop() 
     assert [
         "cleaned up on True",
         "KeyboardInterrupt ",
-        "goes on",
+        "continues",
         "cleaned up on True",
         "SystemExit left",
-        "goes on",
+        "continues",
     ] == output_of(IN_BLOCK)
 
 

@@ -401,7 +401,7 @@ def test_coroutine_that_has_begun_waits_through_a_long_pause(
     async def inner() -> str:
         begun.set()
         await go_on.wait()
-        return "went on"
+        return "continued"
 
     async def line_one() -> None:
         tasks.append(asyncio.create_task(sync_to_async(async_to_sync(inner))()))
@@ -416,7 +416,7 @@ def test_coroutine_that_has_begun_waits_through_a_long_pause(
         for _ in range(3):
             assert looked.acquire(timeout=LIMIT)
         clock.now += 70
-    assert "went on" == loop.run_until_complete(line_two())
+    assert "continued" == loop.run_until_complete(line_two())
     loop.close()
 
 

@@ -351,7 +351,7 @@ async def test_two_calls_of_one_task_at_once() -> None:
     waited._asyncio_future_blocking = False
     assert 1 == await sync_to_async(other.get, thread_sensitive=False)()
     held.go_on.set()
-    while not waited.done():  # noqa: ASYNC110  # awaiting it would let the coroutine go on
+    while not waited.done():  # noqa: ASYNC110  # awaiting it would let the coroutine continue
         await asyncio.sleep(0)
     with pytest.raises(StopIteration):
         first.send(None)

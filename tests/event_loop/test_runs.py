@@ -142,12 +142,12 @@ def test_stop(factory: LoopFactory) -> None:
         asyncio.get_running_loop().stop()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        return "goes on"
+        return "continues"
 
     task = loop.create_task(main())
     with pytest.raises(RuntimeError, match="stopped before Future completed"):
         loop.run_until_complete(task)
-    assert "goes on" == loop.run_until_complete(task)
+    assert "continues" == loop.run_until_complete(task)
     loop.close()
 
 

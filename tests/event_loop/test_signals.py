@@ -76,11 +76,11 @@ def test_ctrl_c_under_a_runner_while_synchronous_code_runs(factory: LoopFactory)
 
     def work() -> None:
         press_ctrl_c()
-        seen.append("goes on")
+        seen.append("continues")
         try:
             press_ctrl_c()
         except KeyboardInterrupt:
-            seen.append("broken off")
+            seen.append("interrupted")
             raise
 
     async def main() -> None:
@@ -91,7 +91,7 @@ def test_ctrl_c_under_a_runner_while_synchronous_code_runs(factory: LoopFactory)
 
     with pytest.raises(KeyboardInterrupt):
         run(factory, main)
-    assert {"goes on", "broken off", "cleaned up"} == set(seen)
+    assert {"continues", "interrupted", "cleaned up"} == set(seen)
 
 
 @every_loop
@@ -122,7 +122,7 @@ def test_ctrl_c_without_a_runner(factory: LoopFactory) -> None:
     async def main() -> str:
         later(ctrl_c_in_main_thread)
         await ended.wait()
-        return "goes on"
+        return "continues"
 
     ended = asyncio.Event()
     task = loop.create_task(main())
@@ -130,7 +130,7 @@ def test_ctrl_c_without_a_runner(factory: LoopFactory) -> None:
         loop.run_until_complete(task)
     assert not task.done()
     ended.set()
-    assert "goes on" == loop.run_until_complete(task)
+    assert "continues" == loop.run_until_complete(task)
     loop.close()
 
 

@@ -649,9 +649,9 @@ except RuntimeError as error:
     assert pids == [0] and "forked" in str(error), error
     print("child raised", flush=True)
     os._exit(0)
-print("parent went on")
+print("parent continued")
 """
-    assert ["child raised", "parent went on"] == output_of(BRIDGES + code)
+    assert ["child raised", "parent continued"] == output_of(BRIDGES + code)
 
 
 CTRL_C = """
@@ -789,14 +789,14 @@ def test_exit_goes_up_through_three_bridges(
 
     async def call(function: Any, sensitive: bool) -> None:
         """Let the exception pass, except in the task that was entered from outside."""
-        loop, neighbour = asyncio.get_running_loop(), asyncio.create_task(asyncio.sleep(0, "went on"))
+        loop, neighbour = asyncio.get_running_loop(), asyncio.create_task(asyncio.sleep(0, "continued"))
         try:
             await sync_to_async(function, thread_sensitive=sensitive)()
         except error as caught:
             came_out.append(caught)
             raise
         finally:
-            assert "went on" == await neighbour
+            assert "continued" == await neighbour
             assert loop is await sync_to_async(async_to_sync(running_loop))()
 
     async def enter(function: Any, sensitive: bool) -> None:

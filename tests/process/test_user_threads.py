@@ -110,10 +110,10 @@ def test_exit_handlers_that_are_called_before_the_end_wait_for_no_thread() -> No
 go_on = threading.Event()
 asyncio.run(sync_to_async(threading.Thread(target=go_on.wait).start)())
 atexit._run_exitfuncs()
-print("went on")
+print("continued")
 go_on.set()
 """
-    assert ["went on"] == output_of(code)
+    assert ["continued"] == output_of(code)
 
 
 def test_program_that_joins_all_but_daemon_threads_does_not_wait_for_workers() -> None:

@@ -858,7 +858,7 @@ class Server(StatelessServer):
         scope_id = 0
         for n in self._steps:
             self.answered = 0
-            for scope_id in range(scope_id + 1, scope_id + n + 1):  # noqa: B020 - goes on where the last step ended
+            for scope_id in range(scope_id + 1, scope_id + n + 1):  # noqa: B020 - continues where the last step ended
                 self.get_or_create_application_instance(scope_id, {"type": "soak", "id": scope_id}).put_nowait({})
                 await self._answer_came.wait()
                 self._answer_came.clear()

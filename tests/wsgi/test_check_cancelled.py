@@ -62,7 +62,7 @@ async def test_client_that_has_left_before_the_first_question(log: Log) -> None:
 
     def application(environ: Environ, start_response: Any) -> Any:
         check_cancelled()
-        raise AssertionError("it went on")
+        raise AssertionError("it continued")
 
     client = await serve(application, Client(request(), DISCONNECT))
     assert ([], []) == (client.sent, log.records)
@@ -117,7 +117,7 @@ async def test_client_that_left_in_the_midst_of_the_response(log: Log) -> None:
         yield b"a"
         wait_for(left)
         check_cancelled()
-        raise AssertionError("it went on")
+        raise AssertionError("it continued")
 
     def leave(message: Any) -> None:
         if message["type"] == "http.response.body":
