@@ -75,7 +75,7 @@ class BridgeCall:
         elif self.waiting_task is not None:
             yield f"  task {self.waiting_task!r} of {_loop_on(self.loop, self.waiting_thread)} waits"
         else:
-            yield "  nobody waits" if self.waiting_thread is None else f"  thread {self.waiting_thread!r} waits"
+            yield "  nothing waits for it" if self.waiting_thread is None else f"  thread {self.waiting_thread!r} waits"
         yield f"  {self.state} {'in' if self.state == 'queued' else 'on'} {self.where}"
         if self.parent_name is not None:
             yield f"  inside {self.parent_name}"

@@ -550,7 +550,7 @@ async def test_function_whose_task_was_cancelled(held: Hold) -> None:
     call = named("Hold.hold")
     assert ("running", None, None) == (call.state, call.waiting_task, call.waiting_thread)
     assert call.duration is not None
-    assert "  nobody waits\n" in str(call)
+    assert "  nothing waits for it\n" in str(call)
     held.go_on.set()
     await until(lambda: not bridge_calls())
 
