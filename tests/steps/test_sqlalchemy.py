@@ -12,8 +12,7 @@ import pytest
 
 from asgiref.sync import sync_to_async, sync_to_async_context_manager, sync_to_async_iterator
 
-# Not a dependency of the suite: it cannot be installed for every Python on which the suite runs.
-sqlalchemy: Any = pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
+sqlalchemy: Any = pytest.importorskip("sqlalchemy")
 orm: Any = pytest.importorskip("sqlalchemy.orm")
 
 
