@@ -206,6 +206,8 @@ class Steps(SyncToAsync[Any, Any]):
         step = functools.partial(_only_clean_up, function) if caused_by_cancellation else function
         try:
             result = await self.step(step)
+        except _NothingIsOpen:
+            result = None
         except BaseException:
             self.waiting -= 1
             self.end_unawaited(function)
@@ -232,7 +234,7 @@ class Steps(SyncToAsync[Any, Any]):
         kept = self.kept
         if not isinstance(kept, JobExecutor):
             _give_to_worker(_Submission(kept, job))
-        elif not kept.post(job):
+        elif not kept.post(job) and self._first is not None:
             post_elsewhere(job, self.kept)
 
     def finish(self) -> None:
@@ -278,6 +280,11 @@ class Steps(SyncToAsync[Any, Any]):
                 "call or ThreadSensitiveContext block has ended, or this process was forked; use and close it inside "
                 "that call or block"
             )
+        if self._first is None:
+            # A job that nothing awaits has ended all, and released the thread. It may still be using the context.
+            raise _NothingIsOpen
+        if not self._thread_sensitive:  # the other threads may be blocked until this has ended
+            return _give_to_worker(call)
         for executor in self._executors(loop, args):
             # If the rules choose the thread of this loop, do not wait for it: that would deadlock.
             if getattr(executor, "belongs_to_this_thread", False):
@@ -377,6 +384,10 @@ class Steps(SyncToAsync[Any, Any]):
 def _only_clean_up(function: Callable[[], Any]) -> Any:
     cancellation.expect_only_cleanup(SyncToAsync.threadlocal.__dict__.get("task_context"))
     return function()
+
+
+class _NothingIsOpen(Exception):
+    """The iteration or block has been ended meanwhile, by a job that nothing awaits."""
 
 
 class _Unawaited:
