@@ -266,7 +266,7 @@ class Iterate:
     # How often the consumer asks: with one more than there are items, it hears of the end.
     takes: int
     executor: str = ""
-    # Where the generator runs ahead, all items are taken, and the consumer does nothing with them.
+    # Where the generator runs ahead, the consumer does nothing with the items; those that it does not take do nothing.
     read_ahead: int = 0
 
     def lines(self) -> Iterator[str]:
@@ -518,9 +518,11 @@ class _Writer:
     def block(self, place: Place) -> Block:
         return Block(self.manager(place), self.steps(place))
 
-    def with_(self, place: Place, steps: list[Any] | None = None, goal: Goal | None = None) -> With:
+    def with_(
+        self, place: Place, steps: list[Any] | None = None, entering: Goal | None = None, leaving: Goal | None = None
+    ) -> With:
         executor, inside = self.other_side(place)
-        enter, leave = self.piece(inside, goal), self.piece(inside)
+        enter, leave = self.piece(inside, entering), self.piece(inside, leaving)
         return With(enter, leave, self.choose(False, True), self.steps(place) if steps is None else steps, executor)
 
     def other_side(self, place: Place) -> tuple[str, Place]:
@@ -529,17 +531,48 @@ class _Writer:
             return self.choose("", "", "", "leased", "one"), place.inside(False, called_back=False)
         return "", place.inside(True, called_back=place.at_leaving)
 
-    def iterate(self, place: Place, goal: Goal | None = None) -> Iterate:
+    def iterate(self, place: Place) -> Iterate:
         executor, inside = self.other_side(place)
-        read_ahead = self.choose(0, 0, 0, 1, 2, 5) if goal is None else 0
+        read_ahead = self.choose(0, 0, 0, 1, 2, 5)
         items = []
         for _ in range(self.choose(1, 2, 3)):
-            piece, goal = self.piece(inside, goal), None
-            items.append(
-                Item(piece, [] if read_ahead else self.steps(dataclasses.replace(place, depth=place.depth + 1)))
-            )
+            body = [] if read_ahead else self.steps(dataclasses.replace(place, depth=place.depth + 1))
+            items.append(Item(self.piece(inside), body))
+        if read_ahead and self.choose(False, True):
+            return self.abandoned(items, executor, read_ahead, inside)
         takes = len(items) + 1 if read_ahead else self.choose(*range(len(items) + 2))
         return Iterate(items, self.piece(inside), takes, executor, read_ahead)
+
+    def abandoned(self, items: list[Item], executor: str, read_ahead: int, inside: Place) -> Iterate:
+        """Return an iteration that is closed after *items*, when others may have been made, but not the last one."""
+        takes = len(items)
+        for _ in range(read_ahead + 1):
+            items.append(Item(Piece(f"f{self.pieces}", inside.is_async), []))
+            self.pieces += 1
+        if inside.is_async:
+            return Iterate(items, self.piece(inside), takes, executor, read_ahead)
+        # What it changes in the context comes back only where no item is being made.
+        end = Piece(f"f{self.pieces}", False, self.choose([], [Raise("Oops")]))
+        self.pieces += 1
+        return Iterate(items, end, takes, executor, read_ahead)
+
+    def iterate_to(self, goal: Goal, place: Place) -> tuple[Iterate, bool]:
+        """Return an iteration that leads to *goal*, and whether no change of side lies between here and there."""
+        executor, inside = self.other_side(place)
+        around = dataclasses.replace(place, depth=place.depth + 1)
+        where, number = self.choose("item", "item", "end", "body"), self.choose(0, 0, 1)
+        on_its_own = False
+        items = []
+        for index in range(number + self.choose(1, 2)):
+            is_there = index == number
+            piece = self.piece(inside, goal if is_there and where == "item" else None)
+            if is_there and where == "body":
+                body, on_its_own = self.steps_to(goal, around)
+            else:
+                body = self.steps(around)
+            items.append(Item(piece, body))
+        end = self.piece(inside, goal if where == "end" else None)
+        return Iterate(items, end, self.choose(*range(number + 1, len(items) + 2)), executor), on_its_own
 
     def site(self) -> Piece:
         """Return a program that runs a loop, on which several tasks have a ``ThreadSensitiveContext`` each."""
@@ -606,17 +639,19 @@ class _Writer:
         on_its_own = not place.is_async
         step: Any
         kinds = ["goal", "call", "call", "block"]
-        if place.is_async and not leaves:
-            kinds += ["with", "enter", "make"]
+        if (place.is_async or not place.in_loop) and not leaves:
+            kinds += ["with", "enter", "exit", "iterate"]
         if leaves and place.is_async and not place.called_back:
             kinds += ["call"] * 3  # since nothing waits yet that could be left behind
         kind = self.choose(*kinds)
         if kind == "goal" or place.depth >= MAX_DEPTH or self.pieces >= MAX_PIECES + 3 * leaves:
             step = goal
         elif kind == "enter":
-            step, on_its_own = self.with_(place, goal=goal), False
-        elif kind == "make":
-            step, on_its_own = self.iterate(place, goal), False
+            step, on_its_own = self.with_(place, entering=goal), False
+        elif kind == "exit":
+            step, on_its_own = self.with_(place, leaving=goal), False
+        elif kind == "iterate":
+            step, on_its_own = self.iterate_to(goal, place)
         elif kind == "with":
             inner, on_its_own = self.steps_to(goal, dataclasses.replace(place, depth=place.depth + 1))
             step = self.with_(place, inner)
@@ -649,25 +684,34 @@ def _changes_side(steps: list[Any]) -> bool:
     for step in steps:
         if isinstance(step, Hold | Leave):
             return False
-        if isinstance(step, Block | With) and _leads_to_hold(step) and any(map(_leads_to_hold, step.steps)):
-            return _changes_side(step.steps)
-        if isinstance(step, With | Iterate) and _leads_to_hold(step):
+        if _leads_to_hold(step):
+            for inner in _on_this_side(step):
+                if any(map(_leads_to_hold, inner)):
+                    return _changes_side(inner)
             return True
-        if isinstance(step, Call) and _leads_to_hold(step):
-            return step.by != "call" or _changes_side(step.piece.steps)
     raise AssertionError("no Hold below")
+
+
+def _on_this_side(step: Any) -> list[list[Any]]:
+    if isinstance(step, Block | With):
+        return [step.steps]
+    if isinstance(step, Iterate):
+        return [item.steps for item in step.items]
+    return [step.piece.steps] if isinstance(step, Call) and step.by == "call" else []
+
+
+def _on_other_side(step: Any) -> list[list[Any]]:
+    if isinstance(step, With):
+        return [step.enter.steps, step.exit.steps]
+    if isinstance(step, Iterate):
+        return [piece.steps for piece in [*(item.piece for item in step.items), step.end]]
+    return [step.piece.steps] if isinstance(step, Call) and step.by != "call" and not step.leaves else []
 
 
 def _leads_to_hold(step: Any) -> bool:
     if isinstance(step, Hold | Leave):
         return True
-    if isinstance(step, Call):
-        return not step.leaves and any(map(_leads_to_hold, step.piece.steps))
-    if isinstance(step, Iterate):
-        return any(map(_leads_to_hold, step.items[0].piece.steps))
-    if isinstance(step, With) and any(map(_leads_to_hold, step.enter.steps)):
-        return True
-    return isinstance(step, Block | With) and any(map(_leads_to_hold, step.steps))
+    return any(any(map(_leads_to_hold, inner)) for inner in _on_this_side(step) + _on_other_side(step))
 
 
 # Made once, since that takes as long as drawing from them.

@@ -68,6 +68,8 @@ class Look:
     values: dict[str, Any]
     # Other threads that cannot be this one.
     others: frozenset[str] = frozenset()
+    # Whether it is chance that the function runs.
+    may_be_missing: bool = False
 
 
 # By the name of the function: looks and outcomes of calls, in their order.
@@ -343,10 +345,11 @@ class _Reference:
             self.step(step, flow, piece.name)
         return piece.name
 
-    def look(self, name: str, flow: Flow) -> None:
+    def look(self, name: str, flow: Flow, may_be_missing: bool = False) -> None:
         values = {variable: self.read(variable, flow) for variable in VARIABLES}
         loop = flow.loop.name if flow.loop is not None else None
-        self.note(name, Look(flow.thread, loop, flow.handled, values, flow.chain - {flow.thread} - self.parted))
+        others = flow.chain - {flow.thread} - self.parted
+        self.note(name, Look(flow.thread, loop, flow.handled, values, others, may_be_missing))
 
     def read(self, variable: str, flow: Flow) -> Any:
         if variable != "critical.x":
@@ -754,10 +757,14 @@ class _Reference:
                     end(inner)
                 raise Failure("StopAsyncIteration")
             try:
-                return self.piece(pieces.pop(0), inner)
+                name = self.piece(pieces.pop(0), inner)
             except Failure as failure:
                 end(inner.but(handled=failure.outcome))
                 raise _out_of_generator(failure) from None
+            if step.read_ahead and len(step.items) - len(pieces) == step.takes:
+                for piece in pieces[: step.read_ahead]:
+                    self.look(piece.name, inner.but(handled=ANY), may_be_missing=True)
+            return name
 
         def close(inner: Flow) -> str:
             if not finished:
@@ -798,6 +805,8 @@ class _Reference:
     def task_step_of(self, steps: TaskSteps, function: Callable[[Flow], str], flow: Flow) -> str:
         if flow.leaving is not None:
             raise Unfit("whether a step is still in time is chance")
+        if flow.bridged is not None and flow.bridged.cancelled and flow.bridged.cancelled_on is not flow.home:
+            raise Unfit("whether the loop still runs is chance")
         is_first = steps.loop is None
         if is_first:
             self.begin_task_steps(steps, flow)

@@ -729,7 +729,11 @@ class _Run:
             _, error = await _attempt(self.async_steps(step.items[number].steps, flow))
             if error is not None:
                 break
-        await items.aclose()
+        try:
+            await items.aclose()
+        finally:
+            if bridged.gate is not None:
+                bridged.gate.left.tell()
         if error is not None and not isinstance(error, StopAsyncIteration):
             raise error
 
@@ -881,7 +885,7 @@ class _Manager:
 
 
 class _Told:
-    """A bridged manager; whoever holds its ``__enter__`` is told when nobody waits for that any more."""
+    """A bridged manager; whoever holds one of its steps is told when nobody waits for that any more."""
 
     def __init__(self, manager: Any, bridged: _Bridged) -> None:
         self._manager, self._bridged = manager, bridged
@@ -893,8 +897,12 @@ class _Told:
             if self._bridged.gate is not None:
                 self._bridged.gate.left.tell()
 
-    def __aexit__(self, *reason: Any) -> Any:
-        return self._manager.__aexit__(*reason)
+    async def __aexit__(self, *reason: Any) -> Any:
+        try:
+            return await self._manager.__aexit__(*reason)
+        finally:
+            if self._bridged.gate is not None:
+                self._bridged.gate.left.tell()
 
 
 class _AsyncManager:
