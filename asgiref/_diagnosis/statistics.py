@@ -82,7 +82,8 @@ def bridge_statistics() -> BridgeStatistics:
         running_calls=len(list(filter(None, unfinished))),
         queued_process_calls=sum(max(0, len(jobs) - 1) for jobs in of_process),
         max_threads=limit.max_threads(),
-        waiting_calls=sum([len(place.items) for place in places]),
+        # The map, because free-threaded builds of 3.13 run bytecode more slowly.
+        waiting_calls=sum(map(len, [place.items for place in places])),
         longest_wait=0.0 if first is None else max(0.0, time.monotonic() - first.waiting_since()),
         threads_started=max(workers._started.copy(), default=0),
     )
