@@ -157,12 +157,22 @@ class Steps(SyncToAsync[Any, Any]):
     ) -> Any:
         """Give the thread a call of *function* with the current context variables; return the call."""
         inner_calls.loop_thread = threading.current_thread()
-        call = kind(loop, self, sys.exc_info(), inner_calls, self.context, functools.partial(function))
         if self.kept is None:
             self._first = function
         latest = self.latest
-        if not self._given_up and (latest is None or latest.settled):
-            self._bring_in(loop)
+        gets_context = False
+        child = functools.partial(function)
+        if not self._given_up:
+            if latest is None or latest.settled:
+                self._bring_in(loop, self.context.run)
+                self._before = self.context.copy()
+                gets_context = True
+            elif type(latest) is not ThreadCall:
+                # A fill, which may be using the context; its changes come with its items.
+                child = functools.partial(self._bring_in_and_call, self._news(loop), function)
+                gets_context = True
+        call = kind(loop, self, sys.exc_info(), inner_calls, self.context, child)
+        if gets_context:
             self.latest = call
         try:
             self._give_to_thread(call, loop, inner_calls, ())
@@ -317,21 +327,37 @@ class Steps(SyncToAsync[Any, Any]):
 
     # The context:
 
-    def _bring_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Apply the changes of the consumer to the context of the steps, and copy the result."""
+    def _bring_in(self, loop: asyncio.AbstractEventLoop, run: Callable[..., Any]) -> None:
+        """Apply the changes of the consumer to the context of the steps, in which *run* calls."""
         if local.THREADS_INHERIT:
             local.prepare_hand_over()
         here = contextvars.copy_context()
         if (here or self._seen) and not _is_same(self._seen, here):
             if self._tokens_there is None:
                 self._tokens_there = {}
-            self.context.run(_apply, self._seen, here, self._tokens_there)
+            run(_apply, self._seen, here, self._tokens_there)
             self._seen = here
         blocked_on_loop = AsyncToSync.loop_thread_executors.get(loop)
         if blocked_on_loop is not None and blocked_on_loop.surroundings is not None:
             # As for a call: all tasks of such a loop belong to the thread that is blocked on it.
-            self.context.run(setattr, AsyncToSync.executors, "current", _mailbox_above(loop))
-        self._before = self.context.copy()
+            run(setattr, AsyncToSync.executors, "current", _mailbox_above(loop))
+
+    def _news(self, loop: asyncio.AbstractEventLoop) -> list[Callable[[], Any]]:
+        """Return what ``_bring_in`` would do, for the thread to do it later."""
+        news: list[Callable[[], Any]] = []
+
+        def note(function: Callable[..., Any], *args: Any) -> None:
+            news.append(functools.partial(function, *args))
+
+        self._bring_in(loop, note)
+        return news
+
+    def _bring_in_and_call(self, news: list[Callable[[], Any]], function: Callable[[], Any]) -> Any:
+        __traceback_hide__ = True
+        for bring_in in news:
+            bring_in()
+        self._before = contextvars.copy_context()
+        return function()
 
     def bring_back(self, before: contextvars.Context, after: contextvars.Context) -> None:
         """Make here the changes that lead from *before* to *after*, both of which are of the context of the steps.

@@ -343,6 +343,45 @@ async def test_step_sees_what_the_consumer_had_when_the_thread_began_to_read() -
     await in_empty_context(consume)
 
 
+@pytest.mark.parametrize("is_making", [False, True])
+async def test_closing_sees_and_changes_the_variables_of_the_consumer(is_making: bool) -> None:
+    """1. The consumer sets a variable, perhaps while an item is being made. 2. It closes. 3. The item is made."""
+    of_consumer = contextvars.ContextVar("of_consumer", default="")
+    of_end = contextvars.ContextVar("of_end", default="")
+    of_item = contextvars.ContextVar("of_item", default="")
+    making, go_on, seen = threading.Event(), threading.Event(), []
+
+    def generator() -> Iterator[int]:
+        try:
+            yield 0
+            of_item.set("1")
+            if is_making:
+                making.set()
+                wait_for(go_on)
+            yield 1
+            yield 2
+            yield 3
+        finally:
+            seen.append(of_consumer.get())
+            of_end.set("closed")
+
+    items = sync_to_async_iterator(generator, read_ahead=2)()
+    assert 0 == await anext(items)
+    await (until_set(making) if is_making else thread_is_idle())
+    of_consumer.set("set")
+    closing = asyncio.ensure_future(closed(items, of_end))
+    await asyncio.sleep(0)
+    go_on.set()
+    assert "closed" == await asyncio.wait_for(closing, LIMIT)
+    assert ["set"] == seen
+    assert "" == of_item.get()
+
+
+async def closed(items: Any, variable: contextvars.ContextVar[str]) -> str:
+    await items.aclose()
+    return variable.get()
+
+
 async def test_what_a_step_set_is_not_brought_in_again() -> None:
     """1. Two steps count up. 2. The consumer takes the first item, with the first count. 3. The thread continues."""
 
