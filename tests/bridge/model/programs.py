@@ -549,12 +549,7 @@ class _Writer:
         for _ in range(read_ahead + 1):
             items.append(Item(Piece(f"f{self.pieces}", inside.is_async), []))
             self.pieces += 1
-        if inside.is_async:
-            return Iterate(items, self.piece(inside), takes, executor, read_ahead)
-        # What it changes in the context comes back only where no item is being made.
-        end = Piece(f"f{self.pieces}", False, self.choose([], [Raise("Oops")]))
-        self.pieces += 1
-        return Iterate(items, end, takes, executor, read_ahead)
+        return Iterate(items, self.piece(inside), takes, executor, read_ahead)
 
     def iterate_to(self, goal: Goal, place: Place) -> tuple[Iterate, bool]:
         """Return an iteration that leads to *goal*, and whether no change of side lies between here and there."""
