@@ -385,7 +385,7 @@ async def test_costs_no_more_than_five_calls_with_a_thousand_in_flight(
         await asyncio.sleep(0)
         looks = []
         seen = bridge_statistics()
-        for _ in range(20):
+        for _ in range(100):
             began = time.thread_time()
             bridge_statistics()
             looks.append(time.thread_time() - began)
