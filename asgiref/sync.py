@@ -26,7 +26,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
@@ -182,15 +182,17 @@ class ThreadSensitiveContext:
     # of contexts without a thread are queued. See docs/guides/threads.rst.
     max_threads: int | None = None
 
+    # For a block with an executor: the mailbox of the innermost blocked call above it, the mailboxes of all threads
+    # blocked above it, and the loop on which it was entered.
+    _ancestor: Any = None
+    hidden_mailboxes: Sequence[CurrentThreadExecutor] = ()
+    _entered_on: weakref.ref[asyncio.AbstractEventLoop] | None = None
+
     def __init__(self, *, executor: Executor | None = None) -> None:
         self.token: contextvars.Token[Any] | None = None
         self._executor = executor
         self._ended = False
         self._ineffective_entries = 0
-        self._ancestor: Any = None
-        # For a block with an executor: the mailboxes of threads blocked above it, and the loop on which it was entered.
-        self.hidden_mailboxes: list[CurrentThreadExecutor] = []
-        self._entered_on: weakref.ref[asyncio.AbstractEventLoop] | None = None
 
     async def __aenter__(self) -> ThreadSensitiveContext:
         if self._executor is not None:

@@ -277,7 +277,7 @@ class Place:
             return
         executor = self.executor
         try:
-            worker = workers._lease(own)
+            worker = workers._lease(executor, lease, own)
         except BaseException as error:
             self._ungiven.append(None)
             _leases.pop(lease, None)
@@ -290,7 +290,6 @@ class Place:
         if worker is None:
             self._run_in_place(lease)
             return
-        worker.begin_lease(executor, lease)
         self.worker, self.ident = worker, worker.ident
         # The worker is not released before it has moved the calls.
         executor.unfinished.append(self)
@@ -490,23 +489,18 @@ def _resolve_standstill() -> None:
 
 
 class Figures:
-    """The number of leased threads, the number of queued calls, and the seconds since the first of these was made."""
+    """The number of leased threads, and the number of queued calls that are still wanted."""
 
-    __slots__ = ("leased_threads", "longest_wait", "waiting_calls")
+    __slots__ = ("leased_threads", "waiting_calls")
 
-    def __init__(self, leased_threads: int, waiting_calls: int, longest_wait: float) -> None:
-        self.leased_threads, self.waiting_calls, self.longest_wait = leased_threads, waiting_calls, longest_wait
+    def __init__(self, leased_threads: int, waiting_calls: int) -> None:
+        self.leased_threads, self.waiting_calls = leased_threads, waiting_calls
 
 
 def figures() -> Figures:
     """Return the current figures. On any thread, also in a signal handler."""
     waiting = [place for place in snapshot(_queue) if place.is_wanted()]
-    since = min([place.waiting_since() for place in waiting], default=None)
-    return Figures(
-        len(_leased()),
-        sum(len(place._calls()) for place in waiting),
-        0.0 if since is None else max(0.0, time.monotonic() - since),
-    )
+    return Figures(len(_leased()), sum(len(place._calls()) for place in waiting))
 
 
 def _log_wait(waited: float) -> None:
@@ -527,26 +521,22 @@ class ContextExecutor(WorkerExecutor):
 
     purpose = "ThreadSensitiveContext"
     counted_in = "context_threads"
-    after_lease = staticmethod(_end_lease)
-
-    # The previous executor of the context, as long as it may have running calls: calls of one context do not overlap.
-    # A weak reference, because it refers to this one; its jobs keep it alive until they are done.
-    _after: weakref.ref[ContextExecutor] | None = None
+    after_lease = _end_lease
 
     # One item for each iterator or block whose next steps must run on this thread; a list of its own from the first on.
     pins: Collection[None] = ()
 
-    def _lease(self, lease: Lease | None = None) -> Any:
-        if self._after is not None:
+    def _lease(self) -> Any:
+        if self.predecessor is not None:
             return self._stand_in_queue()
         if max_threads() is None and not _queue:  # as for most sites
-            return WorkerExecutor._lease(self)
+            return self._take_worker(None)
         limit = current_limit()
         lease = None if limit is None else _try_lease(limit)
         if lease is None:
             return self._stand_in_queue()
         try:
-            worker = WorkerExecutor._lease(self, lease)
+            worker = self._take_worker(lease)
         except BaseException:
             lease.end()
             raise
@@ -558,7 +548,7 @@ class ContextExecutor(WorkerExecutor):
         place = Place(self)
         standing = self.__dict__.setdefault("_worker", place)
         if standing is place:
-            after, self._after = self._after, None
+            after, self.predecessor = self.predecessor, None
             former = None if after is None else after()
             if former is None or not former._let_follow(place):
                 place.hold()
@@ -575,7 +565,7 @@ class ContextExecutor(WorkerExecutor):
 
     def let_successor_begin(self) -> None:
         if "_worker" not in self.__dict__:
-            self.successor._after = None
+            self.successor.predecessor = None
             place = self.__dict__.pop("_then", None)
             if place is not None:
                 place.hold()
@@ -597,7 +587,7 @@ class ContextExecutor(WorkerExecutor):
         if install is None or self.shut_down or self._worker is None:
             return
         successor = self._make_successor()
-        successor._after = weakref.ref(self)
+        successor.predecessor = weakref.ref(self)
         self.successor = successor
         install(successor)
         self.shutdown(wait=False)
@@ -625,7 +615,7 @@ class ContextExecutor(WorkerExecutor):
         super()._forget_parents_worker()
         self.__dict__.pop("_then", None)
         self.__dict__.pop("_release", None)
-        self._after = None
+        self.predecessor = None
         self.__dict__.pop("pins", None)
 
     @property

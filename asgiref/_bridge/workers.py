@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from . import forks, greenlets, internals, waits
 from .forks import after_fork_in_child
 from .internals import running_loop
-from .jobs import JobExecutor, WouldDeadlock, is_empty, snapshot
+from .jobs import JobExecutor, WouldDeadlock, snapshot
 from .threads import LibraryThread
 
 if TYPE_CHECKING:
@@ -103,16 +103,14 @@ class _WorkerThread(LibraryThread):
     A name that was set lasts until the lease ends, or until a name that was read before is set again.
     """
 
-    # The class of the executor that leases it.
-    serves: type[WorkerExecutor] | None = None
-    # The thread for which a loop is run here, from its last run until the loop is closed.
-    runs_for: threading.Thread | None = None
-
-    # Whether other code has set a name.
-    _named = False
-
     def __init__(self, work: Callable[[], None]) -> None:
         self._number = next(_numbers)
+        # The class of the executor that leases it.
+        self.serves: type[WorkerExecutor] | None = None
+        # The thread for which a loop is run here, from its last run until the loop is closed.
+        self.runs_for: threading.Thread | None = None
+        # Whether other code has set a name.
+        self._named = False
         # The system keeps only 15 bytes of a name.
         self._short_name = f"asgiref {self._number}"
         super().__init__(target=work, name=self._short_name, daemon=True)
@@ -136,9 +134,9 @@ class _WorkerThread(LibraryThread):
         return f"asgiref worker {self._number}: {'idle' if kind is None else kind.purpose}"
 
     def end_lease(self) -> None:
-        self.serves = self.runs_for = None
-        if self._named:
-            self._set_name(self._short_name)
+        """Forget what the lease has set besides ``serves``."""
+        self.runs_for = None
+        self._set_name(self._short_name)
 
     def __repr__(self) -> str:
         return super().__repr__().replace(super().name, self.name, 1)
@@ -210,23 +208,20 @@ class _Worker:
         while not reached.wait(1) and self.thread.is_alive():
             pass
 
-    def begin_lease(self, executor: WorkerExecutor, lease: Lease | None) -> None:
-        if lease is not None:  # first, so that the worker is never counted twice
-            self.lease, lease.worker = lease, self
-        kind = self.thread.serves = type(executor)
-        kind.leases[self] = executor.unfinished
-
     def go_idle(self) -> None:
         kind = self.thread.serves
         if kind is not None:  # pragma: no branch: told twice, after an interrupt
             kind.leases.pop(self, None)
-        self.thread.end_lease()
+        thread = self.thread
+        thread.serves = None
+        if thread.runs_for is not None or thread._named:
+            thread.end_lease()
         self.idle_since = time.monotonic()
         lease, self.lease = self.lease, None
         _idle.append(self)
         # Last, so that a context that waits for this finds the worker in the pool.
-        if kind is not None and kind.after_lease is not None:
-            kind.after_lease(lease)
+        if kind is not None and (after_lease := kind.after_lease) is not None:
+            after_lease(lease)
 
     def let_go(self) -> None:
         """Go idle when all jobs in the queue are done."""
@@ -246,6 +241,9 @@ class _Worker:
 
 class WorkerExecutor(JobExecutor):
     """An executor of one thread, leased from the pool with the first job until ``shutdown``."""
+
+    # In slots, because the use of ``__dict__`` for ``_worker`` would make reading them slow.
+    __slots__ = ("_generation", "predecessor", "shut_down", "successor", "unfinished")
 
     # Part of the thread's name.
     purpose = "one call"
@@ -272,10 +270,8 @@ class WorkerExecutor(JobExecutor):
     # Until when queued jobs are watched, by the clock of their start time.
     watched_until = math.inf
 
-    # The executor that takes further jobs once this one is shut down, if there is one.
-    successor: Any = None
-
-    # Called, on the class, when a worker that it leased is idle again.
+    # A function that is called, with the ``Lease``, when a worker that was leased for this class is idle again. Always
+    # read from the class: so it is a plain function, which Python finds faster than a static method.
     after_lease: ClassVar[Any] = None
 
     # As in a ThreadPoolExecutor; see also _threads.
@@ -296,6 +292,11 @@ class WorkerExecutor(JobExecutor):
         self.unfinished: deque[Any] = deque()
         self.shut_down = False
         self._generation = forks.generation
+        # The executor that takes further jobs once this one is shut down, if there is one.
+        self.successor: Any = None
+        # The executor whose successor this is, as long as it may have running calls: calls of the two do not overlap.
+        # A weak reference, because it refers to this one; its jobs keep it alive until they are done.
+        self.predecessor: weakref.ref[Any] | None = None
 
     @property
     def _threads(self) -> set[threading.Thread]:
@@ -327,7 +328,7 @@ class WorkerExecutor(JobExecutor):
             self.give_back_if_done()
             return False
         worker.jobs.put((self, job))
-        if self.lasting and len(self.unfinished) > 1 and getattr(job, "began", 0.0) > self.watched_until:
+        if len(self.unfinished) > 1 and self.lasting and getattr(job, "began", 0.0) > self.watched_until:
             self.watch_queue()
         return True
 
@@ -365,23 +366,26 @@ class WorkerExecutor(JobExecutor):
         run_in_place(job)
         return True
 
-    def _lease(self, lease: Lease | None = None) -> _Worker | None:
+    def _lease(self) -> _Worker | None:
         if self.runs_loop and greenlets.is_patched("threading"):
             return None
-        worker = _lease()
+        return self._take_worker(None)
+
+    def _take_worker(self, lease: Lease | None) -> _Worker | None:
+        worker = _lease(self, lease)
         if worker is None:
             return None
-        worker.begin_lease(self, lease)
         leased: _Worker = self.__dict__.setdefault("_worker", worker)
         if leased is not worker:  # another thread was faster
             worker.go_idle()
         return leased
 
     def give_back_if_done(self) -> None:
-        # is_empty() takes the lock of the deque, as adding and removing an item do; len() does not. So on free-threaded
-        # builds, either shutdown() finds the item of an accepted job here, or the thread that adds or removes it sees
-        # ``shut_down``.
-        if is_empty(self.unfinished):
+        # rotate() takes the lock of the deque, as adding and removing an item do. So on free-threaded builds, either
+        # shutdown() finds the item of an accepted job here, or the thread that adds or removes it sees ``shut_down``.
+        unfinished = self.unfinished
+        unfinished.rotate(0)
+        if not unfinished:
             worker = self.__dict__.pop("_worker", None)
             if worker is None:
                 return
@@ -664,17 +668,19 @@ class _QueueService:
         self.report()
 
 
-def _lease(own: bool = False) -> _Worker | None:
+def _lease(executor: WorkerExecutor, lease: Lease | None, own: bool = False) -> _Worker | None:
     """Return an idle worker or a new one, or None if Python no longer starts threads.
 
     Args:
+        executor: The executor that leases it.
+        lease: Ends with the lease of the worker, if the number of such leases is limited.
         own: Whether it may be the worker of this thread, because this thread does not wait for the job.
     """
     try:
         worker = _idle.pop()
     except IndexError:
         try:
-            return _Worker()
+            worker = _Worker()
         except RuntimeError as error:
             if internals.interpreter_ends(error):
                 return None
@@ -682,9 +688,13 @@ def _lease(own: bool = False) -> _Worker | None:
     if not own and worker.ident == threading.get_ident():
         # A finalizer bridges on a worker that is in the pool again and is dropping its last job.
         try:
-            return _lease()
+            return _lease(executor, lease)
         finally:
             _idle.append(worker)
+    if lease is not None:  # first, so that the worker is never counted twice
+        worker.lease, lease.worker = lease, worker
+    kind = worker.thread.serves = type(executor)
+    kind.leases[worker] = executor.unfinished
     return worker
 
 

@@ -411,8 +411,8 @@ def test_call_that_is_cancelled_as_its_place_gets_a_worker(monkeypatch: pytest.M
             async with ThreadSensitiveContext():
                 await sync_to_async(int)()
 
-        def cancelling(own: bool = False) -> Any:
-            worker = lease(own)
+        def cancelling(*args: Any) -> Any:
+            worker = lease(*args)
             task.cancel()
             return worker
 
@@ -495,7 +495,7 @@ def test_thread_that_cannot_be_started_for_a_place() -> None:
     held = Held()
     executor, job = post()
 
-    def fail(own: bool = False) -> Any:
+    def fail(*args: Any) -> Any:
         raise RuntimeError("can't start new thread")
 
     with pytest.MonkeyPatch.context() as patch:
@@ -511,7 +511,7 @@ def test_thread_that_cannot_be_started_for_a_place() -> None:
 
 def test_thread_that_cannot_be_started_at_once() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "_lease", lambda own=False: 1 / 0)
+        patch.setattr(workers, "_lease", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             post()
     assert not limit._leases
@@ -525,7 +525,7 @@ def test_calls_after_threads_can_no_longer_be_started_run_in_place(waits: bool, 
     if not waits:
         held.end()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "_lease", lambda own=False: None)
+        patch.setattr(workers, "_lease", lambda *args: None)
         executor, job = post()
         if waits:
             limit._queue[0].items.append(threading.Event())
@@ -545,7 +545,7 @@ def test_interrupt_while_a_place_gets_its_worker() -> None:
     held = Held()
     posted = [post() for _ in range(2)]
 
-    def interrupt(own: bool = False) -> Any:
+    def interrupt(*args: Any) -> Any:
         raise Interrupt
 
     with pytest.MonkeyPatch.context() as patch:

@@ -687,8 +687,8 @@ def test_two_first_posts_at_once_lease_one_worker() -> None:
     executor = WorkerExecutor()
     lease = workers._lease
 
-    def slow_lease() -> Any:
-        worker = lease()
+    def slow_lease(*args: Any) -> Any:
+        worker = lease(*args)
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(workers, "_lease", lease)
             finished(executor)
@@ -1242,11 +1242,11 @@ def test_signal_handler_that_bridges_while_a_worker_is_leased() -> None:
     lease = workers._lease
     handled: list[int] = []
 
-    def interrupted_lease() -> Any:
+    def interrupted_lease(*args: Any) -> Any:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(workers, "_lease", lease)
             handled.append(async_to_sync(number)())
-        return lease()
+        return lease(*args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers, "_lease", interrupted_lease)

@@ -238,7 +238,7 @@ def test_job_for_which_no_second_thread_can_be_started() -> None:
         assert [2, 3] == results(rest)
 
 
-def no_thread() -> None:
+def no_thread(*args: object) -> None:
     raise RuntimeError("can't start new thread")
 
 
@@ -247,7 +247,7 @@ def test_job_that_relies_on_a_post_that_fails() -> None:
     pool = WorkerPool(2)
     second: list[Future[int]] = []
 
-    def fail() -> None:
+    def fail(*args: object) -> None:
         second.append(pool.submit(int, 2))
         no_thread()
 
@@ -415,7 +415,7 @@ waiting.result(10)
 def test_job_after_threads_can_no_longer_be_started_runs_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """As at the end of the interpreter."""
     pool = WorkerPool(1)
-    monkeypatch.setattr(workers, "_lease", lambda: None)
+    monkeypatch.setattr(workers, "_lease", lambda *args: None)
     assert [threading.get_ident()] * 2 == results([pool.submit(threading.get_ident) for _ in range(2)])
 
     async def main() -> list[Any]:
