@@ -113,7 +113,7 @@ def test_many_programs_do_what_the_rules_say(monkeypatch: pytest.MonkeyPatch) ->
     choices = random.Random(SEED)
     count = PROGRAMS if DEEP else 2000
     begun = told = time.monotonic()
-    done = functions = 0
+    done = functions = limited = 0
     with programs_judged(monkeypatch) as judge:
         while (not count or done < count) and (not MINUTES or time.monotonic() < begun + 60 * MINUTES):
             program = write_program(choices.randrange, LOOPS)
@@ -127,11 +127,15 @@ def test_many_programs_do_what_the_rules_say(monkeypatch: pytest.MonkeyPatch) ->
                 smallest, why = smallest_failing(judge, program, error)
                 pytest.fail(f"after {done} programs of seed {SEED}:\n{smallest}\n{why}")
             done, functions = done + 1, functions + program.size
+            limited += program.max_threads is not None
             if time.monotonic() > told + 60:
                 told = time.monotonic()
                 print(f"{done} programs so far")
     seconds = time.monotonic() - begun
-    print(f"{done} programs of {functions} functions without a fault, in {seconds:.0f} s, seed {SEED}")
+    print(
+        f"{done} programs of {functions} functions without a fault, {limited} of them with a limit for threads, "
+        f"in {seconds:.0f} s, seed {SEED}"
+    )
 
 
 def error_of(judge: Callable[[Piece], None], program: Piece) -> Exception | None:
