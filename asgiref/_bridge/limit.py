@@ -434,7 +434,7 @@ class Rest:
         # None if one of them is running something.
         self.threads = threads
         self.since = self.seen = time.monotonic()
-        # Who takes this resolves the standstill.
+        # The thread that takes this resolves the standstill.
         self.unresolved = [None]
 
 
@@ -523,7 +523,7 @@ class ContextExecutor(WorkerExecutor):
     counted_in = "context_threads"
     after_lease = _end_lease
 
-    # One item for each iterator or block whose next steps must run on this thread; a list of its own from the first on.
+    # One item for each iterator or block whose next steps must run on this thread; created with the first one.
     pins: Collection[None] = ()
 
     def _lease(self) -> Any:

@@ -1,4 +1,4 @@
-"""The blocks of one bridged context manager that are open: which of them does an exit leave?"""
+"""The open blocks of one bridged context manager, and which of them an exit leaves."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ T = TypeVar("T")
 class OpenBlocks(Generic[T]):
     """Blocks, each with the task or thread that entered it.
 
-    Others enter and leave the same manager at any moment. Each step here is one operation of a list, and nobody else
-    takes what an owner has entered, but for an exit that has entered nothing itself.
+    Other tasks and threads may enter and leave the same manager at any moment. Each step here is one operation of a
+    list. A block is taken by its owner, or by an exit whose caller has entered nothing.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class OpenBlocks(Generic[T]):
         self._blocks.append((owner, block))
 
     def take(self, owner: Any) -> T | None:
-        """Return the block that *owner* has entered last, else the last one of all, else None; it is open no more."""
+        """Remove and return the block that *owner* has entered last, or else the last one of all, or None."""
         block: T
         for entered in reversed(self._blocks.copy()):
             if entered[0] == owner:

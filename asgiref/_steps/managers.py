@@ -58,11 +58,11 @@ class SyncToAsyncContextManager(Generic[T_co]):
 class _Block(Steps):
     """One use of a manager."""
 
-    # Set by enter(): whether it has raised; what leaves the block, until that is called.
+    # Set by enter(): whether it has raised; the function that leaves the block, until it is called.
     is_refused = False
     _exit: Any = None
     _manager: Any = None
-    # What __exit__() gets.
+    # The arguments of __exit__().
     reason: tuple[Any, Any, Any] = None, None, None
 
     def __init__(self, make: Callable[[], Any], name: str, thread_sensitive: bool, executor: Any) -> None:

@@ -1,11 +1,11 @@
 """One task of one loop for several calls of a thread, and work there that no thread waits for.
 
-An iteration or a block is *open* from its first step until its task has ended. The task waits between the steps. A
-step is a callback on the loop, which tells the task what to await. So a step, the end that a finalizer asks for, and a
-cancellation of the task meet on the thread of the loop, one after the other.
+An iteration or a block is *open* from its first step until its task has ended. The task waits between the steps. A step
+is a callback on the loop, which tells the task what to await. So a step, the end that a finalizer requests, and a
+cancellation of the task never run concurrently: all of them run on the thread of the loop.
 
-A finalizer runs at any moment, on any thread, which may hold any lock. All that it does is to leave the mailbox and to
-call ``call_soon_threadsafe``, which take no lock that anybody waits for.
+A finalizer runs at any moment, on any thread, which may hold any lock. So it only leaves the mailbox and calls
+``call_soon_threadsafe``: neither takes a lock that other code waits for.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["OneTask", "TaskEnded", "refuse_on_loop"]
 
 
-# How often a task works between two steps before other tasks of the loop get a turn. A guess: a turn costs as much as a
-# few items.
+# How many pieces of work a task does in a row between two steps, before other tasks of the loop run. A guess: an
+# iteration of the loop costs as much as a few items.
 MOST_WORKS_IN_A_ROW = 64
 
 
@@ -54,16 +54,16 @@ def refuse_on_loop(name: str) -> None:
 
 
 class OneTask(AsyncToSync[Any, Any]):
-    """An ``async_to_sync`` all of whose calls are awaited in one task.
+    """An ``async_to_sync`` whose calls are all awaited in one task.
 
-    What is to be awaited between the steps, and in the end, is for subclasses to say.
+    Subclasses define the work between the steps, and the end.
 
     Args:
         name: For errors and ``bridge_calls``.
     """
 
     def __init__(self, name: str) -> None:
-        # Not super().__init__(), which asks a function for its description.
+        # Not super().__init__(), which needs a function for the metadata.
         self.awaitable = self.__wrapped__ = None  # type: ignore[assignment]
         self.__qualname__ = name
         self.force_new_loop = False
@@ -71,57 +71,57 @@ class OneTask(AsyncToSync[Any, Any]):
         # Set by the loop with the first step.
         self.loop: asyncio.AbstractEventLoop | None = None
         self.task: asyncio.Task[None] | None = None
-        # The loop of a block, if it is one; and the block, if it is none of the user's.
+        # The loop of a block, if it is one; and the block, unless it is one of the user.
         self._kept: Any = None
         self._block: AsyncSingleThreadContext | None = None
-        # It is open from the first step to the last: what comes between two steps waits for the second.
+        # It is open from the first step to the last: jobs between two steps wait for the second one.
         self._mailbox: Any = None
-        # Whether the task has yet to hear of it.
+        # Whether the task does not have it in its context yet.
         self._mailbox_is_new = True
-        # The context of the task, and that of the consumer as it was when a step last ended.
+        # The context of the task, and that of the consumer at the end of the last step.
         self._context: contextvars.Context
         self._seen: contextvars.Context
-        # Of variables that were not set before: who takes such a variable away needs the token.
+        # Tokens of variables that were not set before: removing such a variable needs its token.
         self._tokens_here: dict[Any, contextvars.Token[Any]] = {}
         self._tokens_there: dict[Any, contextvars.Token[Any]] = {}
-        # On the loop: the step that the task is to make, and what it waits for where there is none.
+        # On the loop: the step that the task must make, and the future that it waits for if there is none.
         self._current: _Step | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._works = False
-        # Whether the task makes no more steps; whether nobody will ask for one; whether all has been ended.
+        # Whether the task makes no more steps; whether no further one will be requested; whether everything has ended.
         self.over = self.given_up = self.finished = False
 
-    # What subclasses say, all of it on the loop:
+    # For subclasses, all of it on the loop:
 
     def wants_to_work(self) -> bool:
-        """Whether ``work()`` has something to do while no step is asked for."""
+        """Whether ``work()`` has something to do while no step is requested."""
         return False
 
     async def work(self) -> None:
-        """Do some of it; let no exception out. It is cancelled where a step hurries."""
+        """Do a piece of it; raise nothing. It is cancelled if a step hurries."""
 
     async def interrupted(self, error: asyncio.CancelledError) -> None:
-        """Do what a cancellation between two steps leads to; let no exception out."""
+        """Handle a cancellation between two steps; raise nothing."""
         raise NotImplementedError
 
     async def end(self) -> None:
-        """Do what there is to do where nobody waits any more."""
+        """End the iteration or block when nothing waits for it any more."""
         raise NotImplementedError
 
     @property
     def is_hurried(self) -> bool:
-        """Whether ``work()`` was cancelled for what comes next."""
+        """Whether ``work()`` was cancelled for the next step or the end."""
         return self.given_up or (self._current is not None and self._current.hurries)
 
     # On the thread of the consumer:
 
     @register.noted
     def step(self, function: Callable[[], Awaitable[Any]], hurries: bool = False) -> Any:
-        """Have the task await ``function()``, with the context variables that there are here; changes come back.
+        """Let the task await ``function()``, with the current context variables; changes come back.
 
         Raises:
-            TaskEnded: where the task has ended meanwhile.
-            RuntimeError: where the loop has left, and in a forked child.
+            TaskEnded: if the task has ended meanwhile.
+            RuntimeError: if the loop was stopped or closed, and in a forked child.
             BaseException: what *function* raises.
         """
         __traceback_hide__ = True
@@ -165,7 +165,7 @@ class OneTask(AsyncToSync[Any, Any]):
             elif self.task is None or self.over or self.task.done():
                 try:
                     self.finish()
-                except Exception as error:  # of ending the loop: what asyncio.run would raise
+                except Exception as error:  # from ending the loop; asyncio.run would raise it
                     outcome.set_exception(error)
         return outcome.take()
 
@@ -197,7 +197,7 @@ class OneTask(AsyncToSync[Any, Any]):
                 if self.task is not None:
                     outcome.set_exception(self._has_left())
                     return
-                # That loop left before it began the task, so another one is asked.
+                # That loop stopped before it started the task, so another one is used.
                 home = None
                 outcome.call = step = step.again()
                 if outcome.cancelled:
@@ -214,14 +214,14 @@ class OneTask(AsyncToSync[Any, Any]):
         __traceback_hide__ = True
         while not outcome.settled:
             mailbox.serve(check)
-            # It may have been stopped for an earlier step: by who cancelled that, after its outcome was seen here.
+            # It may have been stopped for an earlier step, by a cancellation after whose outcome this thread continued.
             if outcome.settled or check is None or check():
                 return
             mailbox.resume()  # type: ignore[attr-defined]
 
     def _circumstances(self) -> tuple[Patience, threading.Thread | None]:
         patience, thread = super()._circumstances()
-        # No other loop can have a later step.
+        # Later steps cannot run on another loop.
         return (Patience(patience.begun, patience.begun) if self.task is not None else patience), thread
 
     def _give_to_own_loop(
@@ -241,7 +241,7 @@ class OneTask(AsyncToSync[Any, Any]):
         block = self.async_single_thread_context.get(None)
         kept: Any = None if block is None else block.post(call, mailbox, unless_on=None)
         if kept is None:
-            # Entered in a context of its own: what else is called here is not to run on its loop.
+            # Entered in a separate context, because other calls here must not run on its loop.
             block = AsyncSingleThreadContext()
             contextvars.Context().run(block.__enter__)
             self._block = block
@@ -258,13 +258,13 @@ class OneTask(AsyncToSync[Any, Any]):
         )
 
     def bring_back(self, before: contextvars.Context, after: contextvars.Context) -> None:
-        """Make here the changes that lead from *before* to *after*, both of the task and not the same."""
+        """Apply the changes from *before* to *after*, two different contexts of the task, to the current context."""
         _put_mailbox_into(local.peek(self.executors, "current"), before, after)
         _apply(before, after, self._tokens_here)
         self._seen = contextvars.copy_context()
 
     def finish(self) -> None:
-        """End what was there for the steps alone; wait for the end of the loop, if it is such."""
+        """End everything that exists only for the steps; wait for the end of the loop, if it is one of these."""
         if self.finished or self.given_up:
             return
         self.finished = True
@@ -287,7 +287,7 @@ class OneTask(AsyncToSync[Any, Any]):
             return
         loop = self.loop
         if loop is None or self._generation is not forks.generation:
-            # Nothing was begun; or the parent process has begun it, and this one has no part in it.
+            # Nothing was started, or the parent process has started it.
             return
         self.given_up = True
         self._mailbox.leave()
@@ -297,7 +297,7 @@ class OneTask(AsyncToSync[Any, Any]):
             _open.discard(self)
 
     def wake(self) -> None:
-        """Let the task look again at what there is to do. On any thread."""
+        """Let the task check again what to do. On any thread."""
         loop: Any = self.loop
         with contextlib.suppress(RuntimeError):  # it is closed
             loop.call_soon_threadsafe(self._wake, context=contextvars.Context())
@@ -305,7 +305,7 @@ class OneTask(AsyncToSync[Any, Any]):
     # On the loop:
 
     def accept(self, step: _Step, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
-        """Have the task make *step*; begin the task with the first one."""
+        """Let the task make *step*; start the task with the first one."""
         task = self.task
         if task is None:
             self._begin(step, loop)
@@ -329,9 +329,9 @@ class OneTask(AsyncToSync[Any, Any]):
             local.arrive(context)
         coroutine = self._make_steps()
         try:
-            # Not create_task(context=...): task factories of older frameworks do not take it.
+            # Not create_task(context=...): task factories of older frameworks do not accept it.
             self.task = context.run(loop.create_task, coroutine)
-        except BaseException as error:  # of a task factory
+        except BaseException as error:  # from a task factory
             coroutine.close()
             self.loop = self.task = self._current = None
             step.outcome.set_exception(error)
@@ -348,7 +348,7 @@ class OneTask(AsyncToSync[Any, Any]):
             return
         callbacks = callbacks_of(waiter)
         if not callbacks or waiter.get_loop().get_debug():
-            waiter.set_result(None)  # asyncio's debug mode tells which task is slow, if the loop calls it
+            waiter.set_result(None)  # in debug mode, the loop must resume it, to log slow tasks
             return
         callback, context = callbacks[0]
         waiter.remove_done_callback(callback)
@@ -358,7 +358,7 @@ class OneTask(AsyncToSync[Any, Any]):
     def _give_up(self) -> None:
         task: Any = self.task
         if not task.done():
-            # Also where it makes a step, which an interrupt of the thread has cancelled before.
+            # Even during a step, which an interrupt of the thread has cancelled before.
             if self._works or self._current is not None:
                 task.cancel()
             else:
@@ -375,7 +375,7 @@ class OneTask(AsyncToSync[Any, Any]):
 
     async def _make_steps(self) -> None:
         # An eager task may end the first step, and continue, while create_task() has not returned. The thread looks at
-        # the task then, and takes an iteration without a task for ended.
+        # the task then, and treats an iteration without a task as ended.
         self.task = asyncio.current_task()
         works_in_a_row = 0
         while True:
@@ -421,7 +421,7 @@ class OneTask(AsyncToSync[Any, Any]):
         except asyncio.CancelledError as error:
             self._waiter = None
             if self._current is None:
-                # Whether anybody will ever serve the mailbox again is not known.
+                # It is unknown whether any thread will serve the mailbox again.
                 self._mailbox.leave()
             await self.interrupted(error)
         finally:
@@ -440,9 +440,9 @@ class OneTask(AsyncToSync[Any, Any]):
 
 
 class _Step(LoopCall):
-    """One step on its way to the loop, where its function takes the place of the coroutine of a call."""
+    """One step that is passed to the loop; its function replaces the coroutine of a call."""
 
-    # What the consumer has changed in its context since the last step: how that was, and how it is.
+    # The consumer's context at the end of the last step, and now, if they differ.
     changes: tuple[contextvars.Context, contextvars.Context] | None = None
 
     asked = _loop = _task = None
@@ -456,14 +456,14 @@ class _Step(LoopCall):
         exc_info: sync.ExcInfo,
         inner_calls: Any,
     ) -> None:
-        # Not super().__init__(), since a step is to cost no more than a call.
+        # Not super().__init__(): a step must not cost more than a call.
         self._coroutine = self.function = function  # type: ignore[assignment]
         self._outcome = self.outcome = outcome
         self._of = of
         # Whether work between the steps is cancelled for this one.
         self.hurries = hurries
         self.exc_info, self.inner_calls = exc_info, inner_calls
-        # That of the task as it is after the step, and as it was before: set when the task begins the step.
+        # The context of the task after the step, and before it: set when the task starts the step.
         self.contexts: list[Any] = [None, None]
 
     def again(self) -> _Step:
@@ -483,7 +483,7 @@ class _Step(LoopCall):
         return self._task
 
     def _cancel_task(self, *message: Any) -> bool:
-        # The step may have ended meanwhile, and the task is not to be cancelled for it.
+        # The step may have ended meanwhile; then the task must not be cancelled.
         return self._of.is_making(self) and super()._cancel_task(*message)
 
 
@@ -491,12 +491,12 @@ class _Mailbox(CurrentThreadExecutor):
     """A mailbox whose thread serves it in each step of the same iteration or block."""
 
     def resume(self) -> None:
-        """Let ``serve`` wait again. Who stops it has settled the outcome before, so look at that after this."""
-        # Without the interpreter's lock, that holds by the lock of this object, which writing takes.
+        """Let ``serve`` wait again. Code that stops it settles the outcome first, so check the outcome afterwards."""
+        # On free-threaded builds, the lock of this object, which writing an attribute takes, ensures this.
         self._stopped = False
 
     def leave(self) -> None:
-        """Accept nothing more; have other threads run what was accepted. On any thread, also in a finalizer."""
+        """Accept nothing more; let other threads run the accepted jobs. On any thread, also in a finalizer."""
         self._closed = True
         self._jobs.rotate(0)  # see post()
         while self._jobs:
@@ -505,13 +505,13 @@ class _Mailbox(CurrentThreadExecutor):
 
 
 class _LoopHere:
-    """A loop on the thread of the steps, for the end of the interpreter, when Python starts no thread any more."""
+    """A loop on the thread of the steps, for the end of the interpreter, when Python no longer starts threads."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
 
     def post(self, step: LoopCall, mailbox: CurrentThreadExecutor) -> bool:
-        """Have *step* made, and return when that is done."""
+        """Run *step*, and return when it is done."""
         outcome = step._outcome
         mailbox.run_in_place = workers.run_in_place
         outcome.thread_goes_on = self._stop
@@ -522,7 +522,8 @@ class _LoopHere:
                 self.loop.call_soon(step.start, self.loop, context=contextvars.Context())
                 self.loop.run_forever()
             except BaseException:
-                # An exit of another task, or Ctrl-C. As an interrupt of a thread that waits, it cancels the step first.
+                # A SystemExit of another task, or Ctrl-C. Like an interrupt of a waiting thread, it first cancels the
+                # step.
                 if outcome.cancel() and not outcome.settled:
                     self.loop.run_forever()
                 raise
@@ -541,7 +542,7 @@ class _LoopHere:
 
 
 def _put_mailbox_into(mailbox: Any, before: contextvars.Context, after: contextvars.Context) -> None:
-    """Make *mailbox* that of both contexts, so that it is no change from one to the other; use them on this thread."""
+    """Put *mailbox* into these contexts, so that it is not a change between them; use them on this thread only."""
     if local.THREADS_INHERIT:
         local.arrive(before)
         local.arrive(after)

@@ -82,26 +82,27 @@ class Steps(SyncToAsync[Any, Any]):
         executor: With one thread. Without it, code that is not thread-sensitive runs on a leased worker.
     """
 
-    # Most of what an object has is set when there is more to say than this: a block is made for each use of a manager.
+    # Most attributes are set only when they differ from this: a block is made for each use of a manager.
 
-    # Chosen by the first call: the executor that accepted it, and the block that gave it, if it is of another make.
+    # Chosen by the first call: the executor that accepted it, and its ThreadSensitiveContext, if that was given the
+    # executor.
     kept: Any = None
     _block: Any = None
-    # That executor too, where it must not release its thread meanwhile.
+    # The same executor, if it must not release its thread meanwhile.
     _pinned: ContextExecutor | None = None
-    # The function of the first call, from then on until ``finish``: it leads to what is open.
+    # The function of the first call, from then on until ``finish``: it refers to the open iteration or block.
     _first: Any = None
     _loop: Callable[[], asyncio.AbstractEventLoop | None] = staticmethod(_no_loop)
-    # The context of the consumer, as it was when a step last ended, and that of the steps before the step that runs.
+    # The context of the consumer at the end of the last step, and that of the steps before the running step.
     _seen = _before = NO_VARIABLES
-    # Of variables that were not set before: who takes such a variable away needs the token.
+    # Tokens of variables that were not set before: removing such a variable needs its token.
     _tokens_here: dict[Any, contextvars.Token[Any]] | None = None
     _tokens_there: dict[Any, contextvars.Token[Any]] | None = None
-    # The last call that was given the context. Until it is settled, a thread may be using that.
+    # The last call that was given the context. Until it is settled, a thread may be using the context.
     latest: ThreadCall[Any] | None = None
-    # Whether the steps end: then they run on another thread rather than not at all.
+    # Whether the steps are ending: then they run on another thread if necessary.
     ending = _given_up = False
-    # How many await an ending, and so take its errors.
+    # How many tasks await an ending, and so receive its errors.
     waiting = 0
 
     def __init__(self, name: str, thread_sensitive: bool, executor: Executor | None) -> None:
@@ -119,7 +120,7 @@ class Steps(SyncToAsync[Any, Any]):
 
     @property
     def func(self) -> Any:  # type: ignore[override]
-        """What errors name: each call has a function of its own."""
+        """The object that errors name: each call has a function of its own."""
         return self
 
     async def step(self, function: Callable[[], Any]) -> Any:
@@ -278,7 +279,7 @@ class Steps(SyncToAsync[Any, Any]):
                 self._block = block
             self.kept = kept
             if isinstance(kept, ContextExecutor):
-                # A release that another thread asked for just now is not held up, and ends the steps.
+                # A release that another thread has just requested is not delayed, and ends the steps.
                 kept.pin()
                 self._pinned = kept
             return kept
@@ -360,9 +361,9 @@ class Steps(SyncToAsync[Any, Any]):
         return function()
 
     def bring_back(self, before: contextvars.Context, after: contextvars.Context) -> None:
-        """Make here the changes that lead from *before* to *after*, both of which are of the context of the steps.
+        """Apply the changes from *before* to *after*, two contexts of the steps, to the current context.
 
-        What the consumer itself has changed since the latest step began is still to be brought in.
+        Changes of the consumer since the start of the latest step still have to be passed to the steps.
         """
         if local.THREADS_INHERIT:
             local.arrive(after)

@@ -31,12 +31,12 @@ _NOTHING: Any = object()
 class AsyncToSyncIterator(Generic[T_co]):
     """An iterator whose steps run in one task of an event loop; ``async_to_sync_iterator`` makes it.
 
-    It can be iterated once, like a generator. Close it with ``close()``, best by ``contextlib.closing``.
+    It can be iterated once, like a generator. Close it with ``close()``, preferably with ``contextlib.closing``.
     """
 
     def __init__(self, iteration: _Iteration) -> None:
         self._iteration = iteration
-        # To delete an attribute is one step, and an error the second time: one thread at a time takes a step.
+        # Deletion is atomic and fails the second time, so one thread at a time takes a step.
         self._is_free = True
 
     def __iter__(self) -> AsyncToSyncIterator[T_co]:
@@ -46,9 +46,9 @@ class AsyncToSyncIterator(Generic[T_co]):
         """Return the next item, made in the task; meanwhile, this thread serves its mailbox.
 
         Raises:
-            RuntimeError: where the step of another caller is not over, the iterated generator included; in a thread
-                that runs an event loop; where the loop of the first step has left; and in a forked child.
-            CancelledError: where the task was cancelled since the last step, and the generator let that out.
+            RuntimeError: while another caller (or the generator itself) takes a step; in a thread that runs an event
+                loop; if the loop of the first step was stopped or closed; and in a forked child.
+            CancelledError: if the task was cancelled since the last step, and the generator did not catch that.
         """
         __traceback_hide__ = True
         iteration = self._iteration
@@ -59,7 +59,7 @@ class AsyncToSyncIterator(Generic[T_co]):
             raise self._is_in_use() from None
         try:
             while True:
-                # Looked at first: what the task has noted before it was over is seen then.
+                # Read first: items that the task has added before it was over are then seen.
                 over = iteration.over or iteration.given_up
                 if iteration.items or (over and not is_empty(iteration.items)):
                     item = iteration.take()
@@ -100,41 +100,40 @@ class AsyncToSyncIterator(Generic[T_co]):
             "another thread or by the iterated code itself; let one thread iterate, or guard the iterator with a lock"
         )
 
-    # When the interpreter is torn down, there is no loop that could close anything, and globals of modules are None.
+    # During the teardown of the interpreter, no loop could close anything, and the globals of modules are None.
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if is_finalizing():  # pragma: no cover: nothing measures that late
+        if is_finalizing():  # pragma: no cover: coverage has ended by then
             return
-        iteration = getattr(self, "_iteration", None)  # none where the constructor failed
+        iteration = getattr(self, "_iteration", None)  # missing if the constructor failed
         if iteration is not None and iteration.task is not None and not iteration.given_up:
             iteration.end_unawaited()
 
 
 class _Iteration(OneTask):
-    """What the loop has of an iteration. It refers to no ``AsyncToSyncIterator``, which may be dropped."""
+    """The loop's part of an iteration. It does not refer to the ``AsyncToSyncIterator``, which may be dropped."""
 
     def __init__(self, iterable: Any, make: Callable[[], Any] | None, name: str, read_ahead: int) -> None:
         super().__init__(name)
         self.name = name
         self._read_ahead = read_ahead
-        # One of the two, until the first step has taken it.
+        # One of the two is set until the first step takes it.
         self._iterable, self._make_iterable = iterable, make
         self._iterator: Any = None
-        # What was made before it was asked for: an item or an error, and the context of the task before and after,
-        # where they differ.
+        # Items made in advance: an item or an error, and the context of the task before and after, if they differ.
         self.items: deque[tuple[Any, BaseException | None, Any, Any]] = deque()
-        # Whether the closing has begun. The task is ``over`` when all that it led to has been noted.
+        # Whether the closing has started. The task is ``over`` when all its results have been recorded.
         self._closes = False
-        # Whether nothing is read ahead: not before the first step, nor after an error.
+        # Whether read-ahead pauses: before the first step, and after an error.
         self._pauses = True
         # Whether the task has read ahead enough, and waits.
         self._sleeps = False
-        # What a cancellation that came between steps, or for the sake of the closing, led to.
+        # The exception that results from a cancellation between steps, or for the sake of the closing.
         self._error: BaseException | None = None
 
     # On the thread of the consumer:
 
     def take(self) -> Any:
-        """Return an item that was made before, or raise what was raised then."""
+        """Return an item that was made in advance, or raise its exception."""
         __traceback_hide__ = True
         item, error, before, after = self.items.popleft()
         if before is not None:
@@ -147,8 +146,8 @@ class _Iteration(OneTask):
                 raise error
             finally:
                 del error
-        # Not for each item, which would cost as much as a step. Where the task is about to sleep, and this comes too
-        # early to see that, the next item that is taken, or asked for, wakes it.
+        # Not for each item, which would cost as much as a step. If the task is about to sleep, and this comes too early
+        # to see that, the next item that is taken or requested wakes it.
         if self._sleeps and len(self.items) <= self._read_ahead // 2:
             self._sleeps = False
             self.wake()
@@ -175,8 +174,8 @@ class _Iteration(OneTask):
     # On the loop:
 
     def accept(self, step: Any, loop: asyncio.AbstractEventLoop) -> asyncio.Task[None] | None:
-        # What was made while the step was on its way is not held back by what the task makes ahead now. And where the
-        # consumer took the last item while the task was about to end, it sees now that this is the end.
+        # Items that were made while the step was being passed must not be delayed by the item that the task makes now.
+        # And a consumer that took the last item while the task was about to end finds the end here.
         if (self.items or self.over) and not step.hurries:
             step.outcome.set_result(_LOOK_AGAIN)
             return self.task
@@ -185,7 +184,7 @@ class _Iteration(OneTask):
     # In the task:
 
     async def next(self) -> Any:
-        """Return the next item, ``_END``, or ``_LOOK_AGAIN`` where there is something to take, the end included."""
+        """Return the next item, ``_END``, or ``_LOOK_AGAIN`` if there is an item or the end to take."""
         __traceback_hide__ = True
         if self.items:
             return _LOOK_AGAIN
@@ -242,7 +241,7 @@ class _Iteration(OneTask):
         return True
 
     async def work(self) -> None:
-        """Make an item ahead."""
+        """Make an item in advance."""
         before = contextvars.copy_context()
         try:
             self._note(await self._advance(), None, before)
@@ -251,7 +250,7 @@ class _Iteration(OneTask):
         self.over = self._closes
 
     def _note(self, item: Any, error: BaseException | None, before: contextvars.Context) -> None:
-        """Keep what nobody has asked for yet."""
+        """Keep a result that was not requested yet."""
         if item is _END:
             self._pauses = True
         after = contextvars.copy_context()
@@ -264,7 +263,7 @@ class _Iteration(OneTask):
             self.items.append((item, error, before, after))
 
     async def interrupted(self, error: asyncio.CancelledError) -> None:
-        """Have the generator get the cancellation, at its ``yield``."""
+        """Raise the cancellation in the generator, at its ``yield``."""
         self._pauses = True
         before = contextvars.copy_context()
         athrow = getattr(self._iterator, "athrow", None)
@@ -302,7 +301,7 @@ class _Iteration(OneTask):
             raise error
 
     async def _close(self) -> None:
-        """Close the iterator, unless that has been done."""
+        """Close the iterator, if it is not closed yet."""
         __traceback_hide__ = True
         if self._closes:
             return
@@ -319,7 +318,7 @@ class _Iteration(OneTask):
                 f"aclose() of {self.name} raised {error!r}, which would end the `for`; catch it in aclose()"
             ) from error
         finally:
-            # Let go of here too: what has no aclose() may have a finalizer.
+            # Also drop it here: an object without aclose() may have a finalizer.
             self._iterator = self._iterable = self._make_iterable = iterator = aclose = None
 
 
@@ -337,7 +336,7 @@ def _not_iterable(subject: Any, what: str) -> TypeError:
     )
 
 
-# As for ``sync_to_async``, the form without options stands by itself.
+# As for ``sync_to_async``, the form without options is separate.
 
 
 @overload

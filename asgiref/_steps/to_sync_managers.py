@@ -41,7 +41,7 @@ class AsyncToSyncContextManager(Generic[T_co]):
         here = threading.get_ident()
         block = _Block(self._make, self._name)
         try:
-            # What is called in the block is to run on the loop of the block.
+            # Calls in the block must run on the loop of the block.
             block.calls.__enter__()
             value = block.step(block.enter)
             self._blocks.add(here, block)
@@ -69,7 +69,7 @@ class AsyncToSyncContextManager(Generic[T_co]):
 
     # An interrupt may come between __enter__ and the block, or before the first line of __exit__.
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        if is_finalizing():  # pragma: no cover: nothing measures that late
+        if is_finalizing():  # pragma: no cover: coverage has ended by then
             return
         for block in getattr(self, "_blocks", ()):
             block.end_unawaited()
@@ -87,7 +87,7 @@ class _Block(OneTask):
         # Set by enter(), until it is called.
         self._exit: Any = None
         self.entered = False
-        # What a cancellation between enter and exit led to; the task is ``over`` when that is known.
+        # The outcome of a cancellation between enter and exit; the task is ``over`` when it is known.
         self._error: BaseException | None = None
 
     def end_unawaited(self) -> None:
@@ -109,7 +109,7 @@ class _Block(OneTask):
         return self._left_before(value)
 
     def _left_before(self, value: BaseException | None) -> bool:
-        """Do as __aexit__() would, where a cancellation has led to that before; what fails in the block goes first."""
+        """Return or raise what __aexit__() did after a cancellation, if any; an error in the block comes first."""
         __traceback_hide__ = True
         error, self._error = self._error, None
         if error is not None and not (value is not None and isinstance(error, asyncio.CancelledError)):
@@ -159,7 +159,7 @@ class _Block(OneTask):
             del leave, manager, reason
 
     async def interrupted(self, error: asyncio.CancelledError) -> None:
-        """Leave the block with the cancellation: nobody can tell how long the thread will stay in it."""
+        """Leave the block with the cancellation: how long the thread will stay in the block is unknown."""
         try:
             if not await self._leave_manager(type(error), error, error.__traceback__):
                 self._error = error
@@ -168,7 +168,7 @@ class _Block(OneTask):
         self.over = True
 
     async def end(self) -> None:
-        """Leave what was entered when the thread had given up waiting."""
+        """Leave a block that was entered after the thread had given up waiting."""
         if self._exit is not None:
             error = asyncio.CancelledError()
             await self._leave_manager(type(error), error, None)
