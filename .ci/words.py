@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 WORDS = Path(__file__).with_name("words.txt")
-PROSE = ["README.rst", "CHANGELOG.txt", "docs", "asgiref", "benchmarks", "examples"]
+PROSE = ["README.rst", "CHANGELOG.txt", "docs", "asgiref", "benchmarks", "examples", "tests"]
 
 
 def main() -> int:
     phrases = [re.escape(line.partition("->")[0]) for line in WORDS.read_text().splitlines()]
     codespell = [sys.executable, "-m", "codespell_lib"]
     found = [
-        subprocess.run([*codespell, *PROSE, "tests", ".ci"]),
+        subprocess.run([*codespell, *PROSE, ".ci"]),
         subprocess.run([*codespell, "--dictionary", str(WORDS), "--regex", rf"\b(?:{'|'.join(phrases)})\b", *PROSE]),
     ]
     return max(each.returncode for each in found)

@@ -281,9 +281,9 @@ def test_check_is_asked_while_nothing_comes() -> None:
 
 
 def test_check_is_asked_however_late_the_thread_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.
+    """1. A job comes, which the thread finds without waiting.
 
-    A job comes, which the thread finds without waiting. 2. The next wait is over before it starts. The check is called.
+    2. The next wait is over before it starts. The check is called.
     """
     monkeypatch.setattr(current_thread_executor, "FIRST_CHECK", 1e-6)
     monkeypatch.setattr(current_thread_executor, "LAST_CHECK", 1e-6)

@@ -76,9 +76,9 @@ async def test_executor_of_the_library_given_by_hand() -> None:
 
 
 async def test_blocked_thread_that_its_executor_has_not_noted_yet() -> None:
-    """1.
+    """1. The executor starts its thread.
 
-    The executor starts its thread. 2. That thread blocks below a call for the executor. 3. The executor records it.
+    2. That thread blocks below a call for the executor. 3. The executor records it.
     """
     asked = threading.Event()
 

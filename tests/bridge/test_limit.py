@@ -1,7 +1,4 @@
-"""``ThreadSensitiveContext.max_threads``:
-
-the number of threads for contexts, which calls are queued, and which never.
-"""
+"""``ThreadSensitiveContext.max_threads``: the number of threads for contexts, and which calls are queued."""
 
 from __future__ import annotations
 

@@ -137,9 +137,9 @@ def test_lease_that_ends_before_the_place_is_in_the_queue(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("before", [True, False])
 def test_lease_that_ends_as_the_place_comes(monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
-    """1.
+    """1. A context is about to enter the queue, or has just done so.
 
-    A context is about to enter the queue, or has just done so. 2. The thread is released. 3. The context gets it.
+    2. The thread is released. 3. The context gets it.
     """
     held = Held()
 
@@ -209,9 +209,9 @@ def test_place_that_meets_the_lease_of_one_who_serves_an_empty_queue(monkeypatch
 
 
 def test_two_serve_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.
+    """1. Thread A sees the first place.
 
-    Thread A sees the first place. 2. Thread B gives the place a worker. 3. Thread A does not, and ends its lease.
+    2. Thread B gives the place a worker. 3. Thread A does not, and ends its lease.
     """
     monkeypatch.setattr(ThreadSensitiveContext, "max_threads", 2)
     one, two = ContextExecutor(), ContextExecutor()
@@ -291,9 +291,9 @@ def test_limit_that_changes_while_the_queue_is_served(now: int | None, monkeypat
 
 
 def test_call_that_comes_as_its_place_leaves_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.
+    """1. All calls are cancelled, and the place leaves.
 
-    All calls are cancelled, and the place leaves. 2. A call comes before the place is outside. 3. It is queued.
+    2. A call comes before the place is outside. 3. It is queued.
     """
     held = Held()
     executor, first = post()
@@ -317,9 +317,9 @@ def test_call_that_comes_as_its_place_leaves_the_queue(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("moved", [False, True])
 def test_call_that_comes_as_the_worker_moves_the_calls(moved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.
+    """1. The worker finds no more calls.
 
-    The worker finds no more calls. 2. A call comes, before or after the worker has recorded that. 3. It runs, in order.
+    2. A call comes, before or after the worker has recorded that. 3. It runs, in order.
     """
     held = Held()
     executor, first = post()
@@ -757,9 +757,9 @@ def test_two_releases_at_once_make_one_successor() -> None:
 
 
 def test_release_that_meets_the_end_of_the_last_pin() -> None:
-    """1.
+    """1. A release sees a pin.
 
-    A release sees a pin. 2. The pin ends, and takes the release with it. 3. The release has nothing left to do.
+    2. The pin ends, and takes the release with it. 3. The release has nothing left to do.
     """
     executor = ContextExecutor()
     finished(executor)

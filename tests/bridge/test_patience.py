@@ -179,9 +179,9 @@ def test_call_that_has_not_begun_is_taken_back_earlier(clock: Clock) -> None:
 
 
 def test_call_that_begins_while_it_is_taken_back_is_waited_for(clock: Clock) -> None:
-    """1.
+    """1. The patience is over before the start.
 
-    The patience is over before the start. 2. The loop starts the call. 3. It cannot be taken back; the wait continues.
+    2. The loop starts the call. 3. It cannot be taken back; the wait continues.
     """
     with Waiting() as waiting:
         assert not waiting.wait.is_lost()

@@ -87,9 +87,9 @@ def test_result_that_comes_while_the_loop_is_already_woken() -> None:
 
 
 def test_result_that_comes_just_before_the_queue_is_emptied() -> None:
-    """1.
+    """1. The loop is woken.
 
-    The loop is woken. 2. It allows a new wake-up. 3. A result comes and wakes it. 4. The loop empties the queue.
+    2. It allows a new wake-up. 3. A result comes and wakes it. 4. The loop empties the queue.
     """
     loop: Any = Loop()
     results = jobs._deliveries_to(loop)
@@ -186,9 +186,9 @@ def test_loops_in_two_threads_do_not_share_a_context() -> None:
 
 
 def test_result_that_comes_while_another_finds_the_loop_closed() -> None:
-    """1.
+    """1. A result is about to wake the loop.
 
-    A result is about to wake the loop. 2. Another one relies on that. 3. The loop is closed. 4. Neither is kept.
+    2. Another one relies on that. 3. The loop is closed. 4. Neither is kept.
     """
 
     class ClosingLoop(Loop):
@@ -242,9 +242,9 @@ class ContestedThreadCall(Contested, ThreadCall[Any]):
 
 @pytest.mark.parametrize("run_first", [True, False])
 def test_thread_call_is_run_or_taken_back_never_both(run_first: bool) -> None:
-    """1.
+    """1. One side (the thread or the caller) is about to claim the call.
 
-    One side (the thread or the caller) is about to claim the call. 2. The other side claims it. 3. The first is late.
+    2. The other side claims it. 3. The first is late.
     """
     ran: list[int] = []
     call = thread_call(Loop(), lambda: ran.append(1), ContestedThreadCall)
@@ -265,9 +265,9 @@ def test_loop_call_taken_back_just_before_it_starts() -> None:
 
 
 def test_loop_call_started_just_before_it_is_taken_back() -> None:
-    """1.
+    """1. The caller is about to take the coroutine back.
 
-    The caller is about to take the coroutine back. 2. The loop starts it. 3. The caller learns that it is late.
+    2. The loop starts it. 3. The caller learns that it is late.
     """
     call, _, _ = make_loop_call()
     late: list[bool] = []
@@ -360,9 +360,9 @@ def test_cancellation_whose_news_is_late() -> None:
 
 
 def test_cancellation_from_another_thread_between_start_and_task() -> None:
-    """1.
+    """1. The loop claims the coroutine.
 
-    The loop claims the coroutine. 2. The coroutine is cancelled. 3. The loop makes the task, and it is cancelled once.
+    2. The coroutine is cancelled. 3. The loop makes the task, and it is cancelled once.
     """
     call, outcome, coroutine = make_loop_call()
 
@@ -394,9 +394,9 @@ def test_cancellation_from_another_thread_between_start_and_task() -> None:
 
 
 def test_cancellation_while_the_call_is_between_two_loops() -> None:
-    """1.
+    """1. The thread takes the call back from one loop.
 
-    The thread takes the call back from one loop. 2. The call is cancelled. 3. The thread finds the record of that.
+    2. The call is cancelled. 3. The thread finds the record of that.
     """
     call, outcome, coroutine = make_loop_call()
     assert call.take_back()
@@ -425,9 +425,9 @@ def test_cancellation_on_a_closed_loop_is_none() -> None:
 
 
 def test_cancellation_that_finds_no_loop_keeps_the_next_one_from_being_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.
+    """1. The thread takes the call back from a loop that stopped.
 
-    The thread takes the call back from a loop that stopped. 2. The call is cancelled. 3. No other loop gets it.
+    2. The call is cancelled. 3. No other loop gets it.
     """
 
     def leave_and_cancel(self: Any, call: LoopCall, home: Any, outcome: AwaitedOutcome[Any], mailbox: Any) -> None:
@@ -440,9 +440,9 @@ def test_cancellation_that_finds_no_loop_keeps_the_next_one_from_being_asked(mon
 
 
 async def test_result_that_meets_the_cancellation_comes_too_late() -> None:
-    """1.
+    """1. The caller is cancelled.
 
-    The caller is cancelled. 2. The result is delivered before the caller resumes. The call is cancelled, as in asyncio.
+    2. The result is delivered before the caller resumes. The call is cancelled, as in asyncio.
     """
     go_on = threading.Event()
     task = asyncio.create_task(sync_to_async(wait_for)(go_on))
@@ -511,9 +511,9 @@ class Bringing(Delivered):
 
 
 def test_exit_of_a_task_that_goes_on_lets_the_next_result_come() -> None:
-    """1.
+    """1. Two results come.
 
-    Two results come. 2. The first task ends the loop. 3. When the loop runs again, the second result is delivered.
+    2. The first task ends the loop. 3. When the loop runs again, the second result is delivered.
     """
     loop: Any = Loop()
     second = Delivered()
@@ -527,9 +527,9 @@ def test_exit_of_a_task_that_goes_on_lets_the_next_result_come() -> None:
 
 
 def test_task_that_goes_on_and_runs_the_loop_until_the_next_result() -> None:
-    """1.
+    """1. Two results come.
 
-    Two results come. 2. The first task runs the loop for the second one, as in Jupyter. 3. The second is delivered.
+    2. The first task runs the loop for the second one, as in Jupyter. 3. The second is delivered.
     """
     loop: Any = Loop()
     second, third = Delivered(), Delivered()
@@ -565,9 +565,9 @@ def busy_worker() -> tuple[WorkerExecutor, workers._Worker]:
 
 
 def test_worker_of_an_executor_that_lasts_leaves_after_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.
+    """1. A worker waits for the next job, without a timeout.
 
-    A worker waits for the next job, without a timeout. 2. The executor is shut down. The worker is idle, and ends.
+    2. The executor is shut down. The worker is idle, and ends.
     """
     executor = ProcessExecutor()
     finished(executor)
@@ -611,9 +611,9 @@ def test_worker_that_was_idle_too_long_leaves(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_worker_just_given_back_does_not_leave_by_an_older_time_out() -> None:
-    """1.
+    """1. A leased worker waits for a job.
 
-    A leased worker waits for a job. 2. It is released. 3. That wait times out, but its idle time has only begun.
+    2. It is released. 3. That wait times out, but its idle time has only begun.
     """
     executor, worker = busy_worker()
     executor.shutdown()
@@ -644,9 +644,9 @@ def test_worker_is_given_back_before_its_last_outcome_is_reported() -> None:
 
 
 def test_shutdown_that_waits_after_one_that_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.
+    """1. A job runs.
 
-    A job runs. 2. The executor is shut down, without waiting. 3. It is shut down again, and this waits for the job.
+    2. The executor is shut down, without waiting. 3. It is shut down again, and this waits for the job.
     """
     go_on = threading.Event()
     executor = WorkerExecutor()
@@ -664,9 +664,9 @@ def test_shutdown_that_waits_after_one_that_did_not(monkeypatch: pytest.MonkeyPa
 
 
 def test_post_that_meets_the_shutdown_is_refused() -> None:
-    """1.
+    """1. A post sees an open executor.
 
-    A post sees an open executor. 2. The executor is shut down. 3. The post is refused, and the worker released.
+    2. The executor is shut down. 3. The post is refused, and the worker released.
     """
     executor, worker = busy_worker()
 
@@ -704,9 +704,9 @@ def test_two_first_posts_at_once_lease_one_worker() -> None:
 
 @pytest.mark.skipif(sys.implementation.name != "cpython", reason="counts references")
 def test_finalizer_that_bridges_on_a_worker_in_the_pool_leases_another() -> None:
-    """1.
+    """1. A worker is back in the pool.
 
-    A worker is back in the pool. 2. It drops its last job. 3. A finalizer of the user makes a bridged call there.
+    2. It drops its last job. 3. A finalizer of the user makes a bridged call there.
     """
     used: list[threading.Thread] = []
 
@@ -847,9 +847,9 @@ def test_block_that_ends_before_its_loop_has_begun() -> None:
 
 
 def test_block_that_ends_just_before_its_loop_is_given_a_call() -> None:
-    """1.
+    """1. A call has found the loop of its block.
 
-    A call has found the loop of its block. 2. The block ends. 3. The loop refuses the call, which gets a new loop.
+    2. The block ends. 3. The loop refuses the call, which gets a new loop.
     """
     found, ended = threading.Event(), threading.Event()
     post = KeptLoop.post
@@ -903,9 +903,9 @@ def test_interrupt_while_the_loop_of_a_block_is_given_a_call() -> None:
 
 
 def test_exit_in_the_loop_of_a_block_while_only_an_interrupted_thread_was_blocked() -> None:
-    """1.
+    """1. A thread is interrupted while it leaves the loop.
 
-    A thread is interrupted while it leaves the loop. 2. A callback raises SystemExit. 3. No thread waits for the loop.
+    2. A callback raises SystemExit. 3. No thread waits for the loop.
     """
 
     async def loop() -> asyncio.AbstractEventLoop:
@@ -1048,9 +1048,9 @@ def test_result_for_a_loop_that_has_no_further_turn_keeps_nobody(closed: bool) -
 
 
 def test_task_that_only_its_result_keeps_goes_on() -> None:
-    """1.
+    """1. A task waits for a thread; nothing else refers to it.
 
-    A task waits for a thread; nothing else refers to it. 2. The result is on its way. 3. The garbage is collected.
+    2. The result is on its way. 3. The garbage is collected.
     """
     begun, go_on = threading.Event(), threading.Event()
     went_on: list[str] = []
@@ -1199,10 +1199,9 @@ def test_interrupt_in_a_callback_of_a_submitted_call_comes_out() -> None:
 
 @pytest.mark.parametrize("threads_left", [True, False])
 def test_signal_handler_that_bridges_while_the_loop_of_its_block_is_started(threads_left: bool) -> None:
-    """1.
+    """1. A call is about to start the loop of its block.
 
-    A call is about to start the loop of its block. 2. A signal handler makes a call, and starts it. 3. One loop
-    remains.
+    2. A signal handler makes a call, and starts it. 3. One loop remains.
     """
 
     async def loop() -> asyncio.AbstractEventLoop:

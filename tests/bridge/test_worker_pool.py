@@ -97,9 +97,9 @@ def test_a_job_that_waits_holds_up_nobody() -> None:
 
 
 def test_job_that_comes_while_a_worker_leaves() -> None:
-    """1.
+    """1. The only worker finds the queue empty.
 
-    The only worker finds the queue empty. 2. A job comes and finds no free worker. 3. The worker checks once more.
+    2. A job comes and finds no free worker. 3. The worker checks once more.
     """
     pool = WorkerPool(1)
     pool._free = slots = Slots(pool._free)
@@ -111,9 +111,9 @@ def test_job_that_comes_while_a_worker_leaves() -> None:
 
 
 def test_worker_that_leaves_while_another_comes_in_its_place() -> None:
-    """1.
+    """1. A worker releases its slot.
 
-    A worker releases its slot. 2. A job comes, and with it a new worker. 3. The first one has no slot, and leaves.
+    2. A job comes, and with it a new worker. 3. The first one has no slot, and leaves.
     """
     pool = WorkerPool(1)
     pool._free = slots = Slots(pool._free)
@@ -151,9 +151,9 @@ def test_worker_that_leaves_while_another_comes_in_its_place() -> None:
 
 
 def test_worker_that_leaves_between_a_failing_look_and_its_end() -> None:
-    """1.
+    """1. A post finds no free worker.
 
-    A post finds no free worker. 2. The worker leaves. 3. Another post relies on the first one, which checks again.
+    2. The worker leaves. 3. Another post relies on the first one, which checks again.
     """
     pool = WorkerPool(1)
     pool._free = slots = Slots(pool._free)
@@ -192,9 +192,9 @@ def test_worker_that_leaves_between_a_failing_look_and_its_end() -> None:
 
 
 def test_job_that_comes_just_after_a_worker_arrived() -> None:
-    """1.
+    """1. A worker arrives.
 
-    A worker arrives. 2. Before it looks into the queue, a job comes and calls another worker. 3. Both jobs are run.
+    2. Before it looks into the queue, a job comes and calls another worker. 3. Both jobs are run.
     """
     pool = WorkerPool(2)
     second: list[Future[int]] = []
@@ -328,9 +328,9 @@ def test_interrupt_just_after_a_worker_was_called_that_has_come() -> None:
 
 
 def test_interrupt_in_the_midst_of_a_post() -> None:
-    """1.
+    """1. A post records that a worker is coming.
 
-    A post records that a worker is coming. 2. It is interrupted before it calls one. 3. The next post calls one.
+    2. It is interrupted before it calls one. 3. The next post calls one.
     """
     pool = WorkerPool(1)
     pool._free = slots = Slots(pool._free)

@@ -107,9 +107,9 @@ async def test_a_long_answer_is_several_lines(server: FakeServer, path: Path) ->
 
 
 async def test_an_answer_without_confirmation_is_said_again(server: FakeServer, path: Path) -> None:
-    """1.
+    """1. The answer arrives.
 
-    The answer arrives. 2. The connection ends before the PONG. 3. The answer comes again, and the note was stored once.
+    2. The connection ends before the PONG. 3. The answer comes again, and the note was stored once.
     """
     async with running(server.bot(path)):
         peer = await server.welcome()

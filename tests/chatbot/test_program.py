@@ -106,10 +106,9 @@ def test_the_program_ends_in_order(path: Path, number: signal.Signals) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 def test_a_second_interrupt_ends_the_program_at_once(path: Path) -> None:
-    """1.
+    """1. An answer is not confirmed.
 
-    An answer is not confirmed. 2. The first Ctrl-C waits. 3. The second one does not. 4. The next start sends the
-    answer.
+    2. The first Ctrl-C waits. 3. The second one does not. 4. The next start sends the answer.
     """
     with socket.create_server((HOST, 0)) as listening:
         listening.settimeout(LIMIT)

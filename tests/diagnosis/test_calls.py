@@ -189,9 +189,9 @@ async def test_task_that_ends_during_a_look(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_frames_that_are_cleared_during_a_look(held: Hold, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.
+    """1. A look has the frames.
 
-    A look has the frames. 2. Their call ends, and other code clears them, as unittest does. 3. They are left out.
+    2. Their call ends, and other code clears them, as unittest does. 3. They are left out.
     """
     kind: Any = RegisterLook if register.KEPT else Look
     stacks, pool = kind._find_stacks, WorkerExecutor()

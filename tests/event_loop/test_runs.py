@@ -440,9 +440,9 @@ def test_worker_is_named_for_the_loop_and_goes_back() -> None:
 
 
 def test_loop_is_closed_by_another_thread_as_its_run_begins() -> None:
-    """1.
+    """1. The run finds the loop open, and has its worker.
 
-    The run finds the loop open, and has its worker. 2. Another thread closes the loop. 3. The run starts there.
+    2. Another thread closes the loop. 3. The run starts there.
     """
 
     def post(job: Any) -> bool:

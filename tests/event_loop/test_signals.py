@@ -500,9 +500,9 @@ def test_main_thread_becomes_busy_as_a_handler_is_added() -> None:
 
 
 def test_signal_handler_waits_for_the_loop_as_the_main_thread_takes_a_call() -> None:
-    """1.
+    """1. The main thread is about to record its job.
 
-    The main thread is about to record its job. 2. A signal handler waits for a task. 3. That task makes a call.
+    2. A signal handler waits for a task. 3. That task makes a call.
     """
 
     async def call() -> asyncio.Task[int]:

@@ -366,9 +366,9 @@ os._exit(0)  # a worker may have come to another place
 @needs_fork
 @each_fork
 def test_child_bridges_though_another_thread_was_starting_the_loop_of_its_block(fork: str) -> None:
-    """1.
+    """1. A thread is about to start the loop of the block.
 
-    A thread is about to start the loop of the block. 2. The main thread forks. 3. The child makes a bridged call.
+    2. The main thread forks. 3. The child makes a bridged call.
     """
     code = """
 from asgiref._bridge import loops

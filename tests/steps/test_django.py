@@ -87,9 +87,9 @@ asyncio.run(main())
 
 
 def test_client_that_leaves_half_way_closes_the_query_on_its_thread(tmp_path: Path) -> None:
-    """1.
+    """1. A step waits.
 
-    A step waits. 2. The client disconnects, and the step is cancelled. 3. The step ends, and the query is closed.
+    2. The client disconnects, and the step is cancelled. 3. The step ends, and the query is closed.
     """
     code = """
 async def main():
@@ -114,9 +114,9 @@ asyncio.run(main())
 @pytest.mark.slow
 @pytest.mark.parametrize("ahead", [0, 5])
 def test_client_of_uvicorn_that_leaves_half_way(tmp_path: Path, ahead: int) -> None:
-    """1.
+    """1. A step waits.
 
-    A step waits. 2. The client disconnects. 3. The step ends, the query is closed, and its connection is usable.
+    2. The client disconnects. 3. The step ends, the query is closed, and its connection is usable.
     """
     pytest.importorskip("uvicorn", reason="uvicorn is not installed")
     code = """

@@ -1,7 +1,4 @@
-"""``httpx`` in synchronous code:
-
-a Django management command that reads a streamed response, and a client for a block.
-"""
+"""``httpx`` in synchronous code: a Django command that reads a streamed response, and a client for a block."""
 
 from __future__ import annotations
 

@@ -536,9 +536,9 @@ async def test_another_task_goes_on() -> None:
 
 
 async def test_what_another_task_changes_in_the_same_context_during_a_step_is_seen_by_the_next_one() -> None:
-    """1.
+    """1. A step has started.
 
-    A step has started. 2. Another task, in the same context, sets a variable. 3. The step sets another variable.
+    2. Another task, in the same context, sets a variable. 3. The step sets another variable.
     """
     other = contextvars.ContextVar[int]("other", default=0)
     begun, go_on = threading.Event(), threading.Event()
@@ -703,9 +703,9 @@ async def test_cancellation_goes_into_the_coroutine_for_which_a_step_waits() -> 
 
 
 async def test_cancelled_aclose_closes_all_the_same_and_its_error_is_told() -> None:
-    """1.
+    """1. close() runs.
 
-    close() runs. 2. aclose() is cancelled, and ends. 3. close() fails: the loop's exception handler gets the error.
+    2. aclose() is cancelled, and ends. 3. close() fails: the loop's exception handler gets the error.
     """
     told: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.set_result(context))
@@ -895,9 +895,9 @@ def test_finalizer_on_the_thread_that_is_posting_to_its_mailbox() -> None:
 
 
 def test_interrupted_mailbox_leaves_the_closing_to_others() -> None:
-    """1.
+    """1. A closing is in a mailbox.
 
-    A closing is in a mailbox. 2. The thread is interrupted before it runs the closing. 3. Another thread runs it.
+    2. The thread is interrupted before it runs the closing. 3. Another thread runs it.
     """
     rows = Rows()
     kept: list[Any] = []
@@ -946,9 +946,9 @@ def test_all_waiting_threads_have_left() -> None:
 
 
 async def test_error_is_left_to_the_aclose_that_waits() -> None:
-    """1.
+    """1. close() fails, and nothing waits.
 
-    close() fails, and nothing waits. 2. aclose() starts to wait. 3. The loop, about to report it, leaves the error.
+    2. aclose() starts to wait. 3. The loop, about to report it, leaves the error.
     """
     steps = steps_threads.Steps("steps", True, None)
     steps.errors.append(KeyError())

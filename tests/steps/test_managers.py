@@ -314,9 +314,9 @@ async def test_another_task_leaves_the_block() -> None:
 
 @pytest.mark.needs_internals
 async def test_deadlock_of_two_tasks_is_named() -> None:
-    """1.
+    """1. A task holds a lock.
 
-    A task holds a lock. 2. Another task enters it on the same thread, and blocks that. 3. The exit is in the queue.
+    2. Another task enters it on the same thread, and blocks that. 3. The exit is in the queue.
     """
     lock = threading.Lock()
     release = threading.Event()

@@ -178,9 +178,9 @@ def test_options() -> None:
 
 
 async def test_consumer_looks_once_more_after_it_has_noted_that_it_waits() -> None:
-    """1.
+    """1. The consumer finds no item.
 
-    The consumer finds no item. 2. The thread makes all, and sees no consumer. 3. The consumer records that it waits.
+    2. The thread makes all, and sees no consumer. 3. The consumer records that it waits.
     """
 
     class Ready(deque[int]):
@@ -520,9 +520,9 @@ async def test_error_of_the_job_itself_comes_after_the_items(monkeypatch: pytest
 
 
 def test_interrupted_mailbox_tells_the_consumer() -> None:
-    """1.
+    """1. A fill is in a mailbox.
 
-    A fill is in a mailbox. 2. The thread is interrupted before it runs the fill. 3. The consumer gets the error.
+    2. The thread is interrupted before it runs the fill. 3. The consumer gets the error.
     """
     mailbox = CurrentThreadExecutor(None)
     posted = threading.Event()
@@ -643,9 +643,9 @@ async def test_cancelled_while_it_lets_others_run() -> None:
 
 
 async def test_closed_while_it_lets_others_run() -> None:
-    """1.
+    """1. An item waits.
 
-    An item waits. 2. The consumer lets other tasks run. 3. One of them closes the iterator. 4. The consumer ends.
+    2. The consumer lets other tasks run. 3. One of them closes the iterator. 4. The consumer ends.
     """
     items = sync_to_async_iterator(range(10), read_ahead=1)
     await anext(items)
@@ -900,9 +900,9 @@ async def test_dropped_iterator_is_closed_on_its_thread() -> None:
 
 
 async def test_step_that_waits_behind_the_closing_is_at_the_end() -> None:
-    """1.
+    """1. The fill has ended without an item.
 
-    The fill has ended without an item. 2. close() has run. 3. The consumer requests an item, and finds the end.
+    2. close() has run. 3. The consumer requests an item, and finds the end.
     """
     items: Any = sync_to_async_iterator(range(10), read_ahead=5)
     await anext(items)

@@ -1211,7 +1211,10 @@ async def test_call_that_is_cancelled_while_the_home_loop_does_not_begin_it(monk
 
 
 def test_end_that_comes_while_the_thread_asks_for_an_item(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread takes what a cancellation led to, and asks for more, before the task has noted that it is over."""
+    """1. A cancellation ends the task.
+
+    2. The thread takes its error, and requests an item. 3. The task records its end.
+    """
     note = to_sync_iteration._Iteration._note
     noted, asked = threading.Event(), threading.Event()
     tasks: list[Any] = []
@@ -1777,9 +1780,9 @@ async def test_generator_that_never_waits_does_not_hold_up_the_loop() -> None:
 
 
 def test_item_that_is_made_while_a_step_is_on_its_way_is_not_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.
+    """1. The thread finds no item and requests one.
 
-    The thread finds no item and requests one. 2. The task makes an item ahead. 3. The task waits in the next item.
+    2. The task makes an item ahead. 3. The task waits in the next item.
     """
     asks, has_it = threading.Event(), threading.Event()
     post = loops.KeptLoop.post
@@ -1843,9 +1846,9 @@ def test_items_come_before_the_error_that_ended_reading_ahead() -> None:
 
 
 def test_step_that_finds_what_was_made_meanwhile_takes_it_with_its_context() -> None:
-    """1.
+    """1. The consumer finds no item and requests one.
 
-    The consumer finds no item and requests one. 2. Before the loop runs the step, the task makes two items ahead.
+    2. Before the loop runs the step, the task makes two items ahead.
     """
 
     async def lines() -> AsyncIterator[int]:

@@ -1,8 +1,7 @@
 """Random programs over the bridge: ``programs`` makes them, ``running`` runs them, ``reference`` says what must happen.
 
-A program is a tree of functions, synchronous and asynchronous, that call one another in
-every way the package offers. It is run once, really, and once by a sequential reference
-interpreter that has no threads and no loops, but only the rules of the documentation.
-Both write down, for each function, on which thread and loop it was, which values it saw
-and how its calls ended, and ``checking`` compares the two.
+A program is a tree of synchronous and asynchronous functions that call one another in every way of the package. It is
+run twice: with the package, and by a sequential reference interpreter without threads and loops, which follows the
+rules of the documentation. Both record, for each function, its thread, its loop, the values that it sees, and the
+outcomes of its calls. ``checking`` compares the two.
 """

@@ -1,4 +1,4 @@
-"""Comparing what happened with what must happen."""
+"""Comparison of what happened with what must happen."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .reference import ANY, Look, Trace
 
 __all__ = ["check"]
 
-# Where asyncio's tasks are written in Python, as on PyPy, what they handle themselves shows through.
+# Where asyncio's tasks are written in Python, as on PyPy, ``sys.exc_info`` also shows exceptions that they handle.
 SHOWS_HANDLED = sys.implementation.name == "cpython"
 
 
 def check(expected: Trace, actual: Trace) -> None:
-    """Raise ``AssertionError`` where *actual* differs from *expected*."""
+    """Raise ``AssertionError`` if *actual* differs from *expected*."""
     expected = {name: trace for name, trace in expected.items() if name in actual or not _may_be_missing(trace)}
     assert expected.keys() == actual.keys(), (
         f"only expected {expected.keys() - actual.keys()}, only got {actual.keys() - expected.keys()}"

@@ -1,8 +1,7 @@
-"""What a program is, how it reads as text, and the strategy that draws one.
+"""Programs, their text form, and the strategy that draws one.
 
-Nothing here knows what a program ought to do. What would make the outcome depend on
-chance is never drawn: functions that run at the same time share nothing but threads,
-unless a gate puts them into one order.
+Nothing here knows what a program must do. Programs whose outcome would depend on chance are never drawn: concurrent
+functions share only threads, unless a gate puts them into one order.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ __all__ = [
 T = TypeVar("T")
 
 MAX_DEPTH = 12
-# Functions in one program, and how many of them may use the default executor of a loop. That has
-# five threads at least, and functions that wait for one another there must all find one.
+# The maximum number of functions in a program, and of those that use the default executor of a loop. That has at least
+# five threads, and functions there that wait for one another must all find one.
 MAX_PIECES, MAX_DEFAULT_EXECUTOR = 24, 4
 
 
@@ -52,8 +51,8 @@ class Piece:
     name: str
     is_async: bool
     steps: list[Any] = dataclasses.field(default_factory=list)
-    # Where this is a program: the number of functions, whether threads bear with loops that have stopped, and the limit
-    # for the threads of contexts.
+    # For a whole program: the number of functions, whether threads wait for stopped loops, and the limit for the
+    # threads of contexts.
     size: int = 0
     patient: bool = False
     max_threads: int | None = None
@@ -81,7 +80,7 @@ def _indented(steps: list[Any]) -> Iterator[str]:
 
 @dataclasses.dataclass
 class Write:
-    """Give a variable a value; None deletes it. The token, of a context variable, may be kept."""
+    """Set a variable; None deletes it. The token of a context variable may be kept."""
 
     variable: str
     value: int | None
@@ -96,7 +95,7 @@ class Write:
 
 @dataclasses.dataclass
 class Reset:
-    """Reset by the latest token that was kept in this line of things, whether that is valid here or not."""
+    """Reset by the latest token that was kept in this strand, whether it is valid here or not."""
 
     def lines(self) -> Iterator[str]:
         yield "RESET BY THE LATEST TOKEN"
@@ -104,7 +103,7 @@ class Reset:
 
 @dataclasses.dataclass
 class Ask:
-    """Ask whether what awaits this was cancelled."""
+    """Check whether the task that awaits this was cancelled."""
 
     def lines(self) -> Iterator[str]:
         yield "check_cancelled()"
@@ -125,15 +124,15 @@ class Call:
     piece: Piece
     # "call", "async_to_sync", "force_new_loop", "run"; "sync_to_async", "await", "create_task"
     by: str
-    # Of sync_to_async: "" where thread-sensitive, "default", "pool" (of many threads), "one" (of one).
+    # For sync_to_async: "" for thread-sensitive, "default", "pool" (of many threads), "one" (of one).
     executor: str = ""
-    # Of sync_to_async and create_task: "", "copy" or "empty"; of sync_to_async also "kept", one for the program.
+    # For sync_to_async and create_task: "", "copy" or "empty"; for sync_to_async also "kept", one for the program.
     context: str = ""
-    # Of run: the kind of event loop.
+    # For run: the kind of event loop.
     loop: str = ""
-    # What becomes of that loop at the ``Leave`` below, if there is one: it is "closed" with all that it runs;
-    # "stopped", until all threads are done with what came from it; "paused", which nobody is to notice; or
-    # "cancelled": the function is, and the loop is closed as soon as that ends.
+    # What happens to that loop at the ``Leave`` below, if there is one: it is "closed" with all its tasks; "stopped",
+    # until all threads are done with its calls; "paused", which no call may notice; or "cancelled": the function is
+    # cancelled, and the loop is closed as soon as the function ends.
     leaves: str = ""
     # The exceptions to catch: "", "Oops" or "BaseException".
     catch: str = ""
@@ -169,7 +168,7 @@ class Call:
 
 @dataclasses.dataclass
 class Gather:
-    """Run functions at the same time, wait for all, and raise the first exception if there is to be one."""
+    """Run functions concurrently, wait for all, and raise the first exception if *raises* says so."""
 
     pieces: list[Piece]
     raises: bool
@@ -195,7 +194,7 @@ class Spawn:
 
 @dataclasses.dataclass
 class Release:
-    """Give the thread of the enclosing context back."""
+    """Release the thread of the enclosing context."""
 
     def lines(self) -> Iterator[str]:
         yield "await release_thread()"
@@ -223,17 +222,17 @@ class Block:
 
 @dataclasses.dataclass
 class With:
-    """Steps inside a context manager of the other kind, which is bridged: asynchronous steps in a synchronous one.
+    """Steps inside a bridged context manager of the other kind: asynchronous steps in a synchronous function.
 
-    Where the functions are asynchronous, the steps are synchronous.
+    In asynchronous functions, the steps are synchronous.
     """
 
-    # What entering and leaving do, and whether the latter suppresses an Exception.
+    # The steps of entering and leaving, and whether leaving suppresses an Exception.
     enter: Piece
     exit: Piece
     suppresses: bool
     steps: list[Any]
-    # "" where thread-sensitive, "leased", "one".
+    # "" for thread-sensitive, "leased", "one".
     executor: str = ""
 
     def lines(self) -> Iterator[str]:
@@ -250,7 +249,7 @@ class With:
 
 @dataclasses.dataclass
 class Item:
-    """What a generator does to make an item, and what the consumer does with that."""
+    """The steps of a generator to make an item, and the steps of the consumer with it."""
 
     piece: Piece
     steps: list[Any]
@@ -258,15 +257,15 @@ class Item:
 
 @dataclasses.dataclass
 class Iterate:
-    """Take items of a generator of the other kind, which is bridged, and close it."""
+    """Take items of a bridged generator of the other kind, and close it."""
 
     items: list[Item]
-    # What the generator does in the end, after the last item or when it is closed.
+    # The steps of the generator at its end, after the last item or when it is closed.
     end: Piece
-    # How often the consumer asks: with one more than there are items, it hears of the end.
+    # How often the consumer requests an item: with one more than there are items, it finds the end.
     takes: int
     executor: str = ""
-    # Where the generator runs ahead, the consumer does nothing with the items; those that it does not take do nothing.
+    # With read-ahead, the consumer makes no steps with the items; items that it does not take have no steps.
     read_ahead: int = 0
 
     def lines(self) -> Iterator[str]:
@@ -289,7 +288,7 @@ class Iterate:
 
 @dataclasses.dataclass
 class Hold:
-    """Wait here for whoever made the call to do what ``Held`` tells; there is one below each."""
+    """Wait here until the caller has done what ``Held`` says; there is one below each ``Held``."""
 
     def lines(self) -> Iterator[str]:
         yield "HOLD"
@@ -297,10 +296,10 @@ class Hold:
 
 @dataclasses.dataclass
 class Leave:
-    """Have the loop of the ``run`` above leave, as that tells; there is one below each.
+    """Let the loop of the ``run`` above stop or close, as that says; there is one below each.
 
-    In a bridged function, the loop may also leave "looked at" or "handed over": with the
-    next coroutine for it, when the thread has seen that it runs, or has given it the coroutine.
+    In a bridged function, the loop may also do so "looked at" or "handed over": with its next coroutine, when the
+    thread has seen that the loop runs, or has given it the coroutine.
     """
 
     late: str
@@ -311,16 +310,16 @@ class Leave:
 
 @dataclasses.dataclass
 class Held:
-    """Make a call in a task, and do something else when it has come to its ``Hold``."""
+    """Make a call in a task, and do something else when the call has reached its ``Hold``."""
 
     call: Call
     # Run meanwhile in another task, which shares the context of the first or has a copy.
     meanwhile: Piece | None
     shared: bool
-    # Thread-sensitive code for the thread that is held; "cancelled" never runs.
+    # Thread-sensitive code for the held thread; "cancelled" never runs.
     queued: Piece | None
     queued_is_cancelled: bool
-    # Whether to cancel the task, and how often again while the coroutine that is held cleans up.
+    # Whether to cancel the task, and how often again while the held coroutine cleans up.
     cancels: bool
     cancels_again: int = 0
 
@@ -339,7 +338,7 @@ class Held:
             yield from self.meanwhile.lines()
             yield f"await create_task({self.meanwhile.name}())" + "  # in the same context" * self.shared
         again = f"  # and {self.cancels_again} more while it cleans up" * bool(self.cancels_again)
-        yield "task.cancel()" + again if self.cancels else "let it go on"
+        yield "task.cancel()" + again if self.cancels else "let it continue"
 
 
 Goal = Hold | Leave
@@ -347,21 +346,21 @@ Goal = Hold | Leave
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a step stands, which decides what may stand there."""
+    """The position of a step, which decides what may be there."""
 
     is_async: bool
     depth: int = 0
-    # Whether nothing else runs at the same time.
+    # Whether nothing else runs concurrently.
     alone: bool = True
     # Whether a loop runs in the thread.
     in_loop: bool = False
     spawns: bool = True
     holds: bool = True
-    # On the way to a Leave: whether the loop that leaves is the one here, or the home loop, and
-    # whether this is a coroutine on it for which a thread waits.
+    # On the way to a Leave: whether the loop of the Leave is this one, or the home loop, and whether this is a
+    # coroutine on it that a thread waits for.
     at_leaving: bool = False
     called_back: bool = False
-    # Whether it is certain who is cancelled; not where a loop leaves.
+    # Whether it is certain which call is cancelled; this is not so if a loop stops.
     asks: bool = True
 
     def inside(self, is_async: bool, in_loop: bool | None = None, **changes: Any) -> Place:
@@ -419,7 +418,7 @@ class _Writer:
         return [self.choose(*kinds)(place)]
 
     def outlived_call(self, place: Place) -> list[Any]:
-        """Return steps by which a call leaves a task behind, which runs when the call is over."""
+        """Return steps in which a call leaves a task behind, which runs when the call is over."""
         spawning = Piece(f"f{self.pieces}", True)
         calling = Piece(f"f{self.pieces + 1}", False, [Call(spawning, "async_to_sync")])
         self.pieces += 2
@@ -428,7 +427,7 @@ class _Writer:
         return [call, Collect()]
 
     def tokens_over_calls(self, place: Place) -> list[Any]:
-        """Return calls of which the first keeps a token and the last resets by it, as middleware does."""
+        """Return calls: the first keeps a token and the last resets by it, as middleware does."""
         by = "sync_to_async" if place.is_async else self.choose("async_to_sync", "async_to_sync", "force_new_loop")
         inside = place.inside(not place.is_async)
         calls = []
@@ -447,7 +446,7 @@ class _Writer:
         return executor
 
     def active_piece(self, place: Place) -> Piece:
-        """Return a coroutine function that, most likely, writes something and calls synchronous code."""
+        """Return a coroutine function that probably writes a variable and calls synchronous code."""
         piece = self.piece(place)
         first: list[Any] = []
         if self.choose(False, True):
@@ -480,7 +479,7 @@ class _Writer:
 
     def call(self, place: Place, goal: Goal | None = None, by: str = "") -> Call:
         executor = context = loop = leaves = ""
-        changes = 4 if isinstance(goal, Leave) else 1  # of side, which are what a loop leaves behind
+        changes = 4 if isinstance(goal, Leave) else 1  # of side, because only those are affected by a stopped loop
         if by:
             pass
         elif place.is_async:
@@ -509,7 +508,7 @@ class _Writer:
             leaves = self.choose("", "closed", "paused" if self.patient else "stopped", "cancelled")
             if leaves:
                 inside = place.apart(at_leaving=True, called_back=False, asks=False)
-                # uvloop begins what it was given, however late, before it stops.
+                # uvloop starts a posted callback, however late, before it stops.
                 goal = Leave(self.choose("", "", "looked at", "looked at" if loop == "uvloop" else "handed over"))
         catch = self.choose("", "Oops", "BaseException")
         handling = self.choose(False, False, False, True) and (goal is None or bool(leaves))
@@ -526,7 +525,7 @@ class _Writer:
         return With(enter, leave, self.choose(False, True), self.steps(place) if steps is None else steps, executor)
 
     def other_side(self, place: Place) -> tuple[str, Place]:
-        """Return where steps of a bridged object run, and what may stand in them."""
+        """Return the kind of function for steps of a bridged object, and their position."""
         if place.is_async:
             return self.choose("", "", "", "leased", "one"), place.inside(False, called_back=False)
         return "", place.inside(True, called_back=place.at_leaving)
@@ -590,7 +589,7 @@ class _Writer:
         return request
 
     def inner_request(self, place: Place) -> Call:
-        """Return a call of a task that knows nothing of its caller, and has a ``ThreadSensitiveContext`` too."""
+        """Return a call of a task without the context of its caller, which also has a ``ThreadSensitiveContext``."""
         return Call(self.request(place.inside(True)), "create_task", context="empty")
 
     def manager(self, place: Place) -> str:
@@ -623,11 +622,10 @@ class _Writer:
         )
 
     def steps_to(self, goal: Goal, place: Place) -> tuple[list[Any], bool]:
-        """Return steps that lead to *goal*, and whether no change of side lies between here and there.
+        """Return steps that lead to *goal*, and whether no change of side lies in between.
 
-        Synchronous code that was left alone when its caller was cancelled goes on with
-        simple steps only: its loop may end at any time. So does a coroutine whose thread
-        has given up waiting.
+        Synchronous code whose caller was cancelled continues with simple steps only: its loop may end at any time. So
+        does a coroutine whose thread has given up waiting.
         """
         leaves = isinstance(goal, Leave)
         before = [self.write(place)] if self.choose(False, True, leaves) else self.steps(place)
@@ -637,7 +635,7 @@ class _Writer:
         if (place.is_async or not place.in_loop) and not leaves:
             kinds += ["with", "enter", "exit", "iterate"]
         if leaves and place.is_async and not place.called_back:
-            kinds += ["call"] * 3  # since nothing waits yet that could be left behind
+            kinds += ["call"] * 3  # because nothing waits yet that could be left behind
         kind = self.choose(*kinds)
         if kind == "goal" or place.depth >= MAX_DEPTH or self.pieces >= MAX_PIECES + 3 * leaves:
             step = goal
@@ -675,7 +673,7 @@ class _Writer:
 
 
 def _changes_side(steps: list[Any]) -> bool:
-    """Tell whether the ``Hold`` below is reached through ``async_to_sync``."""
+    """Return whether the ``Hold`` below is reached through ``async_to_sync``."""
     for step in steps:
         if isinstance(step, Hold | Leave):
             return False
@@ -709,18 +707,18 @@ def _leads_to_hold(step: Any) -> bool:
     return any(any(map(_leads_to_hold, inner)) for inner in _on_this_side(step) + _on_other_side(step))
 
 
-# Made once, since that takes as long as drawing from them.
+# Made once, because that takes as long as drawing from them.
 _BELOW = {n: st.integers(0, n - 1) for n in [*range(1, 20), 100]}
 
 
 @st.composite
 def programs(draw: Any, loops: list[str]) -> Piece:
-    """Draw a program, a synchronous function; the event loops that it starts itself are of the kinds *loops*."""
+    """Draw a program, a synchronous function; the event loops that it starts are of the kinds *loops*."""
     return write_program(lambda n: draw(_BELOW[n]), loops)
 
 
 def write_program(below: Callable[[int], int], loops: list[str]) -> Piece:
-    """Return a program made of the choices that *below* makes."""
+    """Return a program of the choices that *below* makes."""
     writer = _Writer(below, loops)
     if writer.max_threads is not None and writer.choose(True, True, False):
         program = writer.site()
@@ -731,7 +729,7 @@ def write_program(below: Callable[[int], int], loops: list[str]) -> Piece:
 
 
 def smaller(program: Piece) -> Iterator[Piece]:
-    """Yield copies of *program* that lack one step each, the largest steps first."""
+    """Yield copies of *program* without one of its steps, the largest steps first."""
     count = len(list(_step_lists(program)))
     for number in range(count):
         for index in range(len(list(_step_lists(program))[number])):

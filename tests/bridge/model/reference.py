@@ -1,8 +1,7 @@
-"""The reference: a sequential interpreter of programs that knows the rules and nothing of how they are kept.
+"""The reference: a sequential interpreter of programs that knows the rules and not their implementation.
 
-Threads and loops are names here. What runs at the same time is run one after the other,
-since it shares nothing. A program that the rules let wait for itself for ever, or whose
-outcome depends on chance, is ``Unfit``.
+Threads and loops are names here. Concurrent functions are run one after the other, because they share nothing. A
+program that would wait for itself forever, or whose outcome depends on chance, is ``Unfit``.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ T = TypeVar("T")
 
 VARIABLES = ["var.x", "var.y", "local.x", "local.y", "critical.x"]
 
-# What a function came to: "returned" with its name, or the name of an exception with a detail.
+# The outcome of a function: "returned" with its name, or the name of an exception with a detail.
 Outcome = tuple[str, str]
 
 # The threads that live as long as the program. "main" is the one that runs it.
@@ -53,20 +52,20 @@ class _Any:
         return "ANY"
 
 
-# Stands for a value that depends on what the thread did before.
+# Replaces a value that depends on earlier work of the thread.
 ANY: Any = _Any()
 
 
 @dataclasses.dataclass
 class Look:
-    """What a function sees at one point."""
+    """The values that a function sees at one point."""
 
     thread: Any
     loop: Any
-    # What sys.exc_info() shows.
+    # The exception in sys.exc_info().
     handled: Any
     values: dict[str, Any]
-    # Other threads that cannot be this one.
+    # Threads from which this one must differ.
     others: frozenset[str] = frozenset()
     # Whether it is chance that the function runs.
     may_be_missing: bool = False
@@ -82,10 +81,10 @@ class Failure(Exception):
 
 
 class Frozen(Exception):
-    """The coroutine never goes on, since its loop was closed."""
+    """The coroutine never continues, because its loop was closed."""
 
 
-# They end the run of a loop when they leave one of its tasks.
+# They end the run of a loop when a task of it raises them.
 END_THE_LOOP = frozenset({"SystemExit", "KeyboardInterrupt"})
 
 NO_EXCEPTIONS = END_THE_LOOP | {"CancelledError"}
@@ -94,19 +93,19 @@ NO_EXCEPTIONS = END_THE_LOOP | {"CancelledError"}
 class Mailbox:
     def __init__(self, flow: Flow, outer: Mailbox | None) -> None:
         self.thread, self.outer, self.serving = flow.thread, outer, True
-        # What is handled further down the stack of that thread.
+        # The exception that is handled further down the stack of that thread.
         self.handled = flow.handled
-        # Whether the loop left, for which the thread waits.
+        # Whether the loop that the thread waits for has stopped or closed.
         self.lost = False
 
 
 class Loop:
     def __init__(self, name: str, thread: str, handled: Any = None, leaves: str = "") -> None:
         self.name, self.thread, self.running = name, thread, True
-        # What is handled further down the stack of its thread.
+        # The exception that is handled further down the stack of its thread.
         self.handled = handled
-        # The mailbox of the thread that waits for all that the loop runs, where the loop is of that kind,
-        # and what further out waited when it began.
+        # For loops of that kind: the mailbox of the thread that waits for all tasks of the loop, and the mailboxes that
+        # were waiting when the run began.
         self.mailbox: Mailbox | None = None
         self.further_out: list[Mailbox] = []
         # The mailboxes of the threads that are blocked on it, and whether there may be others.
@@ -114,17 +113,17 @@ class Loop:
         self.shared = False
         # Whether a generator runs on it while its consumer does not wait.
         self.reads_ahead = False
-        # What becomes of it at the Leave below, and what has become of it; how late it leaves, with
-        # the next coroutine for it, where the Leave was reached.
+        # What happens to it at the Leave below, and what has happened; how late it does so, with its next coroutine, if
+        # the Leave was reached.
         self.leaves, self.left, self.leaves_soon = leaves, "", ""
         # On the way to the Leave: the mailboxes of the threads that wait for one of its coroutines, and the blocks.
         self.awaited: list[Mailbox] = []
         self.blocks: list[Manager] = []
-        # The thread that goes on alone when the loop is closed.
+        # The thread that continues in the background when the loop is closed.
         self.left_alone = ""
-        # Whether a function whose caller was cancelled reports to it, at some time after it has ended.
+        # Whether a function whose caller was cancelled reports to it, at some time after its end.
         self.is_reported_to = False
-        # Whether the coroutine that goes on is about to be cancelled, since its thread waits no more.
+        # Whether the resumed coroutine is about to be cancelled, because its thread no longer waits.
         self.cancels = False
 
     @property
@@ -138,44 +137,44 @@ class Manager:
     def __init__(self, name: str, executor: str, bridged: BridgedCall | None) -> None:
         self.name, self.executor, self.ended = name, executor, False
         self.loop: Loop | None = None
-        # The line in which the block is, and how often it has given its thread back.
+        # The strand of the block, and how often it has released its thread.
         self.strand: Strand | None = None
         self.releases = 0
-        # The call in which the block is.
+        # The call that the block is in.
         self.bridged = bridged
-        # Where it has an executor: the loop on which it was entered, and the threads above it that wait.
+        # For a block with an executor: the loop on which it was entered, and the threads above it that wait.
         self.entered_on: Loop | None = None
         self.hidden: list[Mailbox] = []
 
 
 class Steps:
-    """One iteration or block of a synchronous object: what its first step has settled for the others."""
+    """One iteration or block of a synchronous object: the facts that its first step has fixed for the others."""
 
     def __init__(self, name: str, executor: str) -> None:
         self.name, self.executor = name, executor
         self.thread = ""
         self.mailbox: Mailbox | None = None
-        # The context of all steps, and that of the consumer as it was when they last met.
+        # The context of all steps, and that of the consumer after the last exchange of changes.
         self.context: dict[Any, Any] = {}
         self.seen: dict[Any, Any] = {}
-        # What can be taken away from the consumer, and from the steps.
+        # The variables that can be unset in the consumer's context, and in that of the steps.
         self.here: set[Any] = set()
         self.there: set[Any] = set()
         self.reads_ahead = False
 
 
 class Kept:
-    """A context that is kept from one call to the next, as tokens of the bridge allow."""
+    """A context that is kept from one call to the next, so that tokens stay valid."""
 
     def __init__(self, context: dict[Any, Any], of_caller: set[Any]) -> None:
         self.context, self.of_caller = context, of_caller
-        # What the bridge has a token for to take it away: in the caller's context, and in this one.
+        # The variables that the bridge has a token to unset: in the caller's context, and in this one.
         self.own: set[Any] = set()
         # Whether a function whose caller was cancelled may still run in it.
         self.is_taken = False
 
     def follow(self, here: dict[Any, Any]) -> dict[Any, Any]:
-        """Make the values those of *here*; where that cannot be done, *here* is kept from then on."""
+        """Copy the values of *here*; if that is not possible, *here* is kept from then on."""
         if self.is_taken:
             raise Unfit("whether that function has ended is chance")
         superfluous = _variables(self.context) - _variables(here)
@@ -195,7 +194,7 @@ class Kept:
 
 
 class Caller:
-    """Whose calls share a context: a task, or a function below ``sync_to_async``."""
+    """The owner of calls that share a context: a task, or a function below ``sync_to_async``."""
 
     kept: Kept | None = None
 
@@ -215,17 +214,17 @@ class TaskSteps:
         self.loop: Loop | None = None
         self.kind = ""
         self.task = Caller()
-        # What can be taken away from the consumer, and from the steps.
+        # The variables that can be unset in the consumer's context, and in that of the steps.
         self.here: set[Any] = set()
         self.there: set[Any] = set()
-        # One mailbox for all steps. What is handled where the thread serves it differs.
+        # One mailbox for all steps. The exception being handled where the thread serves it differs.
         self.mailbox: Mailbox | None = None
         self.context: dict[Any, Any] = {}
         self.seen: dict[Any, Any] = {}
 
 
 class Strand:
-    """A line of things that happen one after the other."""
+    """A sequence of events, one after the other."""
 
     def __init__(self) -> None:
         self.tokens: list[Token] = []
@@ -236,48 +235,48 @@ class Strand:
 class BridgedCall(Caller):
     """One call of ``sync_to_async``."""
 
-    # The call further out.
+    # The enclosing call.
     outer: BridgedCall | None = None
-    # Whether what awaits it was cancelled, and whether it has ended the wait.
+    # Whether the awaiting task was cancelled, and whether it has stopped waiting.
     told: bool = False
     # Whether it makes several items of an iteration, as many as there is time for.
     is_ahead: bool = False
     cancelled: bool = False
-    # The loop that runs until the function has ended, since the one who cancels waits for that.
+    # The loop that runs until the function has ended, because the cancelling code waits for that.
     cancelled_on: Loop | None = None
-    # Whether it was cancelled again, after that had gone in.
+    # Whether it was cancelled again, after the first cancellation was passed on.
     absorbs: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Flow:
-    """Where execution is."""
+    """The current position of the execution."""
 
     thread: str
-    # What the variables are; besides those of the program, "ancestor", "sensitive" and "single".
+    # The values of the variables; besides those of the program, "ancestor", "sensitive" and "single".
     context: dict[Any, Any]
     strand: Strand
     # The loop that runs in this thread.
     loop: Loop | None = None
-    # The loop from which the bridged call that this thread runs came.
+    # The loop that made the bridged call that this thread runs.
     home: Loop | None = None
-    # The task in which this is; not in synchronous code.
+    # The current task; None in synchronous code.
     task: Caller = dataclasses.field(default_factory=Caller)
     handled: Any = None
     is_async: bool = False
-    # Threads with a part in this, of which each is another one.
+    # The threads that take part in this, each of them another one.
     chain: frozenset[str] = LASTING
     alone: bool = True
     bridged: BridgedCall | None = None
     on_hold: Callable[[Flow], None] | None = None
-    # The loop that leaves at the next Leave.
+    # The loop that stops or closes at the next Leave.
     leaving: Loop | None = None
 
     def but(self, **changes: Any) -> Flow:
         return dataclasses.replace(self, **changes)
 
     def apart(self, context: dict[Any, Any], strand: Strand, handled: Any) -> Flow:
-        """Return the flow of a new task that runs when others do too."""
+        """Return the flow of a new task that runs concurrently with others."""
         return self.but(context=context, strand=strand, handled=handled, alone=False, task=Caller())
 
 
@@ -287,7 +286,7 @@ def expected_of(
     debug_loops: frozenset[str] = frozenset(),
     thread_sensitive_loops: frozenset[str] = frozenset(),
 ) -> Trace:
-    """Return what *program* must do; raises ``Unfit`` where that cannot be told."""
+    """Return what *program* must do; raise ``Unfit`` if that is uncertain."""
     reference = _Reference(eager_loops, debug_loops, thread_sensitive_loops)
     reference.max_threads = program.max_threads
     return reference.run(program)
@@ -301,20 +300,20 @@ class _Reference:
         self.thread_sensitive_loops = thread_sensitive_loops
         self.trace: Trace = {}
         self.managers = 0
-        # What each thread does: it runs something (None) or serves a mailbox, the innermost last.
+        # For each thread, what it does: it runs something (None) or serves a mailbox, the innermost last.
         self.busy: dict[str, list[Mailbox | None]] = {"main": [None]}
-        # What was kept from going on: a thread, how much it had to do, and the thread for which that waited.
+        # The waits: a thread, the length of its stack, and the thread that it waited for.
         self.waits: set[tuple[str, int, str]] = set()
-        # The limit for the threads of contexts, and the threads that are leased.
+        # The limit for the threads of contexts, and the leased threads.
         self.max_threads: int | None = None
         self.leased: set[str] = set()
-        # Those of iterators and blocks, which may be open.
+        # Leased threads of iterators and blocks, which may be open.
         self.pinned: set[str] = set()
         # Values of the thread-critical Local on each thread.
         self.critical: dict[str, dict[str, Any]] = {}
         # Threads that may have left a chain, and so may be used again in it.
         self.parted: frozenset[str] = frozenset()
-        # The context that is called "kept", and whether some function runs in it.
+        # The context that is called "kept", and whether a function runs in it.
         self.kept: dict[Any, Any] = {}
         self.kept_is_entered = False
 
@@ -338,8 +337,8 @@ class _Reference:
         flow = flow.but(is_async=piece.is_async)
         self.look(piece.name, flow)
         if piece.is_async and flow.handled is not None:
-            # Python forgets it in coroutines that wait inside the except block, once one of them has
-            # been resumed with an exception.
+            # Python forgets it in coroutines that wait inside the except block, after one of them has been resumed with
+            # an exception.
             flow = flow.but(handled=ANY)
         for step in piece.steps:
             self.step(step, flow, piece.name)
@@ -457,7 +456,7 @@ class _Reference:
             raise
 
     def handled_in_task(self, flow: Flow) -> Any:
-        """Return what a new task finds being handled; an eager one begins on the stack of the one that makes it."""
+        """Return the exception that a new task sees being handled; an eager one starts on the stack of its creator."""
         assert flow.loop is not None
         eager = flow.loop.kind in self.eager_loops
         return ANY if eager and flow.handled is not None else flow.loop.handled
@@ -525,10 +524,10 @@ class _Reference:
         elif context == "":
             flow.task.kept = _keep(snapshot, inner, flow.context)
         if flow.loop.left == "stopped" and flow.loop.awaited:
-            # A thread that runs the function while it waits reports first, and gives up waiting then.
+            # A waiting thread that runs the function reports first, and gives up waiting then.
             if flow.loop.awaited[-1].thread != thread:
                 raise Unfit("whether it is cancelled before it has the result is chance")
-            if flow.loop.kind in self.debug_loops:  # it goes on one turn after its result, and so too late
+            if flow.loop.kind in self.debug_loops:  # it continues one iteration after its result, and so too late
                 raise Failure("CancelledError")
             flow.loop.cancels = True
         elif flow.loop.left == "stopped":
@@ -540,7 +539,7 @@ class _Reference:
         return _result(outcome)
 
     def wait(self, thread: str) -> None:
-        """Note what is kept from going on by a wait for *thread*; for others, the limit may be among it."""
+        """Record what a wait for *thread* blocks; for other code, the limit may be part of it."""
         self.waits |= {(other, len(does), thread) for other, does in self.busy.items() if does and other != thread}
         if self.max_threads is not None and self.running_leases():
             self.waits.add(("the limit", 1, thread))
@@ -549,7 +548,7 @@ class _Reference:
         return [thread for thread in self.leased if self.busy.get(thread, [])[-1:] == [None]]
 
     def lease(self, thread: str, flow: Flow) -> None:
-        """Note that *thread* is leased; at the limit too, where others give theirs back or stand still."""
+        """Record that *thread* is leased; also at the limit, if other threads are released or stand still."""
         running = self.running_leases()
         assert flow.loop is not None
         below = flow.loop.thread in self.leased or flow.loop.blocked
@@ -576,7 +575,7 @@ class _Reference:
         manager.releases += 1
 
     def route(self, flow: Flow) -> tuple[str, Mailbox | None]:
-        """Return the thread for thread-sensitive code, and the mailbox through which it gets it."""
+        """Return the thread for thread-sensitive code, and the mailbox by which it gets the code."""
         ancestor = self.mailbox_above(flow)
         while ancestor is not None:
             if ancestor.lost:
@@ -601,7 +600,7 @@ class _Reference:
         return "the process-wide worker", None
 
     def mailbox_above(self, flow: Flow) -> Mailbox | None:
-        """Return the mailbox of the innermost thread above that waits, or one that waits no more."""
+        """Return the mailbox of the innermost waiting thread above, or a mailbox whose thread no longer waits."""
         ancestor: Mailbox | None = flow.context.get("ancestor")
         if flow.loop is None or flow.loop.mailbox is None:
             return ancestor
@@ -630,7 +629,7 @@ class _Reference:
         flow: Flow,
         end: Callable[[Flow], object] | None = None,
     ) -> str:
-        """Run *function* as a step; where that is cancelled, *end* follows it, and nobody waits for that."""
+        """Run *function* as a step; if that is cancelled, *end* follows, and nothing waits for it."""
         loop = flow.loop
         assert loop is not None
         if loop.leaves:
@@ -871,7 +870,7 @@ class _Reference:
         steps.mailbox.serving = False
 
     def with_in_thread(self, step: With, flow: Flow, name: str) -> None:
-        """The same as in an ``AsyncSingleThreadContext``, whatever the loop."""
+        """The same as in an ``AsyncSingleThreadContext``, on any loop."""
         before, manager = flow.context.get("single"), None
         if before is None or before.ended:
             self.managers += 1
@@ -882,7 +881,7 @@ class _Reference:
             if manager is not None:
                 manager.ended = True
                 _write(flow.context, "single", before)
-                if manager.loop is not None:  # perhaps with an exception on its way
+                if manager.loop is not None:  # perhaps while an exception is being raised
                     self.end_kept_loop(manager.loop, flow.but(handled=ANY))
 
     def steps_of_with_in_thread(self, step: With, flow: Flow, name: str) -> None:
@@ -953,7 +952,7 @@ class _Reference:
     def loop_for(self, call: Call, flow: Flow) -> tuple[Loop, str]:
         home = flow.home if flow.home is not None and flow.home.running else None
         manager = flow.context.get("single")
-        # In a block, a new loop must not be the home loop, which is looked at for that.
+        # In a block, a new loop must not be the home loop.
         looks = call.by != "force_new_loop"
         if manager is not None and home is not None:
             looks |= home.leaves_soon == "looked at"
@@ -983,7 +982,7 @@ class _Reference:
             outcome = self.outcome_of(functools.partial(self.piece, call.piece, inner))
         except Frozen:
             outcome = "RuntimeError", "never ended"
-            # The coroutine is closed in the end, and with it the blocks in which it stood still.
+            # The coroutine is closed in the end, and so are its open blocks.
             for manager in loop.blocks:
                 manager.ended = True
         if loop.left not in ("closed", "cancelled"):
@@ -1023,7 +1022,7 @@ class _Reference:
                 raise Failure("CancelledError")
             self.leave_alone(flow, loop)
             return
-        if len(loop.awaited) + (flow.loop is not loop) > 1:  # each goes on, at the same time
+        if len(loop.awaited) + (flow.loop is not loop) > 1:  # each of them continues, concurrently
             self.judge_blocks(flow, loop)
         if leave.late and flow.home is loop:
             if leave.late == "handed over" and loop.is_reported_to:
@@ -1040,7 +1039,7 @@ class _Reference:
         loop.running, loop.left = True, ""
 
     def leave_alone(self, flow: Flow, loop: Loop) -> None:
-        """Note that the function goes on when all that waits for it has been cancelled, and the loop was closed."""
+        """Record that the function continues when all waiting tasks were cancelled, and the loop was closed."""
         assert flow.bridged is not None
         if flow.home is not loop:
             raise Unfit("when its loop ends is chance")
@@ -1052,7 +1051,7 @@ class _Reference:
         loop.left_alone = flow.thread
 
     def call_off(self, loop: Loop) -> None:
-        """Go back to where those who wait are cancelled, which they are before the function goes on."""
+        """Return to where the waiting tasks are cancelled, which happens before the function continues."""
         loop.running = True
         for mailbox in loop.awaited:
             mailbox.lost = False
@@ -1062,7 +1061,7 @@ class _Reference:
             raise Unfit("a block around it may have ended by then")
 
     def lose(self, loop: Loop) -> None:
-        """Stop or close *loop* under those who wait for it."""
+        """Stop or close *loop* while code waits for it."""
         loop.running, loop.leaves_soon, loop.left = False, "", loop.leaves
         for mailbox in loop.awaited:
             mailbox.lost = True
@@ -1171,7 +1170,7 @@ class _Reference:
         self.at_the_same_time([functools.partial(end, how, flow) for end in mine])
 
     def at_the_same_time(self, tasks: Sequence[Callable[[], T]]) -> list[T]:
-        """Run *tasks*; none may wait for a thread that another keeps, which waits for one that the former keeps."""
+        """Run *tasks*; none may wait for a thread of another one that waits for a thread of the former."""
         busy = {thread: len(does) for thread, does in self.busy.items()}
         results = []
         seen: set[tuple[str, str]] = set()
@@ -1260,7 +1259,7 @@ def _is_ahead(bridged: BridgedCall | None) -> bool:
 
 
 def _note_change(context: dict[Any, Any], variable: str) -> None:
-    """Note that a variable of Python's changes, to a new object, that holds all attributes of a ``Local``."""
+    """Record that the Python variable that holds all attributes of a ``Local`` changes, to a new object."""
     holder = {"local": "the local", "critical": "the critical local", "ancestor": "the mailbox"}.get(
         variable.split(".")[0]
     )
@@ -1269,12 +1268,12 @@ def _note_change(context: dict[Any, Any], variable: str) -> None:
 
 
 def _variables(context: dict[Any, Any]) -> set[Any]:
-    """Return what is a context variable of Python's own, and no attribute of a ``Local``."""
+    """Return the context variables of Python, without the attributes of a ``Local``."""
     return {key for key in context if type(key) is str and not key.startswith("local.") and key != "ancestor"}
 
 
 def _carry(snapshot: dict[Any, Any], callee: dict[Any, Any], caller: dict[Any, Any], of_caller: set[Any]) -> set[Any]:
-    """Bring what the callee changed to the caller, and only that; return the variables that are new there."""
+    """Apply the changes of the callee, and only those, to the caller; return the variables that are new there."""
     before = _variables(caller)
     for key in snapshot.keys() | callee.keys():
         if snapshot.get(key) is not callee.get(key):
@@ -1289,7 +1288,7 @@ def _carry(snapshot: dict[Any, Any], callee: dict[Any, Any], caller: dict[Any, A
 
 
 def _keep(snapshot: dict[Any, Any], callee: dict[Any, Any], caller: dict[Any, Any]) -> Kept | None:
-    """Bring back what a call in a new copy has changed; return what is kept of it, if it has changed something."""
+    """Bring back the changes of a call in a new copy; return the kept context, if the call has changed something."""
     if snapshot.keys() == callee.keys() and all(snapshot[key] is callee[key] for key in snapshot):
         return None
     return Kept(callee, _carry(snapshot, callee, caller, set()))

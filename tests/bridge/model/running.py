@@ -1,4 +1,4 @@
-"""Running programs really, with the package under test, and writing down what happens."""
+"""Running programs with the package under test, and recording what happens."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ PLAIN = {name: contextvars.ContextVar[int | None](name, default=None) for name i
 
 
 class Oops(Exception):
-    """What programs raise. Its text names the function that does."""
+    """The exception that programs raise. Its text names the raising function."""
 
 
 class Hung(Exception):
@@ -70,24 +70,24 @@ class Hung(Exception):
 
 
 class MainThread:
-    """The thread on which programs start, and what they share: executors, and the limit of their time."""
+    """The thread on which programs start, and shared objects: executors, and the time limit."""
 
-    # Often, so that there are some in each wait.
+    # Often, so that every wait has some checks.
     FIRST_CHECK, LAST_CHECK = 0.001, 0.004
     STANDSTILL = 0.02
 
     def __init__(self, loops: Loops, limit: float) -> None:
         self._before = _waits()
-        # A standstill is resolved soon, and nobody is told.
+        # A standstill is resolved soon, and not logged.
         self._standstill, sync.thread_standstill = sync.thread_standstill, self.STANDSTILL
         waits.logger.disabled = True
-        # What a program that hangs has left there is still there.
+        # Threads of a program that hangs remain there.
         self.blocked = set(AsyncToSync.loop_thread_executors)
         _set_waits(self.FIRST_CHECK, self.LAST_CHECK, 0, 0)
         self.loops, self.limit = loops, limit
         self.pool = concurrent.futures.ThreadPoolExecutor(64, "pool")
         self.one = concurrent.futures.ThreadPoolExecutor(1, "one")
-        self.one.submit(int).result()  # now, since a later thread may get the number of one that has ended
+        self.one.submit(int).result()  # now, because a later thread may get the number of one that has ended
         self.hung = False
         self._start_thread()
 
@@ -95,7 +95,7 @@ class MainThread:
         self._programs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=_serve, args=[self._programs], name="main of programs", daemon=True)
         self._thread.start()
-        # Leased now, the process-wide worker is none of those that a program leases.
+        # Leased now, so that no program leases the worker that becomes the thread of the process.
         SyncToAsync.single_thread_executor.submit(int).result()
 
     def run(self, program: Piece) -> Trace:
@@ -128,7 +128,7 @@ class MainThread:
         return run.trace
 
     def _wait_for_threads(self) -> None:
-        """Raise ``AssertionError`` where a context keeps its thread, or its place in the queue, after its end."""
+        """Raise ``AssertionError`` if a context keeps its thread, or its place in the queue, after its end."""
         deadline = time.monotonic() + self.limit
         while limit._leases or limit._queue:
             assert time.monotonic() < deadline, f"left behind: {limit._leases}, {limit._queue}"
@@ -137,8 +137,8 @@ class MainThread:
     def _abandon(self, run: _Run) -> None:
         run.open_gates()
         self.hung = True
-        self.limit = min(self.limit, 1.0)  # the same again, most likely, while a smaller program is looked for
-        workers._idle.clear()  # one that waits may be among them, after a fault
+        self.limit = min(self.limit, 1.0)  # the same again, probably, while a smaller program is searched for
+        workers._idle.clear()  # a waiting one may be among them, after a fault
         limit._leases.clear()
         limit._queue.clear()
         SyncToAsync.single_thread_executor = type(SyncToAsync.single_thread_executor)()
@@ -155,7 +155,7 @@ class MainThread:
         self.pool.shutdown(wait=not self.hung)
         self.one.shutdown(wait=not self.hung)
         if self.hung:
-            # Threads that wait for ever are not to be waited for when the interpreter ends.
+            # The interpreter must not wait for threads that wait forever.
             concurrent.futures.thread._threads_queues.clear()  # type: ignore[attr-defined]
             workers._workers.clear()
 
@@ -184,7 +184,7 @@ def _serve(programs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
 
 
 class _Signal:
-    """Something that a task of one loop waits for, and any thread may tell."""
+    """An event that a task of one loop waits for, and that any thread may set."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -199,20 +199,20 @@ class _Signal:
 
 
 class _Gate:
-    """Where a ``Hold`` waits, and how the one who made the call knows of it."""
+    """The wait of a ``Hold``, and the notification of its caller."""
 
     def __init__(self) -> None:
         self.reached = _Signal()
-        # The sync_to_async call whose function is held has ended for the caller, and on the thread.
+        # The sync_to_async call of the held function has ended for the caller, and on the thread.
         self.left, self.done = _Signal(), _Signal()
         self.opened = threading.Event()
         self.in_coroutine = False
         # Whether the call is cancelled while it is held.
         self.cancels = False
-        # The innermost sync_to_async call in which the coroutine is that is held.
+        # The innermost sync_to_async call around the held coroutine.
         self.bridged: _Bridged | None = None
         self._awaiting: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-        # Whether the coroutine, when it has been cancelled, tells so, and cleans up until it is let go.
+        # Whether the cancelled coroutine reports that, and cleans up until it is released.
         self.cleans_up = False
         self.cleaning = _Signal()
 
@@ -230,7 +230,7 @@ class _Gate:
         except asyncio.CancelledError:
             if self.cleans_up:
                 self.cleaning.tell()
-                await event.wait()  # a second cancellation would break it off, and so be seen in time
+                await event.wait()  # a second cancellation would interrupt it, and so be noticed in time
                 self.cleans_up = False
             raise
 
@@ -242,7 +242,7 @@ class _Gate:
 
 
 class _Leaving:
-    """A loop that leaves when the ``Leave`` below is reached."""
+    """A loop that stops or closes when the ``Leave`` below is reached."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, how: str) -> None:
         self.loop, self.how = loop, how
@@ -253,7 +253,7 @@ class _Leaving:
         self._functions_ended = threading.Event()
         self.left = threading.Event()
         self._left: _Signal | None = None
-        # The thread with whose next coroutine the loop leaves.
+        # The thread with whose next coroutine the loop stops or closes.
         self._thread: int | None = None
         self._held, self._handed_over = threading.Event(), threading.Event()
 
@@ -297,7 +297,7 @@ class _Leaving:
     def _hold_and_stop(self) -> None:
         self._held.set()
         self._handed_over.wait()
-        self.loop.stop()  # after this turn, in which it does not come to what was handed over
+        self.loop.stop()  # after this iteration, which does not run posted callbacks
 
     def _call_soon_threadsafe(self, call_soon_threadsafe: Any, *arguments: Any, **options: Any) -> Any:
         handle = call_soon_threadsafe(*arguments, **options)
@@ -325,7 +325,7 @@ class _Leaving:
     # On the thread of the loop:
 
     def tell(self) -> None:
-        """Let go on whoever reached the ``Leave``."""
+        """Let the code continue that has reached the ``Leave``."""
         self.left.set()
         if self._left is not None and not self._left.loop.is_closed():
             self._left.tell()
@@ -343,19 +343,19 @@ def _run_until_stopped(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any])
 
 
 def _run_leaving(leaving: _Leaving, task: asyncio.Task[Any], strand: _Strand) -> None:
-    """Run *task* on a loop that leaves; see ``programs.Call.leaves``."""
+    """Run *task* on a loop that stops or closes; see ``programs.Call.leaves``."""
     loop, leaving.task = leaving.loop, task
     _run_until_stopped(loop, task)
     tasks = asyncio.all_tasks(loop)
     if not task.done() and leaving.how in ("paused", "stopped"):
         if leaving.how == "paused":
-            leaving.tell()  # what goes on meanwhile may call a loop that stands still
-            time.sleep(2 * MainThread.LAST_CHECK)  # so that all see it
+            leaving.tell()  # code that continues meanwhile may call a stopped loop
+            time.sleep(2 * MainThread.LAST_CHECK)  # so that all threads see it
         else:
             leaving.tell()
             leaving.wait_for_functions()
         _run_until_stopped(loop, task)
-        # What nobody waits for any more comes to its end by itself, before what was spawned is cancelled.
+        # Code that nothing waits for ends by itself, before spawned tasks are cancelled.
         left_behind = tasks - {spawned for _, _, spawned in strand.spawned}
         if left_behind:
             loop.run_until_complete(asyncio.wait(left_behind))
@@ -382,7 +382,7 @@ class _Bridged:
 
 
 class _Strand:
-    """Tasks that were spawned and not collected, in a line of things that happen one after the other."""
+    """Spawned tasks that were not collected, in a sequence of events."""
 
     def __init__(self) -> None:
         self.spawned: list[tuple[asyncio.AbstractEventLoop, asyncio.Event, asyncio.Task[None]]] = []
@@ -390,7 +390,7 @@ class _Strand:
 
 
 class _Flow:
-    """What a function is run with."""
+    """The arguments of every function."""
 
     def __init__(
         self,
@@ -414,7 +414,7 @@ class _Run:
         self.kept_context = contextvars.Context()
         self.gates: list[_Gate] = []
         self.leaving: list[_Leaving] = []
-        # What the loops that leave have logged.
+        # The log messages of the stopped or closed loops.
         self.complaints: list[dict[str, Any]] = []
 
     def main(self, program: Piece) -> None:
@@ -507,7 +507,7 @@ class _Run:
                     try:
                         self.sync_steps(step.steps, flow)
                     except BaseException as caught:
-                        error = caught  # so that the block ends with nothing being handled
+                        error = caught  # so that no exception is being handled at the end of the block
                 if error is not None:
                     raise error
             elif isinstance(step, With):
@@ -539,7 +539,7 @@ class _Run:
         error, ended = None, False
         for number in range(step.takes):
             outcome, error = _attempt_here(functools.partial(next, items))
-            if isinstance(error, StopIteration):  # the end: one that the generator raises is a RuntimeError
+            if isinstance(error, StopIteration):  # the end: that of the generator itself would be a RuntimeError
                 outcome, error = ("StopAsyncIteration", ""), None
                 ended = True
             self.note(flow.name, outcome)
@@ -819,7 +819,7 @@ class _Run:
         either: list[asyncio.Future[Any]] = [task, gate.reached.future]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         queued = None
-        own = _Strand()  # of what is queued: it may run at the same time as the rest of a task that was cancelled
+        own = _Strand()  # for queued code: it may run concurrently with the rest of a cancelled task
         if gate.reached.future.done():
             if held.queued is not None:
                 queued = asyncio.create_task(
@@ -835,7 +835,7 @@ class _Run:
                 self.note(flow.name, (await attempt)[0])
             if held.cancels:
                 gate.cancels = True
-                # Without a bridged call in between, the others would go to the coroutine too.
+                # Without a bridged call in between, the other cancellations would go to the coroutine, too.
                 again = held.cancels_again if gate.in_coroutine and gate.bridged is not flow.bridged else 0
                 gate.cleans_up = bool(again)
                 task.cancel()
@@ -871,7 +871,7 @@ class _Manager:
             self._run.sync_piece(self._step.enter, self._flow.into(self._step.enter, self.bridged))
             entered = True
         finally:
-            # Where it was cancelled, __exit__ follows.
+            # If it was cancelled, __exit__ follows.
             if self.bridged.gate is not None and not (entered and self.bridged.gate.cancels):
                 self.bridged.gate.done.tell()
 
@@ -885,7 +885,7 @@ class _Manager:
 
 
 class _Told:
-    """A bridged manager; whoever holds one of its steps is told when nobody waits for that any more."""
+    """A bridged manager that notifies the code that holds one of its steps when nothing waits for that any more."""
 
     def __init__(self, manager: Any, bridged: _Bridged) -> None:
         self._manager, self._bridged = manager, bridged
@@ -929,7 +929,7 @@ def _attempt_here(function: Callable[[], Any]) -> tuple[Outcome, BaseException |
 async def _attempt(awaitable: Awaitable[Any]) -> tuple[Outcome, BaseException | None]:
     try:
         return ("returned", await awaitable), None
-    except GeneratorExit:  # its loop is closed, and it is to leave no trace
+    except GeneratorExit:  # its loop is closed, and no trace must remain
         raise
     except BaseException as error:
         return _outcome(error), error
@@ -961,7 +961,7 @@ def _outcome(error: BaseException) -> Outcome:
     return type(error).__name__, "" if isinstance(error, (asyncio.CancelledError, StopIteration)) else str(error)
 
 
-# What tells one RuntimeError from another.
+# The parts that distinguish one RuntimeError from another.
 DETAILS = {
     "StopIteration": "StopIteration",
     "await": "in a thread that runs an event loop",
