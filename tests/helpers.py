@@ -88,6 +88,10 @@ def finished(executor: JobExecutor) -> None:
     done = threading.Event()
     executor.submit(done.set)
     wait_for(done)
+    deadline = time.monotonic() + LIMIT
+    while getattr(executor, "unfinished", False):  # its thread has not yet removed the job
+        assert time.monotonic() < deadline
+        time.sleep(0)
 
 
 def collect_all() -> None:
