@@ -317,7 +317,7 @@ def test_what_a_subclass_says_of_itself_wins(wrap: Wrap) -> None:
 @both_ways
 def test_description_of_a_subclass_object_is_that_of_the_function(wrap: Wrap) -> None:
     class Documented(type(wrap(function_of(wrap)))):  # type: ignore[misc]
-        """Of the class."""
+        """The docstring of the class."""
 
         attribute: int = 0
 
