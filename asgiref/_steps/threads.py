@@ -123,8 +123,12 @@ class Steps(SyncToAsync[Any, Any]):
         """The object that errors name: each call has a function of its own."""
         return self
 
-    async def step(self, function: Callable[[], Any]) -> Any:
-        """Run *function* on the thread with the current context variables; changes come back."""
+    async def step(self, function: Callable[[], Any], keeps_error: bool = False) -> Any:
+        """Run *function* on the thread with the current context variables; changes come back.
+
+        Args:
+            keeps_error: Whether *function* keeps its exception in ``errors``.
+        """
         __traceback_hide__ = True
         loop = asyncio.get_running_loop()
         inner_calls = InnerCalls()
@@ -145,7 +149,7 @@ class Steps(SyncToAsync[Any, Any]):
                 awaited.pop(id(call), None)
             if call.settled and call is self.latest:
                 self.bring_back(self._before, self.context)
-        if inner_calls.absorbed is not None:
+        if inner_calls.absorbed is not None and not (keeps_error and self.errors):
             call.cancel_result(*inner_calls.absorbed)
         return call.take()
 
@@ -216,7 +220,7 @@ class Steps(SyncToAsync[Any, Any]):
         caused_by_cancellation = task is not None and task.cancelling() > 0
         step = functools.partial(_only_clean_up, function) if caused_by_cancellation else function
         try:
-            result = await self.step(step)
+            result = await self.step(step, keeps_error=True)
         except _NothingIsOpen:
             result = None
         except BaseException:

@@ -20,6 +20,7 @@ from asgiref.sync import (
     bridge_calls,
     sync_to_async,
     sync_to_async_context_manager,
+    sync_to_async_iterator,
 )
 
 from ..helpers import LIMIT, Thread, wait_for
@@ -249,6 +250,54 @@ async def test_cancelled_while_leaving(fails: bool) -> None:
     assert [(await sync_to_async(me)(), None)] == manager.left
     if fails:
         assert isinstance(await asyncio.wait_for(told, LIMIT), ValueError)
+
+
+@pytest.mark.parametrize("kind", ["manager", "iterator"])
+async def test_error_of_the_end_stays_when_its_caller_is_cancelled_again(kind: str) -> None:
+    """The first cancellation goes to the coroutine for which the end waits. Its error hides the second one."""
+    begun, cleaning, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        try:
+            begun.set()
+            await asyncio.sleep(LIMIT)
+        except asyncio.CancelledError:
+            cleaning.set()
+            await go_on.wait()
+            raise LookupError from None
+
+    class Waiting(Manager):
+        def __exit__(self, *args: Any) -> bool:
+            return async_to_sync(wait)()  # type: ignore[return-value]
+
+        def __iter__(self) -> Iterator[int]:
+            return self
+
+        def __next__(self) -> int:
+            return 1
+
+        def close(self) -> None:
+            async_to_sync(wait)()
+
+    async def use() -> None:
+        if kind == "manager":
+            async with sync_to_async_context_manager(Waiting()):
+                pass
+        else:
+            items = sync_to_async_iterator(Waiting())
+            await anext(items)
+            await items.aclose()
+
+    task = asyncio.create_task(use())
+    async with asyncio.timeout(LIMIT):
+        await begun.wait()
+        task.cancel()
+        await cleaning.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(LookupError):
+            await task
 
 
 async def test_block_that_is_dropped_half_way_is_left_on_its_thread() -> None:
