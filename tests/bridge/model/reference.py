@@ -1006,6 +1006,10 @@ class _Reference:
         context = flow.context.copy()
         inner = flow.but(thread=thread, loop=loop, home=None, context=context, chain=chain, task=Caller())
         outcome = self.outcome_of(functools.partial(self.piece, call.piece, inner))
+        # The tasks that are left end in another run of the loop, for which the thread waits in another mailbox.
+        mailbox.serving = False
+        loop.mailbox = mailbox = Mailbox(flow, flow.context.get("ancestor"))
+        self.busy[flow.thread][-1] = mailbox
         self.end_spawned(loop, flow, "cancelled")
         loop.running = mailbox.serving = False
         self.busy[flow.thread].pop()
