@@ -33,6 +33,18 @@ def call(*command: str | Path, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+def commit() -> str:
+    """Return the last commit that changed this package, with a + if files differ from it; nothing without git."""
+    git = ("git", "-C", str(ROOT))
+    options = ("--", str(ROOT / "asgiref"))
+    try:
+        last = subprocess.run([*git, "log", "-1", "--format=%h", *options], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", *options], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return last.stdout.strip() + ("+" if changes.stdout else "")
+
+
 def pip(*arguments: str | Path) -> None:
     call(sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments)
 

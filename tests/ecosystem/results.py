@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from .environments import ROOT, UPSTREAM
+from .environments import ROOT, UPSTREAM, commit
 from .outcomes import Comparison, Run
 from .projects import Project, load
 
@@ -27,6 +27,8 @@ class Result:
     key: str
     date: str
     machine: str
+    # Of this package: the last one that changed it.
+    commit: str
     versions: dict[str, str]
     seconds: dict[str, float]
     counts: dict[str, dict[str, int]]
@@ -42,6 +44,7 @@ class Result:
             date=time.strftime("%Y-%m-%d"),
             machine=f"{os.cpu_count()} CPUs, {platform.system()} on {platform.machine()}, "
             f"{platform.python_implementation()} {platform.python_version()}",
+            commit=commit(),
             versions=versions,
             seconds={package: round(run.seconds, 1) for package, run in runs.items()},
             counts={package: dict(sorted(run.counts.items())) for package, run in runs.items()},
@@ -167,13 +170,14 @@ def render(results: Sequence[Result]) -> str:
         (
             f"``tox -e ecosystem -- {result.key}``",
             result.date,
+            f"``{result.commit}``" if result.commit else "not known",
             *(f"{result.seconds[package]:.0f} s" for package in ("upstream", "ours")),
             result.machine,
         )
         for result in results
     ]
     lines += [heading, "~" * len(heading), ""]
-    lines += _table("34 14 10 12 30", ("command", "date", "upstream", "this package", "machine"), *rows)
+    lines += _table("32 13 12 10 12 21", ("command", "date", "commit", "upstream", "this package", "machine"), *rows)
     return "\n".join(lines)
 
 
