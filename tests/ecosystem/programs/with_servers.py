@@ -23,14 +23,16 @@ SERVERS = {
     "granian": f"granian --interface asgi --host {{host}} --port {{port}} {ASGI}",
     "gunicorn-uvicorn": f"{GUNICORN} --worker-class uvicorn_worker.UvicornWorker {ASGI}",
     "gunicorn-gthread": f"{GUNICORN} --worker-class gthread --threads 60 --preload {WSGI}",
-    # A worker that does not end is killed after 20 s.
     "uwsgi": "uwsgi --http-socket {host}:{port} --master --processes 1 --enable-threads --threads 60 --need-app"
-    " --hook-master-start 'unix_signal:15 gracefully_kill_them_all' --worker-reload-mercy 20"
-    " --module site_under_test.wsgi:application",
+    " --hook-master-start 'unix_signal:15 gracefully_kill_them_all'"
+    # Without this option, uWSGI forks without Python's fork handlers.
+    " --py-call-uwsgi-fork-hooks --module site_under_test.wsgi:application",
+    "waitress": f"waitress-serve --threads 60 --host {{host}} --port {{port}} {WSGI}",
 }
-# Daphne drops requests in flight.
-DROPPING = {"daphne"}
+# These drop requests in flight.
+DROPPING = {"daphne", "waitress"}
 REQUESTS = 50
+STARTS = 10
 
 
 class Site:
@@ -114,3 +116,18 @@ async def test_stops_with_requests_in_flight(server: str, view: str, tmp_path: P
         for number, response in enumerate(responses):
             assert isinstance(response, httpx.Response), (response, site.program.log)
             assert {"variable": str(number), "local": str(number), "answer": 42} == response.json()
+
+
+async def test_uwsgi_forks_just_after_a_call_of_asynchronous_code(tmp_path: Path) -> None:
+    """By default, uWSGI runs no fork handlers of Python. A thread that the call leaves must not keep a worker."""
+    for _ in range(STARTS):
+        port = free_port()
+        command = "uwsgi --http-socket {host}:{port} --master --processes 1 --enable-threads --threads 60 --need-app"
+        command += " --die-on-term --module called_at_import:application"
+        with started(command.format(host=HOST, port=port), tmp_path) as program:
+            program.wait_for_port(port)
+            async with httpx.AsyncClient(timeout=LIMIT) as client:
+                response = await client.get(f"http://{HOST}:{port}/")
+            assert response.text == "answered"
+            program.process.terminate()
+            await asyncio.to_thread(wait_until, lambda: not program.runs, program.log)
