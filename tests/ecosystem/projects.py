@@ -34,7 +34,7 @@ class Project:
     runner: str = "pytest"
     arguments: tuple[str, ...] = ()
     directory: str = "."
-    # "redis" is a server with a sentinel, on their usual ports.
+    # On their usual ports: "redis" is a server with a sentinel, "postgresql" a server whose superuser is "postgres".
     services: tuple[str, ...] = ()
     # Programs that must be installed.
     programs: tuple[str, ...] = ()

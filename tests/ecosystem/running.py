@@ -12,12 +12,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from .environments import Workshop, call
 from .outcomes import Run, read
 from .projects import Project
 
 HARNESS = Path(__file__).parent / "harness"
+HOST = "127.0.0.1"
 
 
 class Missing(Exception):
@@ -33,6 +35,8 @@ def check(project: Project) -> None:
             raise Missing(f"{program} is not installed")
     if "redis" in project.services and shutil.which("redis-server") is None:
         raise Missing("redis-server is not installed")
+    if "postgresql" in project.services and _of_postgresql("initdb") is None:
+        raise Missing("PostgreSQL is not installed")
 
 
 def run(project: Project, workshop: Workshop, package: str, log: Path, tests: Sequence[str] = ()) -> Run:
@@ -128,34 +132,61 @@ def _print_stacks(pids: Sequence[int]) -> None:
 
 
 @contextlib.contextmanager
+def _listening(port: int, command: Sequence[str], **options: Any) -> Iterator[None]:
+    """Run a server on the port that tests have written into them."""
+    # The tests empty the databases, which had better not be somebody's.
+    with contextlib.suppress(OSError), socket.create_connection((HOST, port)):
+        raise Missing(f"port {port} is in use")
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, **options
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection((HOST, port)).close()
+                break
+            except OSError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise Missing(f"{command[0]} does not start") from None
+                time.sleep(0.05)
+        yield
+    finally:
+        _end(process)
+
+
+@contextlib.contextmanager
 def _redis(scratch: Path) -> Iterator[None]:
-    """Run a Redis server and a sentinel for it, on the ports that the tests use."""
+    """Run a Redis server and a sentinel that watches it."""
     sentinel = scratch / "sentinel.conf"
-    sentinel.write_text("sentinel monitor sentinel 127.0.0.1 6379 1\n")
-    commands = {
-        6379: ["redis-server", "--port", "6379", "--save", ""],
-        26379: ["redis-server", str(sentinel), "--sentinel", "--port", "26379"],
-    }
-    with contextlib.ExitStack() as stack:
-        for port, command in commands.items():
-            # The tests empty the databases, so these must not belong to another program.
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                raise Missing(f"port {port} is in use")
-            process = subprocess.Popen(
-                [*command, "--bind", "127.0.0.1"], cwd=scratch, stdout=subprocess.DEVNULL, start_new_session=True
-            )
-            stack.callback(_end, process)
-            deadline = time.monotonic() + 30
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port)).close()
-                except OSError:
-                    if process.poll() is not None or time.monotonic() > deadline:
-                        raise Missing(f"{command[0]} does not start") from None
-                    time.sleep(0.05)
-                else:
-                    break
+    sentinel.write_text(f"sentinel monitor sentinel {HOST} 6379 1\n")
+    server = ["redis-server", "--port", "6379", "--bind", HOST, "--save", ""]
+    watcher = ["redis-server", str(sentinel), "--sentinel", "--port", "26379", "--bind", HOST]
+    with _listening(6379, server, cwd=scratch), _listening(26379, watcher, cwd=scratch):
         yield
 
 
-_SERVICES = {"redis": _redis}
+@contextlib.contextmanager
+def _postgresql(_: Path) -> Iterator[None]:
+    """Run a PostgreSQL server, whose superuser ``postgres`` needs no password."""
+    # It refuses to be run by root, whose directories nobody else can read.
+    user = "postgres" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="ecosystem-") as directory:
+        if user is not None:
+            shutil.chown(directory, user)
+        initialise = ["initdb", "-D", f"{directory}/data", "-U", "postgres", "-A", "trust", "--no-sync"]
+        subprocess.run(
+            initialise, executable=_of_postgresql("initdb"), user=user, check=True, stdout=subprocess.DEVNULL
+        )
+        server = ["postgres", "-D", f"{directory}/data", "-k", directory, "-h", HOST, "-p", "5432", "-F"]
+        with _listening(5432, server, executable=_of_postgresql("postgres"), user=user, cwd=directory):
+            yield
+
+
+def _of_postgresql(program: str) -> str | None:
+    """Return the path of *program*, which Debian keeps out of the PATH."""
+    installed = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
+    return str(installed[-1]) if installed else shutil.which(program)
+
+
+_SERVICES = {"redis": _redis, "postgresql": _postgresql}
