@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,18 @@ def test_table_in_the_documentation_is_that_of_the_recorded_results() -> None:
     assert results.render(recorded) == results.TABLE.read_text()
     assert [] == [name for result in recorded for name in result.unexplained]
     assert all(result.finished for result in recorded)
+
+
+def test_readme_has_the_recorded_counts() -> None:
+    """Of each project that it names with a version: the passed tests. The most are those of all labels."""
+    [evidence] = re.findall(
+        r"- Other projects' test suites .*?(?=\n- )", (results.ROOT / "README.rst").read_text(), re.DOTALL
+    )
+    told = re.findall(r"([\w-]+) (\d[\d.]*)\s+\(([\d,]+)", " ".join(evidence.split()))
+    assert len(told) > 3
+    passed = [
+        (result.project.name, version, f"{result.counts['ours']['passed']:,}")
+        for result in results.recorded()
+        for version in result.versions.values()
+    ]
+    assert [] == [one for one in told if one not in passed]

@@ -34,7 +34,8 @@ class ReportingResult(unittest.TextTestResult):
     def addSubTest(self, test, subtest, err):
         super().addSubTest(test, subtest, err)
         if err is not None:
-            self._write(test, "failed", (self.failures + self.errors)[-1][1])
+            found = self.failures if issubclass(err[0], test.failureException) else self.errors
+            self._write(test, "failed", found[-1][1])
 
     def addSkip(self, test, reason):
         super().addSkip(test, reason)
