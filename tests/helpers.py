@@ -160,7 +160,10 @@ def output_of(code: str, *options: str, **environment: str) -> list[str]:
 
 # A hang prints all stacks, well before the limit.
 PRELUDE = f"""
-import asyncio, atexit, faulthandler, os, signal, sys, threading, time
+import asyncio, atexit, faulthandler, logging, os, signal, sys, threading, time
+# In debug mode, asyncio warns of slow callbacks, which are no fault on a busy machine. Not a filter, which would keep
+# the variables of the program alive to its end.
+logging.getLogger("asyncio").setLevel(logging.ERROR)
 sys.path.insert(0, {str(Path(asgiref.__file__).parent.parent)!r})  # -I ignores the environment
 from asgiref.local import Local
 from asgiref.sync import *

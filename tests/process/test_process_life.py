@@ -1053,18 +1053,11 @@ loop.run_until_complete(main())
     assert 0 == process.returncode
 
 
-# In debug mode, asyncio logs slow callbacks, which are no fault on a busy machine.
-QUIET = """
-import logging
-logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing"))
-"""
-
-
 @pytest.mark.parametrize("options", [["-X", "dev", "-W", "error"], ["-O"], ["-OO"], ["-I"], []], ids=" ".join)
 def test_interpreter_options(options: list[str]) -> None:
     environment = {} if options else {"PYTHONASYNCIODEBUG": "1"}
     code = BRIDGES.replace('simplefilter("ignore"', 'simplefilter("error"') + EACH_LOOP
-    lines = output_of(QUIET + code + "on_each_loop(lambda: print(both_ways()))", *options, **environment)
+    lines = output_of(code + "on_each_loop(lambda: print(both_ways()))", *options, **environment)
     assert {"1"} == {*lines}
 
 
