@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from . import projects, results
+from . import environments, projects, results
 from .outcomes import Run, compare, read
 from .projects import Project
 
@@ -142,7 +142,7 @@ def test_table_in_the_documentation_is_that_of_the_recorded_results() -> None:
 def test_readme_has_the_recorded_counts() -> None:
     """Of each project that it names with a version: the passed tests. The most are those of all labels."""
     [evidence] = re.findall(
-        r"- Other projects' test suites .*?(?=\n- )", (results.ROOT / "README.rst").read_text(), re.DOTALL
+        r"- Other projects' test suites .*?(?=\n- )", (environments.ROOT / "README.rst").read_text(), re.DOTALL
     )
     told = re.findall(r"([\w-]+) (\d[\d.]*)\s+\(([\d,]+)", " ".join(evidence.split()))
     assert len(told) > 3
