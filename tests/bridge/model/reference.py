@@ -676,6 +676,8 @@ class _Reference:
             if end is not None and outcome[0] == "returned":
                 if bridged.cancelled_on is not loop:
                     raise Unfit("whether the loop still runs is chance")
+                if mailbox is not None and flow.bridged is not None and flow.bridged.told:
+                    raise Unfit("whether the thread still waits in its mailbox is chance, since that was cancelled too")
                 end(after)
             doing.pop()
             raise Failure("CancelledError")
