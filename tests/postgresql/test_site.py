@@ -23,4 +23,4 @@ def test_no_request_fails_and_no_connection_is_one_too_many() -> None:
     with run.database(max_connections=30) as used:
         for max_age in 0, 600:
             with run.site(used, run.ALLOWED, max_age) as server:
-                assert [] == asyncio.run(run.judge(used, server, max_age, LOAD))
+                assert [] == asyncio.run(run.judge(used, server, LOAD))
