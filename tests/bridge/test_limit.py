@@ -489,6 +489,25 @@ async def test_standstill_gives_the_first_a_thread_over_the_limit(
     assert "release_thread()" in record.getMessage()
 
 
+async def test_standstill_is_found_after_an_earlier_call_was_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer of a place ends when no call is wanted; the next call sets another one."""
+
+    async def call_again() -> threading.Thread:
+        async with ThreadSensitiveContext() as context:
+            task = asyncio.create_task(look())
+            await until(waiting(1))
+            task.cancel()
+            await asyncio.wait([task])
+            executor: Any = SyncToAsync.context_to_thread_executor[context]
+            await until(lambda: not executor._worker._timed)
+            monkeypatch.setattr(sync, "thread_standstill", 0.05)
+            return await look()
+
+    async with asyncio.timeout(LIMIT), ThreadSensitiveContext():
+        held = await look()
+        assert held is not await asyncio.create_task(call_again(), context=contextvars.Context())
+
+
 async def test_slow_thread_is_no_standstill(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sync, "thread_standstill", 0.01)
     async with gate():

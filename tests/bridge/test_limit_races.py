@@ -272,6 +272,19 @@ def test_queue_that_is_emptied_as_it_is_served(monkeypatch: pytest.MonkeyPatch) 
 # The limit:
 
 
+def test_thread_of_a_raised_limit_goes_to_the_first_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing serves the queue when the limit is raised; the next call that needs a thread does, and waits itself."""
+    held = Held()
+    executor, job = post()
+    monkeypatch.setattr(ThreadSensitiveContext, "max_threads", 2)
+    later, later_job = post()
+    job.thread()
+    assert [later] == [place.executor for place in limit._queue]
+    held.end()
+    later_job.thread()
+    ends(executor, later)
+
+
 @pytest.mark.parametrize("now", [1, 3, None])
 def test_limit_that_changes_while_the_queue_is_served(now: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """1. The thread is released, and the limit is read. 2. The limit is another one for the second place."""
@@ -596,18 +609,26 @@ def test_interrupt_just_after_a_place_got_its_worker() -> None:
     ends(executor)
 
 
-def test_place_that_is_in_the_queue_twice_gets_one_worker() -> None:
-    """An interrupt may leave a place in the queue while another thread removes it."""
+def test_place_that_is_in_the_queue_twice_gets_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt may put a place back into the queue while another thread removes it.
+
+    1. Thread A removes the place. 2. Thread B finds it again, and gives it a worker. 3. Thread A does not.
+    """
     held = Held()
     executor, job = post()
     limit._queue.append(limit._queue[0])
+    monkeypatch.setattr(ThreadSensitiveContext, "max_threads", 2)
+    give, thread_b = Place.give, Doing(limit._serve_queue)
+
+    def give_late(self: Place, lease: Lease, own: bool = False) -> None:
+        thread_b()
+        give(self, lease, own)
+
+    monkeypatch.setattr(Place, "give", give_late)
     held.end()
+    assert 1 == figures().leased_threads == len(limit._leases)
     job.thread()
-    executor.shutdown()
-    assert 0 == figures().leased_threads
-    place = Place(ContextExecutor())
-    place._ungiven.clear()
-    place.give(Lease())
+    ends(executor)
 
 
 def test_interrupt_of_a_lease(monkeypatch: pytest.MonkeyPatch) -> None:
