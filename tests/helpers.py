@@ -70,6 +70,14 @@ def wait_for(event: threading.Event) -> None:
     assert event.wait(LIMIT), "nobody set the event"
 
 
+def wait_until(condition: Callable[[], Any]) -> None:
+    """Wait for a step of another thread that signals nothing."""
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0)
+
+
 def forget(thread: threading.Thread) -> None:
     """Remove a thread that ``threading`` has not started from its list, where it may stay forever."""
     threading._active.pop(thread.ident, None)  # type: ignore[attr-defined]
@@ -88,10 +96,7 @@ def finished(executor: JobExecutor) -> None:
     done = threading.Event()
     executor.submit(done.set)
     wait_for(done)
-    deadline = time.monotonic() + LIMIT
-    while getattr(executor, "unfinished", False):  # its thread has not yet removed the job
-        assert time.monotonic() < deadline
-        time.sleep(0)
+    wait_until(lambda: not getattr(executor, "unfinished", False))  # its thread removes the job later
 
 
 def collect_all() -> None:

@@ -30,7 +30,7 @@ from asgiref.sync import (
     sync_to_async_iterator,
 )
 
-from ..helpers import LIMIT, idle_workers, no_garbage, wait_for
+from ..helpers import LIMIT, idle_workers, no_garbage, wait_for, wait_until
 
 
 def thread() -> threading.Thread:
@@ -46,6 +46,7 @@ def limit_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ThreadSensitiveContext, "max_threads", 1)
     monkeypatch.setattr(sync, "thread_standstill", 10 * LIMIT)
     yield
+    wait_until(lambda: not limit._leases)  # a worker is idle before its lease ends
     assert (0, 0) == told()
 
 

@@ -21,7 +21,7 @@ from asgiref._bridge.jobs import removed as remove
 from asgiref._bridge.limit import ContextExecutor, Lease, Place, figures
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext, release_thread, sync_to_async
 
-from ..helpers import LIMIT, Thread, finished, idle_workers, no_garbage, output_of, wait_for
+from ..helpers import LIMIT, Thread, collect_until, finished, idle_workers, no_garbage, output_of, wait_for, wait_until
 
 forks = pytest.mark.skipif(sys.platform == "win32", reason="forks")
 
@@ -31,9 +31,9 @@ def limit_of_one(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(ThreadSensitiveContext, "max_threads", 1)
     monkeypatch.setattr(sync, "thread_standstill", 10 * LIMIT)
     yield
+    wait_until(lambda: not limit._leases)  # a worker is idle before its lease ends
     now = figures()
     assert (0, 0) == (now.leased_threads, now.waiting_calls)
-    assert not limit._leases
     assert not limit._queue
     assert len(set(workers._idle)) == len(workers._idle)
 
@@ -247,6 +247,34 @@ def test_call_from_below_meets_the_worker_that_its_place_gets(monkeypatch: pytes
     monkeypatch.setattr(limit, "removed", removed)
     assert not place.give_over_limit()
     job.thread()
+    ends(executor)
+
+
+def test_thread_over_the_limit_counts() -> None:
+    """When the other thread is released, no context in the queue gets it."""
+    held = Held()
+    executor, job = post()
+    place: Any = executor._worker
+    assert place.give_over_limit()
+    job.thread()
+    later, later_job = post()
+    held.end()
+    assert [later] == [place.executor for place in limit._queue]
+    ends(executor)
+    later_job.thread()
+    ends(later)
+
+
+def test_worker_that_ends_its_own_lease_serves_the_next_context_itself() -> None:
+    """Another thread would be one more than the limit, perhaps with a connection of its own."""
+    may_end = threading.Event()
+    ending = ContextExecutor()
+    worker = ending.submit(threading.current_thread).result(LIMIT)
+    ending.submit(wait_for, may_end)
+    ending.shutdown(wait=False)
+    executor, job = post()
+    may_end.set()
+    assert worker is job.thread()
     ends(executor)
 
 
@@ -819,12 +847,7 @@ def test_lease_of_a_block_that_nobody_ends_is_given_back() -> None:
         await sync_to_async(int)()
 
     asyncio.run(main())
-    gc.collect()
-    deadline = threading.Event()
-    for _ in range(1000):
-        if not figures().leased_threads:
-            break
-        deadline.wait(LIMIT / 1000)
+    collect_until(lambda: not figures().leased_threads)
 
 
 def test_calls_at_the_limit_leave_no_garbage() -> None:
