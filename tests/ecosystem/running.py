@@ -106,7 +106,7 @@ def _run(command: Sequence[str | Path], tree: Path, variables: dict[str, str], l
     return time.monotonic() - start
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
