@@ -111,6 +111,8 @@ class Loop:
         # The mailboxes of the threads that are blocked on it, and whether there may be others.
         self.blocked: list[Mailbox] = []
         self.shared = False
+        # Whether a task that runs when others do has looked for the last of those threads.
+        self.is_asked = False
         # Whether a generator runs on it while its consumer does not wait.
         self.reads_ahead = False
         # What happens to it at the Leave below, and what has happened; how late it does so, with its next coroutine, if
@@ -594,6 +596,7 @@ class _Reference:
         if flow.loop.reads_ahead:
             raise Unfit("whether a thread is blocked on the loop at that time is chance")
         if flow.loop.blocked:
+            flow.loop.is_asked |= not flow.alone
             if flow.loop.shared and not flow.alone:
                 raise Unfit("which thread blocked on the loop last is chance")
             return flow.loop.blocked[-1].thread, flow.loop.blocked[-1]
@@ -843,6 +846,11 @@ class _Reference:
         steps.seen = flow.context.copy()
         return _result(outcome)
 
+    def share(self, loop: Loop, flow: Flow) -> None:
+        loop.shared |= not flow.alone
+        if loop.shared and loop.is_asked:  # perhaps at the same time
+            raise Unfit("which thread blocked on the loop last is chance")
+
     def begin_task_steps(self, steps: TaskSteps, flow: Flow) -> None:
         steps.mailbox = Mailbox(flow, flow.context.get("ancestor"))
         steps.mailbox.handled = ANY
@@ -854,7 +862,7 @@ class _Reference:
             if manager.loop is None:
                 manager.loop = Loop(f"loop of {manager.name}", f"the loop thread of {manager.name}")
                 self.busy[manager.loop.thread] = [None]
-            manager.loop.shared |= not flow.alone
+            self.share(manager.loop, flow)
             steps.loop, steps.kind = manager.loop, "kept"
         else:
             steps.loop, steps.kind = Loop(f"loop of {steps.name}", f"the loop thread of {steps.name}"), "own"
@@ -967,7 +975,7 @@ class _Reference:
             if manager.loop is None:
                 manager.loop = Loop(f"loop of {manager.name}", f"the loop thread of {manager.name}")
                 self.busy[manager.loop.thread] = [None]
-            manager.loop.shared |= not flow.alone
+            self.share(manager.loop, flow)
             if manager.loop is not home:
                 return manager.loop, "kept"
         fresh = Loop(f"loop of {call.piece.name}", f"the loop thread of {call.piece.name}")
