@@ -681,6 +681,9 @@ class _Reference:
                     raise Unfit("whether the loop still runs is chance")
                 if mailbox is not None and flow.bridged is not None and flow.bridged.told:
                     raise Unfit("whether the thread still waits in its mailbox is chance, since that was cancelled too")
+                single = steps.context.get("single")
+                if single is not None and not single.ended:
+                    raise Unfit("whether the block around it has ended by then is chance")
                 end(after)
             doing.pop()
             raise Failure("CancelledError")
