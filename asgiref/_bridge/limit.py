@@ -9,8 +9,8 @@ There is no lock here, for the same reason as in ``workers``. Atomic steps are s
 a list. Two things are claimed in this way: a place, by removing it from the queue, and the right to put a place there,
 by the ``pop`` of a list of one item.
 
-Threads are given out when a lease is taken or ends. In addition, each place has a timer on the event loop of its first
-call, for events without a notification: the limit was raised, a call was cancelled, a blocked thread waits for the
+Threads are given out when a lease is taken or ends. In addition, each place has a timer on the event loop of each of
+its calls, for events without a notification: the limit was raised, a call was cancelled, a blocked thread waits for the
 call, or all leased threads stand still.
 """
 
@@ -125,7 +125,7 @@ def _try_lease(limit: int) -> Lease | None:
     except BaseException:
         _leases.pop(lease, None)
         raise
-    # This may have delayed the queue for a moment; it is served when the place of the executor is in it.
+    # This may have delayed the queue for a moment; it is served when the place of the executor is in it, or ends.
     _leases.pop(lease, None)
     return None
 
@@ -167,11 +167,16 @@ def _serve_queue(own: bool = False) -> None:
             else:  # another thread was faster
                 _leases.pop(lease, None)
         except BaseException:
-            if lease.worker is None:
-                _leases.pop(lease, None)
-                if place is not None and place.worker is None and place not in snapshot(_queue):
-                    _queue.appendleft(place)
+            _undo(lease, place)
             raise
+
+
+def _undo(lease: Lease, place: Place | None) -> None:
+    """After an interrupt, end *lease*, unless a worker has it, and put *place*, which was in the queue, back there."""
+    if lease.worker is None:
+        _leases.pop(lease, None)
+        if place is not None and place.worker is None and place not in snapshot(_queue):
+            _queue.appendleft(place)
 
 
 def _abandon_queue(error: Exception) -> None:
@@ -196,8 +201,6 @@ class Place:
     worker: _Worker | None = None
     # Whether the worker has moved the calls; later ones must go to its own queue.
     _moved = False
-    # Whether a timer is set.
-    _timed = False
 
     def __init__(self, executor: ContextExecutor) -> None:
         self.executor = executor
@@ -208,6 +211,8 @@ class Place:
         self._outside: list[None] = []
         # The thread that takes this must give the place its worker.
         self._ungiven = [None]
+        # The loops on which a timer is set, as weak references; each loop adds and removes only its own.
+        self._timed_on: list[weakref.ref[asyncio.AbstractEventLoop]] = []
 
     @property
     def jobs(self) -> Place:
@@ -297,11 +302,17 @@ class Place:
 
     def give_over_limit(self) -> bool:
         """Give the calls to a worker in spite of the limit; return False if this place is not in the queue."""
-        if not removed(_queue, self):
+        if self not in snapshot(_queue):
             return False
         lease = Lease()
-        _leases[lease] = None
-        self.give(lease)
+        try:
+            if not removed(_queue, self):
+                return False
+            _leases[lease] = None
+            self.give(lease)
+        except BaseException:
+            _undo(lease, self)
+            raise
         return True
 
     def _run_in_place(self, lease: Lease) -> None:
@@ -354,6 +365,9 @@ class Place:
 
     def go_idle(self) -> None:
         removed(_queue, self)
+        # The lease that its executor tried to take may have delayed the places in the queue; see _try_lease().
+        if _queue:
+            _serve_queue()
 
     let_go = go_idle
 
@@ -372,8 +386,9 @@ class Place:
             return
         if (is_below_blocked(None) or _is_leased_thread()) and self.give_over_limit():
             return
-        if not self._timed:
-            self._timed = True
+        # One on each loop: the loop of the first call may end while calls of other loops wait.
+        if (reference := weakref.ref(loop)) not in self._timed_on:
+            self._timed_on.append(reference)
             self._look_later(loop, 0)
 
     def _look_later(self, loop: asyncio.AbstractEventLoop, pause: float) -> None:
@@ -382,12 +397,12 @@ class Place:
         # A weak reference, so that the timer does not keep a finished call alive.
         loop.call_later(pause, _look, weakref.ref(self), loop, pause, context=contextvars.Context())
 
-    def look(self) -> bool:
-        """Check the calls; return whether to check again."""
+    def look(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Check the calls; return whether to check again on *loop*, which runs here."""
         if self.worker is not None or self.executor._generation is not forks.generation:
             return False
         if not self.is_wanted():
-            self._timed = False
+            self._timed_on.remove(weakref.ref(loop))
             self.leave()
             return False
         if (_is_leased_thread() or any(map(is_below_blocked, self._calls()))) and self.give_over_limit():
@@ -409,7 +424,7 @@ class Place:
 
 def _look(reference: weakref.ref[Any], loop: asyncio.AbstractEventLoop, pause: float) -> None:
     place: Place | None = reference()
-    if place is not None and place.look():
+    if place is not None and place.look(loop):
         place._look_later(loop, pause)
 
 

@@ -500,13 +500,41 @@ async def test_standstill_is_found_after_an_earlier_call_was_given_up(monkeypatc
             task.cancel()
             await asyncio.wait([task])
             executor: Any = SyncToAsync.context_to_thread_executor[context]
-            await until(lambda: not executor._worker._timed)
+            await until(lambda: not executor._worker._timed_on)
             monkeypatch.setattr(sync, "thread_standstill", 0.05)
             return await look()
 
     async with asyncio.timeout(LIMIT), ThreadSensitiveContext():
         held = await look()
         assert held is not await asyncio.create_task(call_again(), context=contextvars.Context())
+
+
+async def test_standstill_is_found_when_the_loop_of_the_first_call_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. A loop makes the first call of a context. 2. Another loop makes the second one. 3. The first loop ends."""
+    here = asyncio.get_running_loop()
+    has_called, may_end = asyncio.Event(), threading.Event()
+
+    async def first_call() -> None:
+        task = asyncio.create_task(look())
+        await asyncio.sleep(0)
+        here.call_soon_threadsafe(has_called.set)
+        await asyncio.to_thread(wait_for, may_end)
+        task.cancel()
+
+    async def two_loops() -> threading.Thread:
+        async with ThreadSensitiveContext():
+            other = asyncio.create_task(asyncio.to_thread(asyncio.run, first_call()))
+            await has_called.wait()
+            call = asyncio.create_task(look())
+            await asyncio.sleep(0)
+            may_end.set()
+            await other
+            monkeypatch.setattr(sync, "thread_standstill", 0.05)
+            return await call
+
+    async with asyncio.timeout(LIMIT), ThreadSensitiveContext():
+        held = await look()
+        assert held is not await asyncio.create_task(two_loops(), context=contextvars.Context())
 
 
 async def test_slow_thread_is_no_standstill(monkeypatch: pytest.MonkeyPatch) -> None:

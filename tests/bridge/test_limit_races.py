@@ -208,6 +208,34 @@ def test_place_that_meets_the_lease_of_one_who_serves_an_empty_queue(monkeypatch
     ends(executor, gone)
 
 
+def test_lease_that_a_refused_call_takes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call delays the queue, and serves it although its own place never enters.
+
+    1. A call adds a lease, because it has not seen the queue. 2. The thread is released, and its queue is not served,
+    because that lease is the first one. 3. The block of the call ends. 4. The call removes its lease, and is refused.
+    """
+    held = Held()
+    executor, job = post()
+    ended = ContextExecutor()
+
+    class Leases(dict[Any, None]):
+        def __setitem__(self, lease: Any, value: None) -> None:
+            super().__setitem__(lease, value)
+            act()
+
+    def meanwhile() -> None:
+        held.end()
+        ended.shutdown(wait=False)
+
+    act = Doing(meanwhile)
+    leases = Leases(limit._leases)
+    limit._leases.clear()
+    monkeypatch.setattr(limit, "_leases", leases)
+    assert not ended.post(Job())
+    job.thread()
+    ends(executor)
+
+
 def test_two_serve_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """1. Thread A sees the first place.
 
@@ -614,6 +642,28 @@ def test_interrupt_just_after_a_place_was_removed(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(Interrupt):
             held.end()
     limit._serve_queue()
+    job.thread()
+    ends(executor)
+
+
+@pytest.mark.parametrize("moment", ["removed", "Lease", "Place.give"])
+def test_interrupt_while_a_place_gets_a_thread_over_the_limit(moment: str) -> None:
+    """Before or after the place is removed from the queue: it is there afterwards, and no lease is left."""
+    held = Held()
+    executor, job = post()
+    place: Any = executor._worker
+
+    def interrupt(*args: Any) -> Any:
+        if moment == "removed":
+            remove(*args)
+        raise Interrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"asgiref._bridge.limit.{moment}", interrupt)
+        with pytest.raises(Interrupt):
+            place.give_over_limit()
+    assert [place] == list(limit._queue)
+    held.end()
     job.thread()
     ends(executor)
 
