@@ -367,6 +367,8 @@ class _Reference:
             raise Failure(step.kind, name if step.kind == "Oops" else "")
         if isinstance(step, Write):
             if step.keeps_token:
+                if flow.leaving is not None and flow.leaving.left_alone:
+                    raise Unfit("whether others reset it, or have looked for tokens before, is chance")
                 flow.strand.tokens.append(Token(flow.context, step.variable, flow.context.get(step.variable)))
             self.write(step.variable, step.value, flow)
         elif isinstance(step, Reset) and flow.strand.tokens:
